@@ -1,0 +1,88 @@
+// Command generate writes the parts of the documentation that webhook/api knows best: the annotation tables and the list of
+// Reasons. It is run by go generate, and rewrites what stands between its marks:
+//
+//	<!-- generated: NAME -->
+//	<!-- end -->
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/akv-injector/akv-injector/webhook/api"
+)
+
+func main() {
+	_, file, _, _ := runtime.Caller(0)
+	root := filepath.Join(filepath.Dir(file), "..", "..")
+	for _, name := range []string{"README.md", "docs/annotations.md", "docs/troubleshooting.md"} {
+		if err := rewrite(filepath.Join(root, name)); err != nil {
+			fmt.Fprintf(os.Stderr, "generate %s: %v\n", name, err)
+			os.Exit(1)
+		}
+	}
+}
+
+// parts are what can stand between marks.
+var parts = map[string]func(*bytes.Buffer){"keys": keys, "reasons": reasons, "reasons-short": reasonsShort}
+
+const (
+	begin = "<!-- generated: "
+	end   = "<!-- end -->\n"
+)
+
+// rewrite puts the parts that a file asks for between its marks.
+func rewrite(path string) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	var out bytes.Buffer
+	rest := string(text)
+	for {
+		before, after, found := strings.Cut(rest, begin)
+		out.WriteString(before)
+		if !found {
+			break
+		}
+		name, after, ok := strings.Cut(after, " -->\n")
+		part := parts[name]
+		if !ok || part == nil {
+			return fmt.Errorf("there is no part %q", name)
+		}
+		_, after, ok = strings.Cut(after, end)
+		if !ok {
+			return fmt.Errorf("part %s: must end with %q", name, strings.TrimSpace(end))
+		}
+		out.WriteString(begin + name + " -->\n")
+		part(&out)
+		out.WriteString(end)
+		rest = after
+	}
+	return os.WriteFile(path, out.Bytes(), 0o600)
+}
+
+func keys(out *bytes.Buffer) {
+	out.WriteString("| annotation | value | default | effect |\n|---|---|---|---|\n")
+	for _, key := range api.Keys {
+		fmt.Fprintf(out, "| `%s` | %s | %s | %s |\n", key.Name, key.Values, key.Default, key.Effect)
+	}
+}
+
+func reasons(out *bytes.Buffer) {
+	for _, doc := range api.Reasons {
+		fmt.Fprintf(out, "### %s\n\n%s\n\n%s\n\n", doc.Reason, doc.Means, doc.Fix)
+	}
+}
+
+func reasonsShort(out *bytes.Buffer) {
+	var names []string
+	for _, doc := range api.Reasons {
+		names = append(names, fmt.Sprintf("[%s](docs/troubleshooting.md#%s)", doc.Reason, strings.ToLower(string(doc.Reason))))
+	}
+	out.WriteString(strings.Join(names, ", ") + "\n")
+}

@@ -1,0 +1,374 @@
+// Command akv-injector gives pods on Azure Kubernetes their identity and their Key Vault secrets by annotations: as an
+// admission webhook in a cluster (serve), and on manifests at hand (inject, lint).
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/go-logr/logr"
+	"github.com/go-logr/zapr"
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	ctrlwebhook "sigs.k8s.io/controller-runtime/pkg/webhook"
+
+	"github.com/akv-injector/akv-injector/certs"
+	"github.com/akv-injector/akv-injector/webhook"
+	"github.com/akv-injector/akv-injector/webhook/api"
+	"github.com/akv-injector/akv-injector/webhook/facts"
+	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/preview"
+)
+
+// version is set by the linker.
+var version string
+
+// name is how the program is called: its command, its webhook configuration, its Service.
+const name = "akv-injector"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	root := &cobra.Command{
+		Use:           name,
+		Short:         "Identity and Key Vault secrets for pods on Azure Kubernetes, by annotations",
+		Version:       buildVersion(),
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.SetVersionTemplate("{{.Name}} {{.Version}}\n")
+	status := preview.Fine
+	root.AddCommand(serveCommand(), injectCommand(&status), lintCommand(&status), versionCommand())
+	if err := root.ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "error:", err)
+		status = preview.Unusable
+	}
+	stop()
+	os.Exit(int(status))
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), name, buildVersion())
+			return err
+		},
+	}
+}
+
+// buildVersion is what the linker was told, else what the go command knows of the module.
+func buildVersion() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
+}
+
+// defaultsFlags are the flags that say what holds where nobody else says it, alike for every command.
+func defaultsFlags(cmd *cobra.Command) func() (inject.Defaults, error) {
+	mode := cmd.Flags().String("identity-mode", string(api.ModeAuto), "identity mode where no annotation says one: "+strings.Join(modes(), ", "))
+	tenant := cmd.Flags().String("tenant-id", "", "Microsoft Entra tenant of managed classes where no annotation says one, a GUID")
+	vm := cmd.Flags().Bool("allow-vm-identity", false, "let managed classes of pods with mode none read vaults as the node's own identity: any annotated pod then reads what the node may read")
+	return func() (inject.Defaults, error) {
+		if !slices.Contains(modes(), *mode) {
+			return inject.Defaults{}, fmt.Errorf("--identity-mode: must be one of %s, is %q", strings.Join(modes(), ", "), *mode)
+		}
+		if detail := api.CheckGUID(*tenant); *tenant != "" && detail != "" {
+			return inject.Defaults{}, fmt.Errorf("--tenant-id: %s, is %q", detail, *tenant)
+		}
+		return inject.Defaults{Mode: api.Mode(*mode), TenantID: *tenant, AllowVMIdentity: *vm}, nil
+	}
+}
+
+func modes() []string {
+	return []string{string(api.ModeAuto), string(api.ModePodIdentity), string(api.ModeWorkloadIdentity), string(api.ModeIdentityBinding), string(api.ModeNone)}
+}
+
+// previewFlags are the flags of the commands that work on manifests.
+func previewFlags(cmd *cobra.Command) func() (preview.Options, error) {
+	f := cmd.Flags()
+	files := f.StringSliceP("filename", "f", nil, "file or directory of manifests, - for standard input; may be given several times")
+	recursive := f.BoolP("recursive", "R", false, "read the directories below those of -f too")
+	namespace := f.StringP("namespace", "n", "default", "namespace of objects that name none")
+	cluster := f.Bool("cluster", false, "ask the cluster of the current kubeconfig context for what the files don't hold")
+	kubeconfig := f.String("kubeconfig", "", "with --cluster: file that says how to reach it; by default as kubectl does")
+	defaults := defaultsFlags(cmd)
+	return func() (preview.Options, error) {
+		o := preview.Options{Files: *files, Recursive: *recursive, Namespace: *namespace, Stdin: cmd.InOrStdin()}
+		switch {
+		case *kubeconfig != "" && !*cluster:
+			return o, errors.New("--kubeconfig: must come with --cluster")
+		case len(validation.IsDNS1123Label(*namespace)) > 0:
+			return o, fmt.Errorf("--namespace: must be 1 to 63 lower case letters, digits and dashes, is %q", *namespace)
+		}
+		var err error
+		if o.Defaults, err = defaults(); err != nil || !*cluster {
+			return o, err
+		}
+		config, err := clusterConfig(*kubeconfig, "leave out --cluster")
+		if err != nil {
+			return o, err
+		}
+		o.Cluster, err = facts.NewLive(config)
+		return o, err
+	}
+}
+
+// filesByFlag refuses arguments, and says how files are named.
+func filesByFlag(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	return fmt.Errorf("takes no arguments; name files with -f: %s -f %s", cmd.CommandPath(), args[0])
+}
+
+func injectCommand(status *preview.Status) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "inject -f FILE|DIR|-", Short: "Inject manifests at hand, and print them", Args: filesByFlag,
+		Long: `Inject manifests at hand, and print them with the managed classes that they need. The Namespaces, ServiceAccounts,
+SecretProviderClasses and AzureIdentityBindings in the files stand for the cluster: what is not among them does not
+exist, but for a namespace, which then counts as opted in. With --cluster what the files don't hold is asked of the
+cluster.
+
+Documents that nothing changes are printed byte for byte. In the others comments and the order of keys are kept, and
+anchors are expanded where something below them changes. Injecting the output again changes nothing, as long as flags
+such as --tenant-id are the same.
+
+Warnings and errors go to standard error; where anything is rejected, nothing else is printed.
+
+Exit status: 0 fine, 1 something is rejected, 2 wrong usage or unreadable input.`,
+		Example: "  akv-injector inject -f deployment.yaml -f class.yaml | kubectl apply -f -\n  akv-injector inject --diff --cluster -f k8s/",
+	}
+	options := previewFlags(cmd)
+	diff := cmd.Flags().Bool("diff", false, "print what changes, coloured on a terminal, instead of the manifests")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		o, err := options()
+		if err != nil {
+			return err
+		}
+		*status, err = preview.Inject(cmd.Context(), o, *diff, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		return err
+	}
+	return cmd
+}
+
+func lintCommand(status *preview.Status) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "lint -f FILE|DIR|-", Short: "Check manifests at hand", Args: filesByFlag,
+		Long: `Check manifests at hand as the webhook would, and print nothing but errors and warnings. The Namespaces, ServiceAccounts,
+SecretProviderClasses and AzureIdentityBindings in the files stand for the cluster: what is not among them does not
+exist, but for a namespace, which then counts as opted in. With --cluster what the files don't hold is asked of the
+cluster.
+
+Exit status: 0 fine, 1 something is rejected, 2 wrong usage or unreadable input.`,
+		Example: "  akv-injector lint -f k8s/\n  akv-injector lint -o github --cluster -R -f k8s/",
+	}
+	options := previewFlags(cmd)
+	format := cmd.Flags().StringP("output", "o", string(preview.Text), "how findings are printed: text, json, github")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		o, err := options()
+		if err != nil {
+			return err
+		}
+		*status, err = preview.Lint(cmd.Context(), o, preview.Format(*format), cmd.OutOrStdout())
+		return err
+	}
+	return cmd
+}
+
+// clusterConfig is how to reach the cluster: by the kubeconfig file, else by what kubectl would use, else from inside a pod. Otherwise
+// says what helps where there is neither.
+func clusterConfig(kubeconfig, otherwise string) (*rest.Config, error) {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = kubeconfig
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
+	if clientcmd.IsEmptyConfig(err) {
+		return nil, errors.New("find the cluster: there is no kubeconfig; set --kubeconfig, or " + otherwise) // the library's own text is about a flag that is not ours
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find the cluster: %w", err)
+	}
+	config.UserAgent = name + "/" + buildVersion()
+	return config, nil
+}
+
+// The values of --certs.
+const (
+	certsSelfSigned = "self-signed"
+	certsFiles      = "files"
+)
+
+// serveOptions are the flags of serve.
+type serveOptions struct {
+	certs, certDir                            string
+	webhookAddress, metricsAddress, probeAddr string
+	kubeconfig, namespace, service            string
+	tlsMin, logLevel                          string
+	defaults                                  func() (inject.Defaults, error)
+}
+
+func serveCommand() *cobra.Command {
+	var o serveOptions
+	cmd := &cobra.Command{
+		Use: "serve", Short: "Serve the admission webhook", Args: cobra.NoArgs,
+		Long: `Serve the admission webhook until SIGTERM or SIGINT: inject pods on creation, and hand the annotations of workloads down
+to their pod templates. It needs a MutatingWebhookConfiguration named akv-injector that calls it.
+
+With --certs=self-signed it makes its own serving certificate, keeps it in a Secret, renews it in time and writes the CA
+bundle into the webhook configuration. With --certs=files it serves what another program, such as cert-manager, puts
+into --cert-dir.`,
+		Example: "  akv-injector serve --tenant-id 11111111-2222-3333-4444-555555555555\n" +
+			"  akv-injector serve --certs files --cert-dir /tls --log-level debug\n" +
+			"  akv-injector serve --kubeconfig ~/.kube/config --webhook-bind-address 192.0.2.7:9443 # outside the cluster",
+		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), &o, cmd.ErrOrStderr()) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.certs, "certs", certsSelfSigned, "where the serving certificate comes from: "+certsSelfSigned+", "+certsFiles)
+	f.StringVar(&o.certDir, "cert-dir", "/tls", "with --certs=files: the folder of tls.crt and tls.key, read again when they change")
+	f.StringVar(&o.webhookAddress, "webhook-bind-address", ":9443", "where reviews are served, by HTTPS")
+	f.StringVar(&o.metricsAddress, "metrics-bind-address", ":8080", "where /metrics is served, by HTTP; 0 for nowhere")
+	f.StringVar(&o.probeAddr, "health-probe-bind-address", ":8081", "where /healthz and /readyz are served, by HTTP; 0 for nowhere")
+	f.StringVar(&o.kubeconfig, "kubeconfig", "", "file that says how to reach the cluster; by default as kubectl does, or from inside a pod")
+	f.StringVar(&o.namespace, "namespace", name+"-system", "the injector's own namespace, which holds its certificate")
+	f.StringVar(&o.service, "service", name, "the Service by which the API server calls")
+	f.StringVar(&o.tlsMin, "tls-min-version", "1.3", "oldest TLS version that is served: 1.2, 1.3")
+	f.StringVar(&o.logLevel, "log-level", "info", "how much is logged: error, info, debug")
+	o.defaults = defaultsFlags(cmd)
+	return cmd
+}
+
+// serve wires the webhook server and what it needs, and runs them until ctx ends.
+func serve(ctx context.Context, o *serveOptions, logTo io.Writer) error {
+	defaults, err := o.defaults()
+	if err != nil {
+		return err
+	}
+	log, err := newLog(o.logLevel, logTo)
+	if err != nil {
+		return err
+	}
+	ctrl.SetLogger(log)
+	klog.SetLogger(log.WithName("client"))
+	slog.SetDefault(slog.New(logr.ToSlogHandler(log.WithName("http")))) // of net/http, which writes to the standard logger
+	host, port, err := splitAddress(o.webhookAddress)
+	if err != nil {
+		return fmt.Errorf("--webhook-bind-address: %w", err)
+	}
+	tlsMin, ok := map[string]uint16{"1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13}[o.tlsMin]
+	if !ok {
+		return fmt.Errorf("--tls-min-version: must be 1.2 or 1.3, is %q", o.tlsMin)
+	}
+	if o.certs != certsSelfSigned && o.certs != certsFiles {
+		return fmt.Errorf("--certs: must be %s or %s, is %q", certsSelfSigned, certsFiles, o.certs)
+	}
+	config, err := clusterConfig(o.kubeconfig, "run in a pod")
+	if err != nil {
+		return err
+	}
+	source, err := newCertificates(o, config, host)
+	if err != nil {
+		return err
+	}
+	live, err := facts.NewLive(config)
+	if err != nil {
+		return fmt.Errorf("reach the cluster: %w", err)
+	}
+	cluster := facts.NewCluster(live, log.WithName("facts"))
+	cluster.Register(metrics.Registry)
+	server := ctrlwebhook.NewServer(ctrlwebhook.Options{Host: host, Port: port, TLSOpts: []func(*tls.Config){
+		certs.Configure(source, tlsMin),
+		func(c *tls.Config) { c.NextProtos = []string{"h2", "http/1.1"} },
+	}})
+	webhook.Register(server.Register, webhook.Options{
+		Source: cluster, Defaults: defaults, Log: log.WithName("webhook"), Metrics: webhook.NewMetrics(metrics.Registry),
+	})
+	mgr, err := manager.New(config, manager.Options{
+		Logger:                 log,
+		WebhookServer:          server,
+		Metrics:                metricsserver.Options{BindAddress: o.metricsAddress},
+		HealthProbeBindAddress: o.probeAddr,
+	})
+	if err != nil {
+		return fmt.Errorf("set up: %w", err)
+	}
+	err = errors.Join(
+		mgr.Add(server), mgr.Add(source), mgr.Add(cluster),
+		mgr.AddHealthzCheck("ping", healthz.Ping),
+		mgr.AddReadyzCheck("certificate", source.Ready),
+		mgr.AddReadyzCheck("cluster", cluster.Ready),
+	)
+	if err != nil {
+		return fmt.Errorf("set up: %w", err)
+	}
+	log.Info("Starting", "version", buildVersion(), "certs", o.certs, "identityMode", defaults.Mode)
+	return mgr.Start(ctx)
+}
+
+// newCertificates is the source of the serving certificate that the flags ask for.
+func newCertificates(o *serveOptions, config *rest.Config, host string) (certs.Source, error) {
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("reach the cluster: %w", err)
+	}
+	options := certs.Options{Client: client, WebhookConfigurations: []string{name}, Metrics: metrics.Registry}
+	if o.certs == certsFiles {
+		return certs.Files(o.certDir, options)
+	}
+	service := o.service + "." + o.namespace
+	hosts := []string{service + ".svc", service + ".svc.cluster.local"}
+	if host != "" {
+		hosts = append(hosts, host) // outside a cluster the API server calls by the address itself
+	}
+	return certs.SelfSigned(certs.SelfSignedOptions{Options: options, Namespace: o.namespace, SecretName: name + "-serving-cert", Hosts: hosts})
+}
+
+// newLog makes the JSON log: a line an event, times in RFC 3339.
+func newLog(level string, to io.Writer) (logr.Logger, error) {
+	levels := map[string]zapcore.Level{"error": zapcore.ErrorLevel, "info": zapcore.InfoLevel, "debug": zapcore.DebugLevel}
+	enabled, ok := levels[level]
+	if !ok {
+		return logr.Logger{}, fmt.Errorf("--log-level: must be error, info or debug, is %q", level)
+	}
+	encoder := zap.NewProductionEncoderConfig()
+	encoder.EncodeTime = zapcore.RFC3339NanoTimeEncoder
+	core := zapcore.NewCore(zapcore.NewJSONEncoder(encoder), zapcore.Lock(zapcore.AddSync(to)), enabled)
+	return zapr.NewLogger(zap.New(core)), nil
+}
+
+func splitAddress(address string) (host string, port int, err error) {
+	host, text, err := net.SplitHostPort(address)
+	if err != nil {
+		return "", 0, err
+	}
+	port, err = strconv.Atoi(text)
+	if err != nil || port < 1 || port > 65535 {
+		return "", 0, fmt.Errorf("must have a port from 1 to 65535, is %q", text)
+	}
+	return host, port, nil
+}

@@ -1,0 +1,73 @@
+package main_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// program is the command, built once for all tests.
+var program string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "akv-injector")
+		if err != nil {
+			panic(err)
+		}
+		defer os.RemoveAll(dir)
+		program = filepath.Join(dir, "akv-injector")
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+		defer cancel()
+		if out, err := exec.CommandContext(ctx, "go", "build", "-o", program, ".").CombinedOutput(); err != nil {
+			panic(err.Error() + "\n" + string(out))
+		}
+		return m.Run()
+	}())
+}
+
+func TestUsage(t *testing.T) {
+	dir := t.TempDir()
+	tests := map[string]struct {
+		args []string
+		// status is the exit status, and stdout and stderr hold these texts; empty ones hold anything.
+		status         int
+		stdout, stderr string
+	}{
+		"a file without a flag":             {[]string{"inject", "foo.yaml"}, 2, "", "error: takes no arguments; name files with -f: akv-injector inject -f foo.yaml\n"},
+		"the same of lint":                  {[]string{"lint", "foo.yaml"}, 2, "", "error: takes no arguments; name files with -f: akv-injector lint -f foo.yaml\n"},
+		"a file that is not there":          {[]string{"lint", "-f", "nofile.yaml"}, 2, "nofile.yaml: error: no such file or directory\n", ""},
+		"a kubeconfig for no cluster":       {[]string{"lint", "-f", "-", "--kubeconfig", "x"}, 2, "", "error: --kubeconfig: must come with --cluster\n"},
+		"a namespace that can't be":         {[]string{"lint", "-f", "-", "-n", "No_Name"}, 2, "", `error: --namespace: must be 1 to 63 lower case letters, digits and dashes, is "No_Name"` + "\n"},
+		"a cluster that nobody names":       {[]string{"lint", "-f", "-", "--cluster"}, 2, "", "error: find the cluster: there is no kubeconfig; set --kubeconfig, or leave out --cluster\n"},
+		"a kubeconfig that is not there":    {[]string{"lint", "-f", "-", "--cluster", "--kubeconfig", "nofile"}, 2, "", "error: find the cluster: stat nofile: no such file or directory\n"},
+		"serving in no cluster":             {[]string{"serve"}, 2, "", "error: find the cluster: there is no kubeconfig; set --kubeconfig, or run in a pod\n"},
+		"a wrong flag before no cluster":    {[]string{"serve", "--certs", "x"}, 2, "", `error: --certs: must be self-signed or files, is "x"` + "\n"},
+		"the version as a flag":             {[]string{"--version"}, 0, "akv-injector ", ""},
+		"the version as a command":          {[]string{"version"}, 0, "akv-injector ", ""},
+		"help of serve that has an example": {[]string{"serve", "--help"}, 0, "\nExamples:\n", ""},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			cmd := exec.CommandContext(ctx, program, tt.args...)
+			cmd.Dir, cmd.Env = dir, []string{"HOME=" + dir}
+			var stdout, stderr bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &stdout, &stderr
+			err := cmd.Run()
+			if exit, ok := errors.AsType[*exec.ExitError](err); err != nil && !ok || ok && exit.ExitCode() != tt.status || err == nil && tt.status != 0 {
+				t.Errorf("it ended with %v, want status %d", err, tt.status)
+			}
+			if !strings.Contains(stdout.String(), tt.stdout) || !strings.Contains(stderr.String(), tt.stderr) {
+				t.Errorf("standard output\n%s\nwant %q, standard error\n%s\nwant %q", &stdout, tt.stdout, &stderr, tt.stderr)
+			}
+		})
+	}
+}

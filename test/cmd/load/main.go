@@ -1,0 +1,75 @@
+// Command load measures what the injector costs, beside something to compare with:
+//
+//	go run ./cmd/load tls        reviews over TLS on loopback, answered by us and by a server that only echoes the UID
+//	go run ./cmd/load apiserver  a pod's creation at a real API server: without us, with us, and with a policy in our place
+//	go run ./cmd/load            both
+//
+// It prints the tables that docs/performance.md shows. Everything it starts listens on loopback and ends with it. It reads
+// /proc, so it needs Linux.
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// limit bounds the whole run, building of the control plane included.
+const limit = 30 * time.Minute
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, errors.New("it takes too long"))
+	defer cancel()
+	if err := run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "load:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context) error {
+	seconds := flag.Int("seconds", 5, "how long each of the runs over TLS takes")
+	rounds := flag.Int("rounds", 3, "how often each of the runs over TLS is repeated; the table has the medians")
+	pods := flag.Int("pods", 1000, "how many pods are created each way at the API server")
+	flag.Parse()
+	switch command := flag.Arg(0); {
+	case command == serveCommand && flag.NArg() == 4:
+		return serve(ctx, flag.Arg(1), flag.Arg(2), flag.Arg(3))
+	case flag.NArg() > 1 || (command != "" && command != "tls" && command != "apiserver"):
+		flag.Usage()
+		return fmt.Errorf("must be called with tls, apiserver or nothing, not %q", strings.Join(flag.Args(), " "))
+	}
+	fmt.Println(machine())
+	if flag.Arg(0) != "apiserver" {
+		if err := overTLS(ctx, time.Duration(*seconds)*time.Second, *rounds); err != nil {
+			return err
+		}
+	}
+	if flag.Arg(0) != "tls" {
+		return atAPIServer(ctx, *pods)
+	}
+	return nil
+}
+
+// machine says where the figures come from.
+func machine() string {
+	model, load := "unknown processor", "?"
+	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		_, rest, _ := strings.Cut(string(info), "model name\t: ")
+		line, _, _ := strings.Cut(rest, "\n")
+		model = cmp.Or(line, model)
+	}
+	if average, err := os.ReadFile("/proc/loadavg"); err == nil {
+		load, _, _ = strings.Cut(string(average), " ")
+	}
+	return fmt.Sprintf("%d cores of %s, %s, %s/%s, load average %s at the start", runtime.NumCPU(), model, runtime.Version(), runtime.GOOS, runtime.GOARCH, load)
+}

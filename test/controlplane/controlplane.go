@@ -1,0 +1,262 @@
+// Package controlplane runs a real Kubernetes control plane for tests and the demo: etcd, kube-apiserver and
+// kube-controller-manager, all on loopback, so that an annotated Deployment becomes a ReplicaSet and its pods pass through
+// admission as they do in a cluster. There is no scheduler and no node: pods exist, but never run.
+//
+// It does not use controller-runtime's envtest, though it runs the same binaries: envtest's servers outlive a test that
+// panics or is killed, and it has no kube-controller-manager.
+//
+// It knows nothing of the injector.
+package controlplane
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+	"k8s.io/client-go/util/cert"
+
+	"github.com/akv-injector/akv-injector/test/process"
+)
+
+const loopback = "127.0.0.1"
+
+// Options says how a control plane is run. The zero value is fine.
+type Options struct {
+	// Binaries is the folder of the programs. Empty means that of the function Binaries.
+	Binaries string
+	// APIServerArgs are added to kube-apiserver's own, each as "--flag=value"; the last one of a flag holds.
+	APIServerArgs []string
+	// TempDir is where the control plane's own folder is made. Empty means os.TempDir.
+	TempDir string
+	// Keep leaves that folder, which has the logs, when the control plane stops.
+	Keep bool
+	// Progress gets a line before and after each binary that must be built first. Nil means os.Stderr.
+	Progress io.Writer
+}
+
+// ControlPlane is a running control plane. Whoever starts one must stop it.
+type ControlPlane struct {
+	// Config is a cluster administrator's, without a limit on requests.
+	Config *rest.Config
+	// Kubeconfig is the file that has the same for kubectl.
+	Kubeconfig string
+	// Binaries is the folder that has kubectl.
+	Binaries string
+	// Dir has the kubeconfig, the keys, etcd's data and the logs, SERVER.log each.
+	Dir string
+
+	keep      bool
+	addresses []string           // of etcd, its peers and kube-apiserver
+	servers   []*process.Process // in the order of their start
+}
+
+// Start runs a control plane and returns when it is ready to make pods: its controllers run, and the ServiceAccount of
+// namespace default exists. The context bounds the start only.
+func Start(ctx context.Context, opts Options) (*ControlPlane, error) {
+	if opts.Progress == nil {
+		opts.Progress = os.Stderr
+	}
+	if opts.Binaries == "" {
+		var err error
+		if opts.Binaries, err = Binaries(ctx, opts.Progress); err != nil {
+			return nil, fmt.Errorf("find the control plane's binaries: %w", err)
+		}
+	}
+	dir, err := os.MkdirTemp(opts.TempDir, "controlplane-")
+	if err != nil {
+		return nil, fmt.Errorf("make the control plane's folder: %w", err)
+	}
+	c := &ControlPlane{Binaries: opts.Binaries, Dir: dir, Kubeconfig: filepath.Join(dir, "kubeconfig"), keep: opts.Keep}
+	if err := c.start(ctx, opts.APIServerArgs); err != nil {
+		return nil, errors.Join(fmt.Errorf("start the control plane: %w", err), c.Stop())
+	}
+	return c, nil
+}
+
+func (c *ControlPlane) start(ctx context.Context, apiServerArgs []string) error {
+	addresses, err := process.FreeAddresses(3)
+	if err != nil {
+		return err
+	}
+	c.addresses = addresses
+	etcdURL, peerURL := "http://"+addresses[0], "http://"+addresses[1]
+	apiHost, apiPort, err := net.SplitHostPort(addresses[2])
+	if err != nil {
+		return err
+	}
+	if err := c.writeCredentials("https://" + addresses[2]); err != nil {
+		return err
+	}
+	keyFile := filepath.Join(c.Dir, "apiserver.key")
+
+	etcd, err := c.run("etcd",
+		"--data-dir="+filepath.Join(c.Dir, "etcd"), "--unsafe-no-fsync", "--log-level=warn",
+		"--listen-client-urls="+etcdURL, "--advertise-client-urls="+etcdURL, "--listen-peer-urls="+peerURL)
+	if err != nil {
+		return err
+	}
+	if err := etcd.Await(ctx, func(ctx context.Context) error { return process.Healthy(ctx, etcdURL+"/health") }); err != nil {
+		return err
+	}
+
+	apiServer, err := c.run("kube-apiserver", slices.Concat([]string{
+		"--etcd-servers=" + etcdURL,
+		"--bind-address=" + apiHost, "--secure-port=" + apiPort, "--advertise-address=" + apiHost,
+		"--endpoint-reconciler-type=none", // it would refuse to publish a loopback address
+		"--tls-cert-file=" + filepath.Join(c.Dir, "apiserver.crt"), "--tls-private-key-file=" + keyFile,
+		"--cert-dir=" + c.Dir,
+		"--token-auth-file=" + filepath.Join(c.Dir, "tokens.csv"),
+		"--authorization-mode=RBAC",
+		"--allow-privileged=true",
+		"--service-cluster-ip-range=10.0.0.0/24",
+		"--service-account-issuer=" + c.Config.Host,
+		"--service-account-key-file=" + keyFile, "--service-account-signing-key-file=" + keyFile,
+	}, apiServerArgs)...)
+	if err != nil {
+		return err
+	}
+	client, err := kubernetes.NewForConfig(c.Config)
+	if err != nil {
+		return fmt.Errorf("make a client: %w", err)
+	}
+	if err := apiServer.Await(ctx, func(ctx context.Context) error {
+		return client.RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
+	}); err != nil {
+		return err
+	}
+
+	controllers, err := c.run("kube-controller-manager",
+		"--kubeconfig="+c.Kubeconfig,
+		"--secure-port=0", "--leader-elect=false",
+		"--controllers=*,-node-ipam-controller,-node-lifecycle-controller,-taint-eviction-controller,"+
+			"-device-taint-eviction-controller,-persistentvolume-attach-detach-controller,-horizontal-pod-autoscaler-controller",
+		"--service-account-private-key-file="+keyFile, "--root-ca-file="+filepath.Join(c.Dir, "ca.crt"),
+		"--kube-api-qps=1000", "--kube-api-burst=2000",
+		"--concurrent-deployment-syncs=20", "--concurrent-replicaset-syncs=20", "--concurrent-job-syncs=20",
+		"--concurrent-cron-job-syncs=20", "--concurrent-statefulset-syncs=20", "--concurrent-namespace-syncs=20")
+	if err != nil {
+		return err
+	}
+	return controllers.Await(ctx, func(ctx context.Context) error {
+		return hasServiceAccount(ctx, client, metav1.NamespaceDefault)
+	})
+}
+
+// run starts a server and remembers to stop it.
+func (c *ControlPlane) run(name string, args ...string) (*process.Process, error) {
+	p, err := process.Start(c.Dir, filepath.Join(c.Binaries, name), args...)
+	if err == nil {
+		c.servers = append(c.servers, p)
+	}
+	return p, err
+}
+
+// writeCredentials makes the API server's certificate and an administrator's token, and sets Config and the file
+// Kubeconfig to use them.
+func (c *ControlPlane) writeCredentials(url string) error {
+	certificate, key, err := cert.GenerateSelfSignedCertKey(loopback, nil, []string{"localhost"})
+	if err != nil {
+		return fmt.Errorf("make a serving certificate: %w", err)
+	}
+	chain, err := cert.ParseCertsPEM(certificate)
+	if err != nil {
+		return fmt.Errorf("make a serving certificate: %w", err)
+	}
+	ca, err := cert.EncodeCertificates(chain[len(chain)-1])
+	if err != nil {
+		return fmt.Errorf("make a serving certificate: %w", err)
+	}
+	token := rand.Text()
+	c.Config = &rest.Config{
+		Host:            url,
+		BearerToken:     token,
+		TLSClientConfig: rest.TLSClientConfig{CAData: ca},
+		QPS:             -1,
+	}
+	const name = "akv-injector-test"
+	kubeconfig, err := clientcmd.Write(clientcmdapi.Config{
+		Clusters:       map[string]*clientcmdapi.Cluster{name: {Server: url, CertificateAuthorityData: ca}},
+		AuthInfos:      map[string]*clientcmdapi.AuthInfo{name: {Token: token}},
+		Contexts:       map[string]*clientcmdapi.Context{name: {Cluster: name, AuthInfo: name}},
+		CurrentContext: name,
+	})
+	if err != nil {
+		return fmt.Errorf("write the kubeconfig: %w", err)
+	}
+	for file, data := range map[string][]byte{
+		"ca.crt":        ca,
+		"apiserver.crt": certificate,
+		"apiserver.key": key, // signs ServiceAccount tokens too
+		"tokens.csv":    []byte(token + `,admin,admin,"system:masters"` + "\n"),
+		"kubeconfig":    kubeconfig,
+	} {
+		if err := os.WriteFile(filepath.Join(c.Dir, file), data, 0o600); err != nil {
+			return fmt.Errorf("write the credentials: %w", err)
+		}
+	}
+	return nil
+}
+
+// Kubectl returns a kubectl command for this control plane, not yet run.
+func (c *ControlPlane) Kubectl(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, filepath.Join(c.Binaries, "kubectl"), args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.Kubeconfig)
+	return cmd
+}
+
+// WaitForServiceAccount waits until namespace has its ServiceAccount default, which kube-controller-manager makes: before,
+// the API server refuses pods there.
+func (c *ControlPlane) WaitForServiceAccount(ctx context.Context, namespace string) error {
+	client, err := kubernetes.NewForConfig(c.Config)
+	if err != nil {
+		return fmt.Errorf("make a client: %w", err)
+	}
+	return process.Until(ctx, func(ctx context.Context) error { return hasServiceAccount(ctx, client, namespace) })
+}
+
+// Wait returns when ctx is done, or when a server has ended by itself: then Stop tells which.
+func (c *ControlPlane) Wait(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for _, p := range c.servers {
+		go func() {
+			select {
+			case <-p.Done():
+				cancel()
+			case <-ctx.Done():
+			}
+		}()
+	}
+	<-ctx.Done()
+}
+
+// Stop ends the servers, last started first, and removes Dir. A server that had ended before makes it an error, which has
+// the end of that server's log.
+func (c *ControlPlane) Stop() error {
+	var errs []error
+	for _, p := range slices.Backward(c.servers) {
+		errs = append(errs, p.Stop())
+	}
+	c.servers = nil
+	if !c.keep {
+		errs = append(errs, os.RemoveAll(c.Dir))
+	}
+	return errors.Join(errs...)
+}
+
+func hasServiceAccount(ctx context.Context, client kubernetes.Interface, namespace string) error {
+	_, err := client.CoreV1().ServiceAccounts(namespace).Get(ctx, "default", metav1.GetOptions{})
+	return err
+}

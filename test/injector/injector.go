@@ -1,0 +1,166 @@
+// Package injector runs the injector beside a control plane as it runs in a cluster: its own ServiceAccount's token and
+// what deploy/kustomize ships, RBAC and webhook configuration, so that a test shows these to be enough. Only the way by
+// which the API server calls is another: a URL on loopback instead of a Service.
+//
+// It knows nothing of what the injector decides.
+package injector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/akv-injector/akv-injector/test/build"
+	"github.com/akv-injector/akv-injector/test/controlplane"
+	"github.com/akv-injector/akv-injector/test/process"
+)
+
+const (
+	name      = "akv-injector"
+	namespace = name + "-system"
+)
+
+// Options says how the injector is run. The zero value is fine.
+type Options struct {
+	// Binary is the program. Empty means that of the function Build.
+	Binary string
+	// Args are added to serve's own, each as "--flag=value"; the last one of a flag holds.
+	Args []string
+}
+
+// Injector is a running injector. Whoever starts one must stop it, before the control plane.
+type Injector struct {
+	*process.Process
+	// URL is where it serves reviews, over HTTPS; the paths are those of the webhook configuration.
+	URL string
+	// Metrics is the URL of its metrics.
+	Metrics string
+	// Dir has its kubeconfig and its log, akv-injector.log. It is a folder in that of the control plane.
+	Dir string
+}
+
+// Build builds the injector from the tree around this module, as it is shipped, and returns the program's path. The go
+// command must find this package's module: call it from a folder inside.
+func Build(ctx context.Context) (string, error) {
+	root, err := tree(ctx)
+	if err != nil {
+		return "", err
+	}
+	program := filepath.Join(root, "bin", "test", name)
+	if err := build.Program(ctx, root, program, "-trimpath", "-ldflags=-s -w", "."); err != nil {
+		return "", err
+	}
+	return program, nil
+}
+
+// Start applies what deploy/kustomize ships, but the Deployment and its Service, runs the injector with the rights of its
+// ServiceAccount, and returns when it is ready. The API server may take another second to call it: see WaitUntilCalled.
+// The context bounds the start only.
+func Start(ctx context.Context, plane *controlplane.ControlPlane, opts Options) (_ *Injector, err error) {
+	if opts.Binary == "" {
+		if opts.Binary, err = Build(ctx); err != nil {
+			return nil, err
+		}
+	}
+	addresses, err := process.FreeAddresses(3)
+	if err != nil {
+		return nil, fmt.Errorf("start the injector: %w", err)
+	}
+	dir, err := os.MkdirTemp(plane.Dir, name+"-")
+	if err != nil {
+		return nil, fmt.Errorf("start the injector: %w", err)
+	}
+	i := &Injector{URL: "https://" + addresses[0], Metrics: "http://" + addresses[1] + "/metrics", Dir: dir}
+	if err := apply(ctx, plane.Config, i.URL); err != nil {
+		return nil, err
+	}
+	kubeconfig, err := writeKubeconfig(ctx, plane.Config, dir)
+	if err != nil {
+		return nil, err
+	}
+	i.Process, err = process.Start(dir, opts.Binary, append([]string{
+		"serve", "--certs=self-signed", "--kubeconfig=" + kubeconfig, "--namespace=" + namespace,
+		"--webhook-bind-address=" + addresses[0],
+		"--metrics-bind-address=" + addresses[1],
+		"--health-probe-bind-address=" + addresses[2],
+	}, opts.Args...)...)
+	if err != nil {
+		return nil, err
+	}
+	ready := func(ctx context.Context) error { return process.Healthy(ctx, "http://"+addresses[2]+"/readyz") }
+	if err := i.Await(ctx, ready); err != nil {
+		return nil, errors.Join(fmt.Errorf("start the injector: %w", err), i.Stop())
+	}
+	return i, nil
+}
+
+// WaitUntilCalled returns when the API server asks the injector about pods of a namespace. The namespace must have opted
+// in and have its ServiceAccount default; nothing is created in it.
+func WaitUntilCalled(ctx context.Context, cfg *rest.Config, namespace string) error {
+	client, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return fmt.Errorf("make a client: %w", err)
+	}
+	// Only the injector refuses this pod.
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{GenerateName: "probe-", Annotations: map[string]string{"keyvault.io/inject": "perhaps"}},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "probe", Image: "probe"}}},
+	}
+	return process.Until(ctx, func(ctx context.Context) error {
+		_, err := client.CoreV1().Pods(namespace).Create(ctx, pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		switch {
+		case err == nil:
+			return errors.New("the injector is not called yet")
+		case strings.Contains(err.Error(), "denied the request"):
+			return nil
+		default:
+			return err
+		}
+	})
+}
+
+// tree is the folder of the injector's own module.
+func tree(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/akv-injector/akv-injector").Output()
+	if err != nil {
+		return "", fmt.Errorf("find the injector's source: %w", err)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+// writeKubeconfig writes a kubeconfig with the rights of the injector's ServiceAccount.
+func writeKubeconfig(ctx context.Context, cfg *rest.Config, dir string) (string, error) {
+	client, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return "", fmt.Errorf("make a client: %w", err)
+	}
+	token, err := client.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, name, &authenticationv1.TokenRequest{
+		Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: new(int64(24 * 60 * 60))},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return "", fmt.Errorf("get a token for the injector: %w", err)
+	}
+	file := filepath.Join(dir, "kubeconfig")
+	err = clientcmd.WriteToFile(clientcmdapi.Config{
+		Clusters:       map[string]*clientcmdapi.Cluster{name: {Server: cfg.Host, CertificateAuthorityData: cfg.CAData}},
+		AuthInfos:      map[string]*clientcmdapi.AuthInfo{name: {Token: token.Status.Token}},
+		Contexts:       map[string]*clientcmdapi.Context{name: {Cluster: name, AuthInfo: name}},
+		CurrentContext: name,
+	}, file)
+	if err != nil {
+		return "", fmt.Errorf("write the injector's kubeconfig: %w", err)
+	}
+	return file, nil
+}

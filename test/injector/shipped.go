@@ -1,0 +1,92 @@
+package injector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/rest"
+)
+
+// Shipped reads one of the files of deploy/kustomize, such as "mutating-webhook-configuration.yaml". The webhooks in it call
+// url instead of a Service, by the same paths; nothing else is changed.
+func Shipped(ctx context.Context, file, url string) ([]*unstructured.Unstructured, error) {
+	root, err := tree(ctx)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(filepath.Join(root, "deploy", "kustomize", file))
+	if err != nil {
+		return nil, fmt.Errorf("read what is shipped: %w", err)
+	}
+	defer f.Close()
+	var objects []*unstructured.Unstructured
+	for decoder := yaml.NewYAMLOrJSONDecoder(f, 4096); ; {
+		object := &unstructured.Unstructured{}
+		err := decoder.Decode(object)
+		if errors.Is(err, io.EOF) {
+			return objects, nil
+		}
+		if err == nil {
+			err = callByURL(object, url)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", file, err)
+		}
+		objects = append(objects, object)
+	}
+}
+
+// callByURL makes the webhooks of a webhook configuration call url instead of a Service.
+func callByURL(object *unstructured.Unstructured, url string) error {
+	webhooks, found, err := unstructured.NestedSlice(object.Object, "webhooks")
+	if err != nil || !found {
+		return err
+	}
+	for _, w := range webhooks {
+		webhook, ok := w.(map[string]any)
+		if !ok {
+			return fmt.Errorf("webhooks: must be objects, one is %T", w)
+		}
+		path, found, err := unstructured.NestedString(webhook, "clientConfig", "service", "path")
+		if err != nil {
+			return err
+		}
+		if !found {
+			return fmt.Errorf("webhook %v: must call a Service by a path", webhook["name"])
+		}
+		webhook["clientConfig"] = map[string]any{"url": url + path}
+	}
+	return unstructured.SetNestedSlice(object.Object, webhooks, "webhooks")
+}
+
+// apply applies what the injector needs of what is shipped.
+func apply(ctx context.Context, cfg *rest.Config, url string) error {
+	client, err := dynamic.NewForConfig(cfg)
+	if err != nil {
+		return fmt.Errorf("make a client: %w", err)
+	}
+	for _, file := range []string{"namespace.yaml", "rbac.yaml", "mutating-webhook-configuration.yaml"} {
+		objects, err := Shipped(ctx, file, url)
+		if err != nil {
+			return err
+		}
+		for _, object := range objects {
+			resource, _ := meta.UnsafeGuessKindToResource(object.GroupVersionKind())
+			_, err := client.Resource(resource).Namespace(object.GetNamespace()).
+				Apply(ctx, object.GetName(), object, metav1.ApplyOptions{FieldManager: name + "-test", Force: true})
+			if err != nil {
+				return fmt.Errorf("apply %s %s: %w", object.GetKind(), object.GetName(), err)
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,202 @@
+// Package class knows SecretProviderClasses: it reads those that people wrote and makes the managed ones that requests
+// amount to.
+//
+// It is pure: it knows nothing of pods or clusters, neither reads a secret's value nor asks anyone for one.
+package class
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/akv-injector/akv-injector/webhook/api"
+)
+
+// The Secrets Store CSI driver's API, as far as this product uses it (upstream: secrets-store-csi-driver/apis/v1).
+const (
+	Kind   = "SecretProviderClass"
+	Driver = "secrets-store.csi.k8s.io"
+	// Attribute is the volume attribute that names the class.
+	Attribute = "secretProviderClass"
+	// Provider is the name under which the Azure Key Vault provider registers with the driver.
+	Provider = "azure"
+)
+
+// GroupVersion is the version of the driver's API that is served and stored.
+var GroupVersion = schema.GroupVersion{Group: "secrets-store.csi.x-k8s.io", Version: "v1"}
+
+// SecretProviderClass is the driver's object of that kind.
+type SecretProviderClass struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata"`
+
+	Spec Spec `json:"spec"`
+}
+
+// Spec is what a class says to the driver and, in Parameters, to its provider.
+type Spec struct {
+	Provider      string            `json:"provider,omitempty"`
+	Parameters    map[string]string `json:"parameters,omitempty"`
+	SecretObjects []SecretObject    `json:"secretObjects,omitempty"`
+}
+
+// SecretObject is a Kubernetes Secret that the driver keeps equal to mounted files.
+type SecretObject struct {
+	SecretName string       `json:"secretName,omitempty"`
+	Type       string       `json:"type,omitempty"`
+	Data       []SecretData `json:"data,omitempty"`
+}
+
+// SecretData is one key of a synced Secret: ObjectName is the path of a file relative to the mount.
+type SecretData struct {
+	ObjectName string `json:"objectName,omitempty"`
+	Key        string `json:"key,omitempty"`
+}
+
+// Parameters of a class that the Azure provider reads (upstream: its pkg/provider/types).
+const (
+	paramVault          = "keyvaultName"
+	paramTenantID       = "tenantID"
+	paramObjects        = "objects"
+	paramClientID       = "clientID"
+	paramPodIdentity    = "usePodIdentity"
+	paramVMIdentity     = "useVMManagedIdentity"
+	paramUserAssignedID = "userAssignedIdentityID"
+	paramTokenProxy     = "useAzureTokenProxy"
+)
+
+// Class is what an existing SecretProviderClass says, as far as a request needs to know.
+type Class struct {
+	// Name is the class's own.
+	Name string
+	// Provider is the driver's provider; everything below but Synced is read for [Provider] alone.
+	Provider string
+	// Vault is the Key Vault of all its objects.
+	Vault string
+	// UsesPodIdentity is true where the class authenticates by AAD pod identity.
+	UsesPodIdentity bool
+	// ClientID is set where the class authenticates by workload identity.
+	ClientID string
+	// Objects are the files that the class mounts, in the order of the class.
+	Objects []Object
+	// Synced are the keys of Secrets that the driver keeps equal to files, in the order of the class.
+	Synced []Synced
+	// Invalid says in one line why Objects could not be read; empty where they could.
+	Invalid string
+}
+
+// Object is one file of a class.
+type Object struct {
+	// Name is the object's name in the vault, Type its type, File the path that it is mounted at.
+	Name, Type, File string
+}
+
+// Synced says that the key Key of the Secret named Secret holds the content of File.
+type Synced struct {
+	File, Secret, Key string
+}
+
+// Read takes from an existing class what requests need.
+func Read(spc *SecretProviderClass) *Class {
+	parameter := func(name string) string { return strings.TrimSpace(spc.Spec.Parameters[name]) }
+	c := &Class{
+		Name:     spc.Name,
+		Provider: spc.Spec.Provider,
+		Vault:    parameter(paramVault),
+		ClientID: parameter(paramClientID),
+	}
+	c.UsesPodIdentity, _ = strconv.ParseBool(parameter(paramPodIdentity)) // the provider refuses what is no boolean
+	for _, secret := range spc.Spec.SecretObjects {
+		name := strings.TrimSpace(secret.SecretName)
+		for _, data := range secret.Data {
+			s := Synced{File: strings.TrimSpace(data.ObjectName), Secret: name, Key: strings.TrimSpace(data.Key)}
+			if s.File != "" && s.Secret != "" && s.Key != "" && secret.Type != "" { // the driver syncs nothing else
+				c.Synced = append(c.Synced, s)
+			}
+		}
+	}
+	if c.Provider == Provider {
+		var err error
+		if c.Objects, err = readObjects(parameter(paramObjects)); err != nil {
+			c.Invalid = api.Cut(strings.Join(strings.Fields(err.Error()), " "), maxInvalid) // YAML's errors have a line for each of its mistakes
+		}
+	}
+	return c
+}
+
+// Bounds of what the parameter "objects" may hold, far beyond any real class.
+const (
+	maxObjects = 1000
+	maxKeys    = 100
+	maxInvalid = 1 << 10 // bytes
+)
+
+// readObjects reads the parameter "objects": YAML with an array of strings, each YAML again.
+func readObjects(parameter string) ([]Object, error) {
+	if parameter == "" {
+		return nil, nil
+	}
+	var list struct {
+		Array []string `yaml:"array"`
+	}
+	switch err := readYAML(parameter, &list); {
+	case err != nil:
+		return nil, fmt.Errorf("spec.parameters.objects: %w", err)
+	case list.Array == nil:
+		return nil, errors.New(`spec.parameters.objects must have a list "array"`)
+	case len(list.Array) > maxObjects:
+		return nil, fmt.Errorf("spec.parameters.objects: array: must have at most %d objects, has %d", maxObjects, len(list.Array))
+	}
+	objects := make([]Object, 0, len(list.Array))
+	for index, text := range list.Array {
+		var object struct {
+			Name    string `yaml:"objectName"`
+			Alias   string `yaml:"objectAlias"`
+			Type    string `yaml:"objectType"`
+			History int    `yaml:"objectVersionHistory"`
+		}
+		if err := readYAML(text, &object); err != nil {
+			return nil, fmt.Errorf("spec.parameters.objects: array[%d]: %w", index, err)
+		}
+		item := api.Item{Name: strings.TrimSpace(object.Name), Alias: strings.TrimSpace(object.Alias), History: object.History}
+		objects = append(objects, Object{Name: item.Name, Type: strings.TrimSpace(object.Type), File: item.File()})
+	}
+	return objects, nil
+}
+
+// readYAML reads a document in time that grows with its length alone. Anyone who may write a class could otherwise hold up the reading of
+// all others: an alias stands for as much text as one likes, as does a %TAG, and the decoder compares each key of a mapping with every
+// other.
+func readYAML(text string, into any) error {
+	if strings.Contains(text, "%TAG") {
+		return errors.New("must have no %TAG")
+	}
+	var document yaml.Node
+	if err := yaml.Unmarshal([]byte(text), &document); err != nil {
+		return err
+	}
+	if err := checkNode(&document); err != nil {
+		return err
+	}
+	return document.Decode(into)
+}
+
+func checkNode(node *yaml.Node) error {
+	switch {
+	case node.Kind == yaml.AliasNode:
+		return fmt.Errorf("line %d: must have no aliases", node.Line)
+	case node.Kind == yaml.MappingNode && len(node.Content) > 2*maxKeys:
+		return fmt.Errorf("line %d: must have at most %d keys, has %d", node.Line, maxKeys, len(node.Content)/2)
+	}
+	for _, child := range node.Content {
+		if err := checkNode(child); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,338 @@
+// Package corpus reads the archives of webhook/testdata: one archive, one behaviour. Every test that has a door into the product
+// (the core, the HTTP handler, the command line, a real API server) walks through all of them.
+//
+// An archive is a txtar file. Its comment says in a sentence what it shows. Its files:
+//
+//	input.yaml     the objects; the last one is the subject, a pod or a workload, the others are the cluster around it
+//	old.yaml       the subject before an update; absent for a creation
+//	outcome        what the subject's review comes to
+//	patch          what the webhook patches, an operation a line as on the wire
+//	warnings       what the author is warned of, a line each
+//	errors         why the subject is refused, a line each
+//	pod-outcome, pod-patch, pod-warnings, pod-errors
+//	               of a workload: the same for the pod that its template makes, at the template's place
+//	class.yaml     the managed classes that the pod mounts
+//
+// It is for tests alone.
+package corpus
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"golang.org/x/tools/txtar"
+	"gomodules.xyz/jsonpatch/v2"
+	jsonpatchv4 "gopkg.in/evanphx/json-patch.v4"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	"sigs.k8s.io/yaml"
+
+	"github.com/akv-injector/akv-injector/webhook/api"
+	"github.com/akv-injector/akv-injector/webhook/facts"
+	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/review"
+)
+
+// DefaultNamespace is where the objects of an archive are that name no namespace.
+const DefaultNamespace = "default"
+
+// Names of an archive's files.
+const (
+	input   = "input.yaml"
+	old     = "old.yaml"
+	outcome = "outcome"
+	patch   = "patch"
+	classes = "class.yaml"
+)
+
+// wanted are the files that say what an archive wants, in their order.
+var wanted = []string{outcome, patch, "warnings", "errors", "pod-outcome", "pod-patch", "pod-warnings", "pod-errors", classes}
+
+// Archive is one archive.
+type Archive struct {
+	// Name is the file's, without extension; Path is where it is.
+	Name, Path string
+	// Objects are the cluster around the subject.
+	Objects []*unstructured.Unstructured
+	// Subject is the pod or workload that is reviewed, as its author wrote it.
+	Subject *unstructured.Unstructured
+	// Old is the subject before an update, or nil.
+	Old *unstructured.Unstructured
+	// Wanted are the files that say what must come of it, by name.
+	Wanted map[string]string
+
+	archive *txtar.Archive
+}
+
+// Load reads every archive of webhook/testdata, sorted by name.
+func Load() ([]*Archive, error) {
+	_, file, _, ok := runtime.Caller(0)
+	if !ok {
+		return nil, errors.New("find the source of this package")
+	}
+	paths, err := filepath.Glob(filepath.Join(filepath.Dir(file), "..", "testdata", "*.txtar"))
+	if err != nil {
+		return nil, fmt.Errorf("list archives: %w", err)
+	}
+	if len(paths) == 0 {
+		return nil, errors.New("list archives: there are none")
+	}
+	archives := make([]*Archive, 0, len(paths))
+	for _, path := range paths {
+		a, err := read(path)
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", filepath.Base(path), err)
+		}
+		archives = append(archives, a)
+	}
+	return archives, nil
+}
+
+func read(path string) (*Archive, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	a := &Archive{Name: strings.TrimSuffix(filepath.Base(path), ".txtar"), Path: path, Wanted: map[string]string{}, archive: txtar.Parse(text)}
+	if len(bytes.TrimSpace(a.archive.Comment)) == 0 {
+		return nil, errors.New("must start with a sentence that says what it shows")
+	}
+	for _, file := range a.archive.Files {
+		switch {
+		case file.Name == input:
+			if a.Objects, err = Decode(file.Data); err != nil {
+				return nil, fmt.Errorf("%s: %w", input, err)
+			}
+		case file.Name == old:
+			before, err := Decode(file.Data)
+			if err != nil || len(before) != 1 {
+				return nil, fmt.Errorf("%s: must be one object: %w", old, err)
+			}
+			a.Old = before[0]
+		case slices.Contains(wanted, file.Name):
+			a.Wanted[file.Name] = string(file.Data)
+		default:
+			return nil, fmt.Errorf("must not have a file %s", file.Name)
+		}
+	}
+	if len(a.Objects) == 0 {
+		return nil, fmt.Errorf("must have objects in %s", input)
+	}
+	last := len(a.Objects) - 1
+	a.Subject, a.Objects = a.Objects[last], a.Objects[:last]
+	return a, nil
+}
+
+// Decode reads YAML documents.
+func Decode(text []byte) ([]*unstructured.Unstructured, error) {
+	var objects []*unstructured.Unstructured
+	decoder := utilyaml.NewYAMLOrJSONDecoder(bytes.NewReader(text), 4096)
+	for {
+		var object unstructured.Unstructured
+		switch err := decoder.Decode(&object.Object); {
+		case errors.Is(err, io.EOF):
+			return objects, nil
+		case err != nil:
+			return nil, err
+		case len(object.Object) > 0:
+			objects = append(objects, &object)
+		}
+	}
+}
+
+// IsPod reports whether the subject is a pod rather than a workload.
+func (a *Archive) IsPod() bool {
+	return a.Subject.GetKind() == "Pod"
+}
+
+// Namespace is where the subject is created.
+func (a *Archive) Namespace() string {
+	if namespace := a.Subject.GetNamespace(); namespace != "" {
+		return namespace
+	}
+	return DefaultNamespace
+}
+
+// Facts are the facts that the archive's objects give.
+func (a *Archive) Facts() (*facts.Objects, error) {
+	var source facts.Objects
+	for _, object := range a.Objects {
+		if err := source.Add(object, a.Namespace()); err != nil {
+			return nil, err
+		}
+	}
+	return &source, nil
+}
+
+// JSON is an object as the API server sends it.
+func JSON(object *unstructured.Unstructured) []byte {
+	text, err := object.MarshalJSON()
+	if err != nil {
+		panic(err) // what came from YAML has a JSON form
+	}
+	return bytes.TrimSpace(text)
+}
+
+// Review is what the core makes of the archive: the files that it would want.
+func (a *Archive) Review(ctx context.Context) (map[string]string, error) {
+	source, err := a.Facts()
+	if err != nil {
+		return nil, err
+	}
+	if a.IsPod() {
+		var pod corev1.Pod
+		if err := json.Unmarshal(JSON(a.Subject), &pod); err != nil {
+			return nil, fmt.Errorf("decode pod: %w", err)
+		}
+		return a.reviewPod(ctx, source, inject.Pod(&pod), "")
+	}
+	var w inject.Workload
+	if err := json.Unmarshal(JSON(a.Subject), &w); err != nil {
+		return nil, fmt.Errorf("decode workload: %w", err)
+	}
+	var before *inject.Workload
+	if a.Old != nil {
+		before = &inject.Workload{}
+		if err := json.Unmarshal(JSON(a.Old), before); err != nil {
+			return nil, fmt.Errorf("decode old workload: %w", err)
+		}
+	}
+	verdict, err := review.Workload(ctx, source, &w, before, a.Namespace(), inject.Defaults{})
+	if err != nil {
+		return nil, err
+	}
+	files := Files("", verdict)
+	handover, ok := inject.HandDown(&w, before)
+	if !ok || len(verdict.Errors) > 0 {
+		return files, nil
+	}
+	patched := JSON(a.Subject)
+	if patched, err = Apply(patched, verdict.Operations); err != nil {
+		return nil, err
+	}
+	var handed inject.Workload
+	if err := json.Unmarshal(patched, &handed); err != nil {
+		return nil, fmt.Errorf("decode patched workload: %w", err)
+	}
+	if handover, ok = inject.HandDown(&handed, &handed); !ok {
+		return nil, errors.New("hand down again: there is no template")
+	}
+	handover.Subject.Annotations = nil
+	if meta := handover.Subject.Meta; meta != nil {
+		handover.Subject.Annotations = meta.Annotations // a pod has what the template has, not what the workload says beyond
+	}
+	pod, err := a.reviewPod(ctx, source, handover.Subject, "pod-")
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(files, pod)
+	return files, nil
+}
+
+func (a *Archive) reviewPod(ctx context.Context, source facts.Source, subject inject.Subject, prefix string) (map[string]string, error) {
+	result, err := review.Decide(ctx, source, subject, a.Namespace(), inject.Defaults{})
+	if err != nil {
+		return nil, err
+	}
+	files := Files(prefix, review.Verdict{
+		Outcome: result.Outcome, Operations: result.Change.Operations(&subject), Warnings: result.Warnings, Errors: result.AllErrors(),
+	})
+	var docs []string
+	for _, spc := range result.Classes {
+		text, err := yaml.Marshal(spc)
+		if err != nil {
+			return nil, fmt.Errorf("print class: %w", err)
+		}
+		docs = append(docs, string(text))
+	}
+	if result.Outcome == inject.Injected || result.Outcome == inject.Unchanged {
+		put(files, classes, strings.Join(docs, "---\n"))
+	}
+	return files, nil
+}
+
+// Files prints a verdict as an archive has it.
+func Files(prefix string, v review.Verdict) map[string]string {
+	files := map[string]string{prefix + outcome: string(v.Outcome) + "\n"}
+	put(files, prefix+patch, Operations(v.Operations))
+	put(files, prefix+"warnings", messages(v.Warnings))
+	put(files, prefix+"errors", messages(v.Errors))
+	return files
+}
+
+func put(files map[string]string, name, text string) {
+	if text != "" {
+		files[name] = text
+	}
+}
+
+// Operations prints a patch, an operation a line.
+func Operations(operations []jsonpatch.Operation) string {
+	var b strings.Builder
+	for _, operation := range operations {
+		text, err := json.Marshal(&operation, json.Deterministic(true))
+		if err != nil {
+			panic(err) // values of a patch come from JSON
+		}
+		b.Write(text)
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+func messages(errs field.ErrorList) string {
+	var b strings.Builder
+	for _, err := range errs {
+		b.WriteString(api.Message(err) + "\n")
+	}
+	return b.String()
+}
+
+// Apply patches an object with the library that the API server uses.
+func Apply(object []byte, operations []jsonpatch.Operation) ([]byte, error) {
+	if len(operations) == 0 {
+		return object, nil
+	}
+	text, err := json.Marshal(operations)
+	if err != nil {
+		return nil, fmt.Errorf("print patch: %w", err)
+	}
+	return ApplyText(object, text)
+}
+
+// ApplyText is [Apply] for a patch as it is on the wire.
+func ApplyText(object, operations []byte) ([]byte, error) {
+	decoded, err := jsonpatchv4.DecodePatch(operations)
+	if err != nil {
+		return nil, fmt.Errorf("decode patch: %w", err)
+	}
+	patched, err := decoded.Apply(object)
+	if err != nil {
+		return nil, fmt.Errorf("apply patch: %w", err)
+	}
+	return patched, nil
+}
+
+// Update rewrites the wanted files of the archive and leaves the rest as it is.
+func (a *Archive) Update(files map[string]string) error {
+	kept := slices.DeleteFunc(a.archive.Files, func(f txtar.File) bool { return slices.Contains(wanted, f.Name) })
+	for _, name := range wanted {
+		if text, ok := files[name]; ok {
+			kept = append(kept, txtar.File{Name: name, Data: []byte(text)})
+		}
+	}
+	a.archive.Files = kept
+	return os.WriteFile(a.Path, txtar.Format(a.archive), 0o600)
+}

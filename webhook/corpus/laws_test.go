@@ -1,0 +1,233 @@
+package corpus_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/go-json-experiment/json"
+	"github.com/google/go-cmp/cmp"
+	"gomodules.xyz/jsonpatch/v2"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/akv-injector/akv-injector/webhook/corpus"
+	"github.com/akv-injector/akv-injector/webhook/facts"
+	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/review"
+)
+
+// TestLaws holds every patch that the archives bring about against the laws, and against the same change made the customary way.
+func TestLaws(t *testing.T) {
+	archives, err := corpus.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range archives {
+		t.Run(a.Name, func(t *testing.T) {
+			source, err := a.Facts()
+			if err != nil {
+				t.Fatal(err)
+			}
+			object := corpus.JSON(a.Subject)
+			if a.IsPod() {
+				checkLaws(t, object, patchPod(t.Context(), source, a.Namespace()))
+				return
+			}
+			var old []byte
+			if a.Old != nil {
+				old = corpus.JSON(a.Old)
+			}
+			checkLaws(t, object, patchWorkload(t.Context(), source, old, a.Namespace()))
+			if handed, err := patchWorkload(t.Context(), source, old, a.Namespace())(object); err != nil {
+				t.Fatal(err)
+			} else if object, err = corpus.Apply(object, handed); err != nil {
+				t.Fatal(err)
+			}
+			checkLaws(t, object, patchTemplate(t.Context(), source, a.Namespace()))
+		})
+	}
+}
+
+// patcher is a review of an object: what it patches.
+type patcher func(object []byte) ([]jsonpatch.Operation, error)
+
+func checkLaws(t *testing.T, object []byte, patch patcher) {
+	t.Helper()
+	operations, err := patch(object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := corpus.CheckLaws(object, operations, patch); err != nil {
+		t.Errorf("%v\nof the patch:\n%s", err, corpus.Operations(operations))
+	}
+}
+
+func patchPod(ctx context.Context, source facts.Source, namespace string) patcher {
+	return func(object []byte) ([]jsonpatch.Operation, error) {
+		var pod corev1.Pod
+		if err := json.Unmarshal(object, &pod); err != nil {
+			return nil, err
+		}
+		return decide(ctx, source, inject.Pod(&pod), namespace, object, &pod)
+	}
+}
+
+// patchTemplate reviews the pod that a workload's template makes, at the template's place.
+func patchTemplate(ctx context.Context, source facts.Source, namespace string) patcher {
+	return func(object []byte) ([]jsonpatch.Operation, error) {
+		var w inject.Workload
+		if err := json.Unmarshal(object, &w); err != nil {
+			return nil, err
+		}
+		handover, ok := inject.HandDown(&w, &w)
+		if !ok {
+			return nil, nil
+		}
+		return decide(ctx, source, handover.Subject, namespace, object, &w)
+	}
+}
+
+// decide asks the core, and sees that it leaves decoded, which subject is part of, as it was decoded from object. The patch has to
+// make of the object what the change makes of decoded.
+func decide[T any](ctx context.Context, source facts.Source, subject inject.Subject, namespace string, object []byte, decoded *T) ([]jsonpatch.Operation, error) {
+	result, err := review.Decide(ctx, source, subject, namespace, inject.Defaults{})
+	if err != nil {
+		return nil, err
+	}
+	operations := result.Change.Operations(&subject)
+	if err := unmodified(object, decoded); err != nil {
+		return nil, err
+	}
+	patched, err := corpus.Apply(object, operations)
+	if err != nil || subject.Meta == nil {
+		return operations, err
+	}
+	var want T
+	if err := json.Unmarshal(patched, &want); err != nil {
+		return nil, err
+	}
+	corpus.Mutate(subject.Meta, subject.Spec, &result.Change)
+	if diff := cmp.Diff(decoded, &want); diff != "" {
+		return nil, fmt.Errorf("the patch differs from the change made on the decoded object (-change +patch):\n%s", diff)
+	}
+	return operations, nil
+}
+
+func patchWorkload(ctx context.Context, source facts.Source, old []byte, namespace string) patcher {
+	return func(object []byte) ([]jsonpatch.Operation, error) {
+		var w inject.Workload
+		if err := json.Unmarshal(object, &w); err != nil {
+			return nil, err
+		}
+		var before *inject.Workload
+		if old != nil {
+			before = &inject.Workload{}
+			if err := json.Unmarshal(old, before); err != nil {
+				return nil, err
+			}
+		}
+		verdict, err := review.Workload(ctx, source, &w, before, namespace, inject.Defaults{})
+		if err != nil {
+			return nil, err
+		}
+		if old != nil {
+			err = unmodified(old, before)
+		}
+		return verdict.Operations, errors.Join(err, unmodified(object, &w))
+	}
+}
+
+// unmodified compares what was decoded from object with what is decoded from it now.
+func unmodified[T any](object []byte, decoded *T) error {
+	var fresh T
+	if err := json.Unmarshal(object, &fresh); err != nil {
+		return err
+	}
+	if diff := cmp.Diff(&fresh, decoded); diff != "" {
+		return fmt.Errorf("the review modified its input (-before +after):\n%s", diff)
+	}
+	return nil
+}
+
+// authored is a pod with something in every place that a patch may touch.
+const authored = `{"metadata":{"name":"p","labels":{"app":"a"},"annotations":{"note":"n","keyvault.io/status":"forged"}},"spec":{"serviceAccountName":"default",
+	"containers":[{"name":"app","image":"i","env":[{"name":"A","value":"1"},{"name":"B","value":"$(A)"}],"volumeMounts":[{"name":"data","mountPath":"/data"}]}],
+	"volumes":[{"name":"data","emptyDir":{}}]}}`
+
+const annotatedWorkload = `{"kind":"Deployment","metadata":{"name":"d","annotations":{"keyvault.io/vault":"new"}},"spec":{"template":{
+	"metadata":{"annotations":{"keyvault.io/vault":"old","identity.io/name":"gone","note":"n"}},"spec":{"containers":[{"name":"app"}]}}}}`
+
+const (
+	addVolume = `{"op":"add","path":"/spec/volumes/-","value":{"name":"keyvault","csi":{"driver":"secrets-store.csi.k8s.io","readOnly":true,"volumeAttributes":{"secretProviderClass":"c"}}}}`
+	addMount  = `{"op":"add","path":"/spec/containers/0/volumeMounts/-","value":{"name":"keyvault","mountPath":"/mnt/secrets-store","readOnly":true}}`
+	envValue  = `{"name":"A","valueFrom":{"secretKeyRef":{"name":"s","key":"k"}}}`
+)
+
+func TestCheckLaws(t *testing.T) {
+	for name, test := range map[string]struct {
+		object string
+		patch  []string
+		again  string // an operation of the second review
+		want   string // part of the error; empty for none
+	}{
+		"volume, mount, env var, label and status":      {patch: []string{addVolume, addMount, `{"op":"add","path":"/spec/containers/0/env/0","value":` + envValue + `}`, `{"op":"add","path":"/metadata/labels/keyvault.io~1injected","value":"true"}`, `{"op":"replace","path":"/metadata/annotations/keyvault.io~1status","value":"{}"}`}},
+		"an env var overridden":                         {patch: []string{addVolume, addMount, `{"op":"replace","path":"/spec/containers/0/env/0","value":` + envValue + `}`}},
+		"a name for the default ServiceAccount":         {patch: []string{`{"op":"replace","path":"/spec/serviceAccountName","value":"sa"}`}},
+		"an env var behind the author's":                {patch: []string{addVolume, addMount, `{"op":"add","path":"/spec/containers/0/env/2","value":` + envValue + `}`}},
+		"a pointer to nowhere":                          {patch: []string{`{"op":"add","path":"/metadata/nowhere/x","value":"y"}`}, want: "apply patch"},
+		"a slash not escaped":                           {patch: []string{`{"op":"add","path":"/metadata/labels/keyvault.io/injected","value":"true"}`}, want: "apply patch"},
+		"a map in place of the author's":                {patch: []string{`{"op":"add","path":"/metadata/labels","value":{"keyvault.io/injected":"true"}}`}, want: "/metadata/labels/app"},
+		"an annotation in place of the author's":        {patch: []string{`{"op":"add","path":"/metadata/annotations/note","value":"mine"}`}, want: "/metadata/annotations/note"},
+		"volumes in place of the author's":              {patch: []string{strings.Replace(strings.Replace(strings.Replace(addVolume, "/-", "", 1), `{"name"`, `[{"name"`, 1), `}}}}`, `}}}]}`, 1)}, want: "/spec/volumes/0"},
+		"a label replaced":                              {patch: []string{`{"op":"replace","path":"/metadata/labels/app","value":"b"}`}, want: "not for us to replace"},
+		"a label removed":                               {patch: []string{`{"op":"remove","path":"/metadata/labels/app"}`}, want: "not for us to do"},
+		"an annotation of ours removed from a pod":      {patch: []string{`{"op":"remove","path":"/metadata/annotations/keyvault.io~1status"}`}, want: "not for us to do"},
+		"a chosen ServiceAccount replaced":              {object: `{"metadata":{},"spec":{"serviceAccountName":"mine"}}`, patch: []string{`{"op":"replace","path":"/spec/serviceAccountName","value":"sa"}`}, want: "not for us to replace"},
+		"a chosen ServiceAccount added over":            {object: `{"metadata":{},"spec":{"serviceAccountName":"mine"}}`, patch: []string{`{"op":"add","path":"/spec/serviceAccountName","value":"sa"}`}, want: "must be a replacement"},
+		"an image replaced":                             {patch: []string{`{"op":"replace","path":"/spec/containers/0/image","value":"evil"}`}, want: "not for us to replace"},
+		"a container added":                             {patch: []string{`{"op":"add","path":"/spec/containers/1","value":{"name":"x"}}`}, want: "not for us to add"},
+		"an env var replaced by one of another name":    {patch: []string{addVolume, addMount, `{"op":"replace","path":"/spec/containers/0/env/1","value":` + envValue + `}`}, want: "must have the name"},
+		"an env var with a value":                       {patch: []string{addVolume, addMount, `{"op":"add","path":"/spec/containers/0/env/0","value":{"name":"C","value":"v"}}`}, want: "must come from a Secret's key"},
+		"an env var without a mount":                    {patch: []string{`{"op":"add","path":"/spec/containers/0/env/0","value":` + envValue + `}`}, want: "must mount a class"},
+		"a mount that is writable":                      {patch: []string{addVolume, strings.Replace(addMount, `,"readOnly":true`, "", 1)}, want: "must be read-only"},
+		"a mount of a volume of the author's":           {patch: []string{strings.Replace(addMount, "keyvault", "data", 1)}, want: "volume of the driver"},
+		"a volume that is writable":                     {patch: []string{strings.Replace(addVolume, `"readOnly":true,`, "", 1)}, want: "read-only"},
+		"a volume of the host":                          {patch: []string{`{"op":"add","path":"/spec/volumes/-","value":{"name":"h","hostPath":{"path":"/"}}}`}, want: "must be the driver's"},
+		"a volume with another attribute":               {patch: []string{strings.Replace(addVolume, `"secretProviderClass":"c"`, `"secretProviderClass":"c","keyvaultName":"x"`, 1)}, want: "no other attribute"},
+		"a seccomp annotation that changes the level":   {object: `{"metadata":{"annotations":{"a":"b"}},"spec":{"containers":[{"name":"app"}]}}`, patch: []string{`{"op":"add","path":"/metadata/annotations/container.apparmor.security.beta.kubernetes.io~1app","value":"unconfined"}`}, want: "pod security"},
+		"a second review that goes on":                  {patch: []string{addVolume}, again: addMount, want: "patches again"},
+		"a handed-down annotation that follows":         {object: annotatedWorkload, patch: []string{`{"op":"replace","path":"/spec/template/metadata/annotations/keyvault.io~1vault","value":"new"}`, `{"op":"remove","path":"/spec/template/metadata/annotations/identity.io~1name"}`}},
+		"a template's annotation made up":               {object: annotatedWorkload, patch: []string{`{"op":"replace","path":"/spec/template/metadata/annotations/keyvault.io~1vault","value":"other"}`}, want: "not for us to replace"},
+		"a template's foreign annotation removed":       {object: annotatedWorkload, patch: []string{`{"op":"remove","path":"/spec/template/metadata/annotations/note"}`}, want: "not for us to do"},
+		"an annotation removed that still has a source": {object: annotatedWorkload, patch: []string{`{"op":"remove","path":"/spec/template/metadata/annotations/keyvault.io~1vault"}`}, want: "not for us to do"},
+		"an annotation of the workload itself":          {object: annotatedWorkload, patch: []string{`{"op":"add","path":"/metadata/annotations/keyvault.io~1status","value":"{}"}`}, want: "must be below /spec/template"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			object := test.object
+			if object == "" {
+				object = authored
+			}
+			again := func([]byte) ([]jsonpatch.Operation, error) { return nil, nil }
+			if test.again != "" {
+				again = func([]byte) ([]jsonpatch.Operation, error) { return operations(t, test.again), nil }
+			}
+			err := corpus.CheckLaws([]byte(object), operations(t, test.patch...), again)
+			if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
+				t.Errorf("CheckLaws gives %v, want %q", err, test.want)
+			}
+		})
+	}
+}
+
+func operations(t *testing.T, texts ...string) []jsonpatch.Operation {
+	t.Helper()
+	list := make([]jsonpatch.Operation, len(texts))
+	for i, text := range texts {
+		if err := json.Unmarshal([]byte(text), &list[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return list
+}

@@ -1,0 +1,392 @@
+package facts_test
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/go-logr/logr"
+	"github.com/go-logr/logr/funcr"
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+
+	"github.com/akv-injector/akv-injector/webhook/class"
+	"github.com/akv-injector/akv-injector/webhook/facts"
+	"github.com/akv-injector/akv-injector/webhook/inject"
+)
+
+var (
+	_ facts.Source                   = (*facts.Cluster)(nil)
+	_ manager.Runnable               = (*facts.Cluster)(nil)
+	_ manager.LeaderElectionRunnable = (*facts.Cluster)(nil)
+	_ healthz.Checker                = (*facts.Cluster)(nil).Ready
+)
+
+const (
+	shop = `
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: shop
+  labels: {keyvault.io/injection: enabled, identity.io/enforce: bound, team: red}
+  annotations: {keyvault.io/vault: shop-kv, kubectl.kubernetes.io/last-applied-configuration: "{}"}
+  managedFields: [{manager: kubectl}]`
+	blobSA = `
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  name: blob-sa
+  namespace: shop
+  annotations: {azure.workload.identity/client-id: c, azure.workload.identity/tenant-id: t, other: x}`
+	defaultSA = `{apiVersion: v1, kind: ServiceAccount, metadata: {name: default, namespace: shop}}`
+	keyVault  = `
+apiVersion: secrets-store.csi.x-k8s.io/v1
+kind: SecretProviderClass
+metadata: {name: key-vault, namespace: shop}
+spec: {provider: azure, parameters: {keyvaultName: shop-kv, objects: "array: ['objectName: db']"}}`
+	blobBinding = `
+apiVersion: aadpodidentity.k8s.io/v1
+kind: AzureIdentityBinding
+metadata: {name: blob-binding, namespace: shop}
+spec: {selector: access-blob}`
+)
+
+var (
+	keyVaultClass = &class.Class{Name: "key-vault", Provider: "azure", Vault: "shop-kv", Objects: []class.Object{{Name: "db", File: "db"}}}
+	blob          = &inject.ServiceAccount{Name: "blob-sa", ClientID: "c", TenantID: "t"}
+	everything    = inject.Needs{Classes: []string{"key-vault"}, ServiceAccount: "default", NamedServiceAccount: "blob-sa", Selector: "access-blob"}
+	allOfIt       = inject.Facts{
+		Classes: []*class.Class{keyVaultClass}, ServiceAccount: &inject.ServiceAccount{Name: "default"}, NamedServiceAccount: blob, Bound: true,
+		Available: inject.Available{Classes: []string{"key-vault"}, ServiceAccounts: []string{"blob-sa", "default"}, Selectors: []string{"access-blob"}},
+	}
+)
+
+// follow starts a Cluster that ends with the test.
+func follow(t *testing.T, server *apiServer, log logr.Logger) *facts.Cluster {
+	t.Helper()
+	live, err := facts.NewLive(server.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cluster := facts.NewCluster(live, log)
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := cluster.Start(ctx); err != nil {
+			t.Errorf("follow the cluster: %v", err)
+		}
+	})
+	t.Cleanup(func() {
+		stop()
+		running.Wait()
+	})
+	return cluster
+}
+
+func awaitSync(t *testing.T, cluster *facts.Cluster) {
+	t.Helper()
+	eventually(t, func() string {
+		if err := cluster.Ready(nil); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+}
+
+func lookUp(t *testing.T, source facts.Source, needs inject.Needs, fresh bool) inject.Facts {
+	t.Helper()
+	got, err := source.Facts(t.Context(), "shop", needs, fresh)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+func TestClusterFollows(t *testing.T) {
+	classNeeds := inject.Needs{Classes: []string{"key-vault", "other"}}
+	for name, test := range map[string]struct {
+		change func(*apiServer)
+		needs  inject.Needs
+		want   inject.Facts
+	}{
+		"what is there from the start": {
+			needs: everything,
+			want:  allOfIt,
+		},
+		"a class that is created, in the order of names": {
+			change: func(s *apiServer) { s.apply(strings.Replace(keyVault, "name: key-vault", "name: another", 1)) },
+			needs:  inject.Needs{Classes: []string{"another"}},
+			want: inject.Facts{
+				Classes:   []*class.Class{{Name: "another", Provider: "azure", Vault: "shop-kv", Objects: keyVaultClass.Objects}},
+				Available: inject.Available{Classes: []string{"another", "key-vault"}, ServiceAccounts: []string{"blob-sa", "default"}, Selectors: []string{"access-blob"}},
+			},
+		},
+		"a class that changes": {
+			change: func(s *apiServer) { s.apply(strings.ReplaceAll(keyVault, "shop-kv", "other-kv")) },
+			needs:  classNeeds,
+			want: inject.Facts{
+				Classes:   []*class.Class{{Name: "key-vault", Provider: "azure", Vault: "other-kv", Objects: keyVaultClass.Objects}},
+				Available: allOfIt.Available,
+			},
+		},
+		"a class that can't be read, which says so": {
+			change: func(s *apiServer) { s.apply(strings.Replace(keyVault, "keyvaultName: shop-kv", "keyvaultName: 1", 1)) },
+			needs:  classNeeds,
+			want: inject.Facts{
+				Classes: []*class.Class{{Name: "key-vault", Provider: "azure", Invalid: "read SecretProviderClass key-vault: " +
+					"cannot convert int64 to string"}},
+				Available: allOfIt.Available,
+			},
+		},
+		"a class that is deleted": {
+			change: func(s *apiServer) { s.remove(classes, "shop", "key-vault") },
+			needs:  classNeeds,
+			want:   inject.Facts{Classes: []*class.Class{}, Available: inject.Available{ServiceAccounts: []string{"blob-sa", "default"}, Selectors: []string{"access-blob"}}},
+		},
+		"a ServiceAccount that loses its annotations": {
+			change: func(s *apiServer) { s.apply(strings.Replace(defaultSA, "default", "blob-sa", 1)) },
+			needs:  inject.Needs{ServiceAccount: "blob-sa"},
+			want:   inject.Facts{ServiceAccount: &inject.ServiceAccount{Name: "blob-sa"}, Available: allOfIt.Available},
+		},
+		"a ServiceAccount that is deleted": {
+			change: func(s *apiServer) { s.remove(serviceAccounts, "shop", "default") },
+			needs:  inject.Needs{ServiceAccount: "default"},
+			want:   inject.Facts{Available: inject.Available{Classes: []string{"key-vault"}, ServiceAccounts: []string{"blob-sa"}, Selectors: []string{"access-blob"}}},
+		},
+		"a binding whose selector changes": {
+			change: func(s *apiServer) { s.apply(strings.Replace(blobBinding, "access-blob", "new", 1)) },
+			needs:  inject.Needs{Selector: "new"},
+			want:   inject.Facts{Bound: true, Available: inject.Available{Classes: []string{"key-vault"}, ServiceAccounts: []string{"blob-sa", "default"}, Selectors: []string{"new"}}},
+		},
+		"a binding that loses its selector": {
+			change: func(s *apiServer) { s.apply(strings.Replace(blobBinding, "access-blob", `""`, 1)) },
+			needs:  inject.Needs{Selector: "access-blob"},
+			want:   inject.Facts{Available: inject.Available{Classes: []string{"key-vault"}, ServiceAccounts: []string{"blob-sa", "default"}}},
+		},
+		"no object of another namespace": {
+			change: func(s *apiServer) {
+				for _, manifest := range []string{keyVault, blobBinding} {
+					s.apply(strings.Replace(manifest, "namespace: shop", "namespace: other", 1))
+				}
+				s.remove(classes, "shop", "key-vault")
+				s.remove(bindings, "shop", "blob-binding")
+			},
+			needs: everything,
+			want: inject.Facts{
+				Classes: []*class.Class{}, ServiceAccount: allOfIt.ServiceAccount, NamedServiceAccount: blob,
+				Available: inject.Available{ServiceAccounts: []string{"blob-sa", "default"}},
+			},
+		},
+	} {
+		for mode, plain := range map[string]bool{"streamed": false, "listed": true} {
+			t.Run(name+", "+mode, func(t *testing.T) {
+				t.Parallel()
+				server := startAPIServer(t, shop, blobSA, defaultSA, keyVault, blobBinding)
+				server.plain = plain
+				cluster := follow(t, server, logr.Discard())
+				awaitSync(t, cluster)
+				if test.change != nil {
+					test.change(server)
+				}
+				server.asked()
+				eventually(t, func() string { return cmp.Diff(test.want, lookUp(t, cluster, test.needs, false)) })
+				if asked := server.asked(); len(asked) > 0 {
+					t.Errorf("asked the API server: %v", asked)
+				}
+			})
+		}
+	}
+}
+
+func TestClusterFollowsNamespaces(t *testing.T) {
+	server := startAPIServer(t, shop)
+	cluster := follow(t, server, logr.Discard())
+	awaitSync(t, cluster)
+	expect := func(want inject.Namespace) {
+		t.Helper()
+		eventually(t, func() string {
+			got, err := cluster.Namespace(t.Context(), "shop", false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return cmp.Diff(want, got)
+		})
+	}
+	expect(inject.Namespace{
+		Name:        "shop",
+		Labels:      map[string]string{"keyvault.io/injection": "enabled", "identity.io/enforce": "bound"},
+		Annotations: map[string]string{"keyvault.io/vault": "shop-kv"},
+	})
+	server.apply(`{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {keyvault.io/injection: always}}}`)
+	expect(inject.Namespace{Name: "shop", Labels: map[string]string{"keyvault.io/injection": "always"}})
+	server.remove(namespaces, "", "shop")
+	expect(inject.Namespace{})
+}
+
+// A kind that nobody installed is no trouble, whenever that is.
+func TestClusterWithoutKinds(t *testing.T) {
+	for resource, group := range map[string]string{classes: "secrets-store.csi.x-k8s.io", bindings: "aadpodidentity.k8s.io"} {
+		t.Run(resource, func(t *testing.T) {
+			t.Parallel()
+			server := startAPIServer(t, shop, defaultSA, blobSA)
+			server.forget(resource)
+			var log lines
+			cluster := follow(t, server, funcr.New(log.add, funcr.Options{}))
+			awaitSync(t, cluster)
+			found := func() bool {
+				got := lookUp(t, cluster, everything, false)
+				return (resource == classes && len(got.Classes) == 1) || (resource == bindings && got.Bound)
+			}
+			for range 3 {
+				if found() {
+					t.Fatal("found an object of a kind that does not exist")
+				}
+				server.learn(resource, group)
+				server.apply(keyVault, blobBinding)
+				eventually(t, func() string {
+					if !found() {
+						return "object not seen"
+					}
+					return ""
+				})
+				server.forget(resource)
+				eventually(t, func() string {
+					if found() {
+						return "object still seen"
+					}
+					return ""
+				})
+				server.remove(definitions, "", resource+"."+group)
+			}
+			if got := log.all(); len(got) > 0 {
+				t.Errorf("logged: %v", got)
+			}
+		})
+	}
+}
+
+func TestClusterSaysWhyItIsNotReady(t *testing.T) {
+	server := startAPIServer(t, shop, defaultSA, blobSA, keyVault, blobBinding)
+	server.fail(serviceAccounts, http.StatusForbidden)
+	var log lines
+	cluster := follow(t, server, funcr.New(log.add, funcr.Options{}))
+	eventually(t, func() string {
+		err := cluster.Ready(nil)
+		const want = "read ServiceAccounts: failed to list ServiceAccounts: the server says Forbidden"
+		if err == nil {
+			t.Fatal("ready without ServiceAccounts")
+		}
+		return cmp.Diff(want, err.Error())
+	})
+	server.asked()
+	eventually(t, func() string {
+		if tries := strings.Count(strings.Join(server.asked(), "\n"), "/serviceaccounts "); tries == 0 {
+			return "not tried again"
+		}
+		return ""
+	})
+	if got := log.all(); len(got) != 1 {
+		t.Errorf("want one line for the same error, got %q", got)
+	}
+	server.fail(serviceAccounts, 0)
+	if diff := cmp.Diff(allOfIt.NamedServiceAccount, lookUp(t, cluster, everything, false).NamedServiceAccount); diff != "" {
+		t.Errorf("answers before it is ready are not live (-want +got):\n%s", diff)
+	}
+	awaitSync(t, cluster)
+}
+
+// A Cluster that is ready stays so, and its metric says for how long it has heard nothing.
+func TestClusterSaysForHowLongItIsStale(t *testing.T) {
+	for behaviour, status := range map[string]int{
+		"requests are refused": http.StatusForbidden,
+		"requests are put off": http.StatusTooManyRequests, // which the reflector tells nobody of
+	} {
+		t.Run(behaviour, func(t *testing.T) {
+			t.Parallel()
+			server := startAPIServer(t, shop, defaultSA)
+			server.forget(bindings) // a kind that does not exist is not stale
+			cluster := follow(t, server, logr.Discard())
+			registry := prometheus.NewPedanticRegistry()
+			cluster.Register(registry)
+			awaitSync(t, cluster)
+			if diff := cmp.Diff(map[string]bool{"Namespaces": false, "ServiceAccounts": false, "SecretProviderClasses": false, "AzureIdentityBindings": false}, stale(t, registry)); diff != "" {
+				t.Errorf("stale from the start (-want +got):\n%s", diff)
+			}
+			server.fail(serviceAccounts, status)
+			server.disconnect()
+			eventually(t, func() string {
+				if !stale(t, registry)["ServiceAccounts"] {
+					return "not stale"
+				}
+				return ""
+			})
+			if err := cluster.Ready(nil); err != nil {
+				t.Errorf("no longer ready: %v", err)
+			}
+			server.fail(serviceAccounts, 0)
+			eventually(t, func() string {
+				if stale(t, registry)["ServiceAccounts"] {
+					return "still stale"
+				}
+				return ""
+			})
+		})
+	}
+}
+
+// stale tells for each kind whether the metric does.
+func stale(t *testing.T, registry prometheus.Gatherer) map[string]bool {
+	t.Helper()
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]bool{}
+	for _, family := range families {
+		for _, metric := range family.GetMetric() {
+			got[metric.GetLabel()[0].GetValue()] = metric.GetGauge().GetValue() > 0
+		}
+	}
+	return got
+}
+
+func TestClusterAsksWhenFreshIsWanted(t *testing.T) {
+	server := startAPIServer(t)
+	cluster := follow(t, server, logr.Discard())
+	awaitSync(t, cluster)
+	server.silence()
+	server.apply(shop, defaultSA, blobSA, keyVault, blobBinding)
+	if got := lookUp(t, cluster, everything, false); got.Bound {
+		t.Error("the cache is not stale, so this test proves nothing")
+	}
+	got := lookUp(t, cluster, everything, true)
+	if diff := cmp.Diff([]any{allOfIt.Classes, allOfIt.ServiceAccount, blob, true}, []any{got.Classes, got.ServiceAccount, got.NamedServiceAccount, got.Bound}); diff != "" {
+		t.Errorf("fresh facts (-want +got):\n%s", diff)
+	}
+	namespace, err := cluster.Namespace(t.Context(), "shop", true)
+	if err != nil || !namespace.OptedIn() {
+		t.Errorf("fresh namespace: %v, %v", namespace, err)
+	}
+}
+
+// lines are what was logged.
+type lines struct {
+	mu   sync.Mutex
+	text []string
+}
+
+func (l *lines) add(_, args string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text = append(l.text, args)
+}
+
+func (l *lines) all() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text
+}

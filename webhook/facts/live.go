@@ -1,0 +1,222 @@
+package facts
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/rest"
+
+	"github.com/akv-injector/akv-injector/webhook/api"
+	"github.com/akv-injector/akv-injector/webhook/class"
+	"github.com/akv-injector/akv-injector/webhook/inject"
+)
+
+// Resources of the objects that facts are read from, and of those that say whether a cluster has such objects.
+var (
+	namespaceResource      = schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}
+	serviceAccountResource = schema.GroupVersionResource{Version: "v1", Resource: "serviceaccounts"}
+	classResource          = class.GroupVersion.WithResource("secretproviderclasses")
+	bindingResource        = schema.GroupVersionResource{Group: bindingKind.Group, Version: "v1", Resource: "azureidentitybindings"}
+	definitionResource     = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
+)
+
+// maxNames is how many names of a kind are read for errors to offer.
+const maxNames = 500
+
+// Live is a Source that asks the API server every time. What does not exist, be it an object or its whole kind, is no error;
+// anything else that keeps it from an answer is.
+type Live struct {
+	Metadata metadata.Interface
+	Dynamic  dynamic.Interface
+}
+
+// NewLive makes the clients. The limits on requests that config has don't hold for them: a review waits for their answers, and
+// the API server knows its own limits.
+func NewLive(config *rest.Config) (*Live, error) {
+	config = rest.CopyConfig(config)
+	config.QPS, config.RateLimiter = -1, nil
+	client, err := rest.HTTPClientFor(config)
+	if err != nil {
+		return nil, fmt.Errorf("make an HTTP client: %w", err)
+	}
+	var l Live
+	if l.Metadata, err = metadata.NewForConfigAndClient(config, client); err != nil {
+		return nil, fmt.Errorf("make a client of metadata: %w", err)
+	}
+	if l.Dynamic, err = dynamic.NewForConfigAndClient(config, client); err != nil {
+		return nil, fmt.Errorf("make a client of custom resources: %w", err)
+	}
+	return &l, nil
+}
+
+// Namespace implements [Source].
+func (l *Live) Namespace(ctx context.Context, name string, _ bool) (inject.Namespace, error) {
+	object, err := l.metadata(ctx, namespaceResource, "", name)
+	if err != nil || object == nil {
+		return inject.Namespace{}, err
+	}
+	return *namespaceOf(object), nil
+}
+
+// Facts implements [Source]. It names what else there is with fresh alone, and then only where something is missing.
+func (l *Live) Facts(ctx context.Context, namespace string, needs inject.Needs, fresh bool) (inject.Facts, error) {
+	var facts inject.Facts
+	var err error
+	for _, name := range needs.Classes {
+		c, err := l.class(ctx, namespace, name)
+		if err != nil {
+			return inject.Facts{}, err
+		}
+		if c != nil {
+			facts.Classes = append(facts.Classes, c)
+		}
+	}
+	if facts.ServiceAccount, err = l.serviceAccount(ctx, namespace, needs.ServiceAccount); err != nil {
+		return inject.Facts{}, err
+	}
+	if facts.NamedServiceAccount, err = l.serviceAccount(ctx, namespace, needs.NamedServiceAccount); err != nil {
+		return inject.Facts{}, err
+	}
+	if fresh && len(facts.Classes) < len(needs.Classes) {
+		if facts.Available.Classes, err = l.names(ctx, classResource, namespace); err != nil {
+			return inject.Facts{}, err
+		}
+	}
+	nameless := fresh && (lacksClient(needs.ServiceAccount, facts.ServiceAccount) || lacksClient(needs.NamedServiceAccount, facts.NamedServiceAccount))
+	if nameless || needs.Selector != "" {
+		if facts.Available.Selectors, err = l.selectors(ctx, namespace); err != nil {
+			return inject.Facts{}, err
+		}
+		facts.Bound = binds(facts.Available.Selectors, needs.Selector)
+	}
+	if nameless || (fresh && needs.Selector != "" && !facts.Bound) {
+		if facts.Available.ServiceAccounts, err = l.names(ctx, serviceAccountResource, namespace); err != nil {
+			return inject.Facts{}, err
+		}
+	}
+	return facts, nil
+}
+
+// lacksClient reports whether a ServiceAccount that is needed can't give a pod an identity.
+func lacksClient(name string, sa *inject.ServiceAccount) bool {
+	return name != "" && (sa == nil || sa.ClientID == "")
+}
+
+// class is nil where there is none of that name.
+func (l *Live) class(ctx context.Context, namespace, name string) (*class.Class, error) {
+	if !canExist(name) {
+		return nil, nil
+	}
+	object, err := l.Dynamic.Resource(classResource).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read SecretProviderClass %s: %w", name, err)
+	}
+	return classOf(object), nil
+}
+
+// serviceAccount is nil where there is none of that name.
+func (l *Live) serviceAccount(ctx context.Context, namespace, name string) (*inject.ServiceAccount, error) {
+	object, err := l.metadata(ctx, serviceAccountResource, namespace, name)
+	if err != nil || object == nil {
+		return nil, err
+	}
+	return serviceAccount(object), nil
+}
+
+// metadata is that of an object, or nil where it does not exist.
+func (l *Live) metadata(ctx context.Context, resource schema.GroupVersionResource, namespace, name string) (*metav1.PartialObjectMetadata, error) {
+	if !canExist(name) {
+		return nil, nil
+	}
+	object, err := l.Metadata.Resource(resource).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read metadata of %s/%s: %w", resource.Resource, name, err)
+	}
+	return object, nil
+}
+
+// canExist reports whether an object may have that name. Names come from pods that nobody has validated yet, and become part of a
+// path at the API server.
+func canExist(name string) bool {
+	return len(validation.IsDNS1123Subdomain(name)) == 0
+}
+
+// names are those of the objects of a kind, up to a limit.
+func (l *Live) names(ctx context.Context, resource schema.GroupVersionResource, namespace string) ([]string, error) {
+	list, err := l.Metadata.Resource(resource).Namespace(namespace).List(ctx, metav1.ListOptions{Limit: maxNames})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list names of %s: %w", resource.Resource, err)
+	}
+	names := make([]string, len(list.Items))
+	for i := range list.Items {
+		names[i] = list.Items[i].Name
+	}
+	return names, nil
+}
+
+// selectors are those of the namespace's AzureIdentityBindings.
+func (l *Live) selectors(ctx context.Context, namespace string) ([]string, error) {
+	list, err := l.Dynamic.Resource(bindingResource).Namespace(namespace).List(ctx, metav1.ListOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list AzureIdentityBindings: %w", err)
+	}
+	var selectors []string
+	for i := range list.Items {
+		if selector := bindingSelector(&list.Items[i]); selector != "" {
+			selectors = append(selectors, selector)
+		}
+	}
+	return selectors, nil
+}
+
+// namespaceOf keeps what is ours of a namespace's labels and annotations.
+func namespaceOf(object metav1.Object) *inject.Namespace {
+	return &inject.Namespace{Name: object.GetName(), Labels: ours(object.GetLabels()), Annotations: ours(object.GetAnnotations())}
+}
+
+func ours(all map[string]string) map[string]string {
+	var kept map[string]string
+	for key, value := range all {
+		if api.IsOurs(key) {
+			if kept == nil {
+				kept = map[string]string{}
+			}
+			kept[key] = value
+		}
+	}
+	return kept
+}
+
+// classOf reads a class that the cluster accepted, whatever it holds.
+func classOf(object *unstructured.Unstructured) *class.Class {
+	c, err := readClass(object)
+	if err != nil {
+		return &class.Class{Name: object.GetName(), Provider: class.Provider, Invalid: err.Error()}
+	}
+	return c
+}
+
+// binds reports whether one of the selectors is the needed one.
+func binds(selectors []string, needed string) bool {
+	return needed != "" && slices.Contains(selectors, needed)
+}

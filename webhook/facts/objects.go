@@ -1,0 +1,150 @@
+package facts
+
+import (
+	"context"
+	"fmt"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/akv-injector/akv-injector/webhook/api"
+	"github.com/akv-injector/akv-injector/webhook/class"
+	"github.com/akv-injector/akv-injector/webhook/inject"
+)
+
+// Kinds of the objects that facts are read from.
+var (
+	classKind   = schema.GroupKind{Group: class.GroupVersion.Group, Kind: class.Kind}
+	bindingKind = schema.GroupKind{Group: "aadpodidentity.k8s.io", Kind: "AzureIdentityBinding"}
+)
+
+// Objects is a Source made of objects at hand. A namespace that is not among them counts as opted in. The zero value holds none.
+type Objects struct {
+	namespaces map[string]inject.Namespace
+	held       map[string]*held
+}
+
+// held is what one namespace holds.
+type held struct {
+	classes         []*class.Class
+	serviceAccounts []*inject.ServiceAccount
+	selectors       []string
+}
+
+// Add takes an object into account if it is of a kind that facts are read from, and passes over any other. Namespace is where an object
+// without one belongs.
+func (o *Objects) Add(object *unstructured.Unstructured, namespace string) error {
+	if object.GetNamespace() != "" {
+		namespace = object.GetNamespace()
+	}
+	switch kind := object.GroupVersionKind().GroupKind(); kind {
+	case schema.GroupKind{Kind: "Namespace"}:
+		if o.namespaces == nil {
+			o.namespaces = map[string]inject.Namespace{}
+		}
+		o.namespaces[object.GetName()] = inject.Namespace{Name: object.GetName(), Labels: object.GetLabels(), Annotations: object.GetAnnotations()}
+	case schema.GroupKind{Kind: "ServiceAccount"}:
+		in := o.in(namespace)
+		in.serviceAccounts = append(in.serviceAccounts, serviceAccount(object))
+	case classKind:
+		spc, err := readClass(object)
+		if err != nil {
+			return err
+		}
+		in := o.in(namespace)
+		in.classes = append(in.classes, spc)
+	case bindingKind:
+		if selector := bindingSelector(object); selector != "" {
+			in := o.in(namespace)
+			in.selectors = append(in.selectors, selector)
+		}
+	}
+	return nil
+}
+
+func (o *Objects) in(namespace string) *held {
+	if o.held == nil {
+		o.held = map[string]*held{}
+	}
+	if o.held[namespace] == nil {
+		o.held[namespace] = &held{}
+	}
+	return o.held[namespace]
+}
+
+// HasNamespace reports whether the Namespace of that name is among the objects.
+func (o *Objects) HasNamespace(name string) bool {
+	_, ok := o.namespaces[name]
+	return ok
+}
+
+// Namespace implements [Source].
+func (o *Objects) Namespace(_ context.Context, name string, _ bool) (inject.Namespace, error) {
+	if namespace, ok := o.namespaces[name]; ok {
+		return namespace, nil
+	}
+	return inject.Namespace{Name: name, Labels: map[string]string{api.Injection: api.InjectionEnabled}}, nil
+}
+
+// Facts implements [Source].
+func (o *Objects) Facts(_ context.Context, namespace string, needs inject.Needs, _ bool) (inject.Facts, error) {
+	in := o.held[namespace]
+	if in == nil {
+		return inject.Facts{}, nil
+	}
+	return in.facts(needs), nil
+}
+
+// facts picks what is needed and names the rest.
+func (h *held) facts(needs inject.Needs) inject.Facts {
+	facts := inject.Facts{Available: inject.Available{Selectors: h.selectors}}
+	for _, c := range h.classes {
+		facts.Available.Classes = append(facts.Available.Classes, c.Name)
+		for _, name := range needs.Classes {
+			if name == c.Name {
+				facts.Classes = append(facts.Classes, c)
+			}
+		}
+	}
+	for _, sa := range h.serviceAccounts {
+		facts.Available.ServiceAccounts = append(facts.Available.ServiceAccounts, sa.Name)
+		switch sa.Name {
+		case needs.ServiceAccount:
+			facts.ServiceAccount = sa
+		case needs.NamedServiceAccount:
+			facts.NamedServiceAccount = sa
+		}
+	}
+	for _, selector := range h.selectors {
+		facts.Bound = facts.Bound || (selector == needs.Selector && selector != "")
+	}
+	return facts
+}
+
+func readClass(object *unstructured.Unstructured) (*class.Class, error) {
+	var spc class.SecretProviderClass
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(object.Object, &spc); err != nil {
+		return nil, fmt.Errorf("read SecretProviderClass %s: %w", object.GetName(), err)
+	}
+	return class.Read(&spc), nil
+}
+
+func serviceAccount(object metav1.Object) *inject.ServiceAccount {
+	annotations := object.GetAnnotations()
+	return &inject.ServiceAccount{
+		Name:     object.GetName(),
+		ClientID: annotations[api.WorkloadIdentityClientID],
+		TenantID: annotations[api.WorkloadIdentityTenantID],
+	}
+}
+
+// bindingSelector is the label value that an AzureIdentityBinding selects, or "" where it has none.
+func bindingSelector(object *unstructured.Unstructured) string {
+	selector, _, err := unstructured.NestedString(object.Object, "spec", "selector")
+	if err != nil {
+		return ""
+	}
+	return selector
+}

@@ -1,0 +1,147 @@
+package inject_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/akv-injector/akv-injector/webhook/api"
+	"github.com/akv-injector/akv-injector/webhook/class"
+	"github.com/akv-injector/akv-injector/webhook/inject"
+)
+
+var enabled = inject.Namespace{Name: "team-a", Labels: map[string]string{api.Injection: "enabled"}}
+
+// list is n texts, each made of its number.
+func list(n int, format string) []string {
+	texts := make([]string, n)
+	for i := range texts {
+		texts[i] = fmt.Sprintf(format, i)
+	}
+	return texts
+}
+
+func podOf(n int, a annotations) *corev1.Pod {
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Annotations: a}}
+	for _, name := range list(n, "c%d") {
+		pod.Spec.Containers = append(pod.Spec.Containers, corev1.Container{Name: name})
+	}
+	return pod
+}
+
+// messages are the errors or warnings as people read them.
+func messages[E ~[]T, T interface{ error }](errs E) []string {
+	texts := make([]string, len(errs))
+	for i, err := range errs {
+		texts[i] = err.Error()
+	}
+	return texts
+}
+
+// TestAdditions refuses what is small as it is written and large as it is carried out.
+func TestAdditions(t *testing.T) {
+	const tooMany = "must come to at most 10000 env vars and mounts in all containers together; select fewer in keyvault.io/containers"
+	existing := inject.Facts{Classes: []*class.Class{{Name: "a"}, {Name: "b"}}}
+	items := strings.Join(list(99, "A%[1]d=team-kv/a%[1]d"), ",")
+	managed := annotations{api.IdentityMode: "workload-identity", api.IdentityClientID: guid, api.IdentityTenantID: guid, api.Secrets: items}
+	for behaviour, test := range map[string]struct {
+		pod   *corev1.Pod
+		facts inject.Facts
+		want  []string
+	}{
+		"as many as may be": {pod: podOf(100, managed)},
+		"one container more": {
+			pod: podOf(101, managed), want: []string{"metadata.annotations[keyvault.io/secrets]: Too many: 10100: " + tooMany},
+		},
+		"mounts of classes alone": {
+			pod: podOf(5001, annotations{api.Class: "a,b"}), facts: existing,
+			want: []string{"metadata.annotations[keyvault.io/class]: Too many: 10002: " + tooMany},
+		},
+		"those of containers that are selected": {
+			pod: podOf(5001, annotations{api.Class: "a,b", api.Containers: "!c0"}), facts: existing,
+		},
+	} {
+		t.Run(behaviour, func(t *testing.T) {
+			test.facts.ServiceAccount = &inject.ServiceAccount{Name: "default"}
+			result := inject.NewPlan(inject.Pod(test.pod), enabled, inject.Defaults{}).Decide(test.facts)
+			got := messages(result.AllErrors())
+			if len(test.want) != len(got) || !slices.Equal(test.want, got) {
+				t.Errorf("errors differ (-want +got):\n%s", cmp.Diff(test.want, got))
+			}
+		})
+	}
+}
+
+// TestLongAnswers sees that an answer does not grow with what a namespace holds.
+func TestLongAnswers(t *testing.T) {
+	const many = 20_000
+	object := func(name, file string) class.Object { return class.Object{Name: name, Type: "secret", File: file} }
+	same := &class.Class{Name: "a", Provider: class.Provider, Objects: []class.Object{object("a", "a")}}
+	for i := range many {
+		same.Objects = append(same.Objects, object("many", fmt.Sprintf("f%d", i)))
+		same.Synced = append(same.Synced, class.Synced{File: "a", Secret: fmt.Sprintf("s%d", i), Key: "a"})
+	}
+	for behaviour, items := range map[string]string{
+		"objects that an item may mean":          strings.TrimSuffix(strings.Repeat("many,", 100), ","),
+		"keys that a file is synced to":          strings.Join(list(100, "A%d=a"), ","),
+		"objects that an item can't mean":        strings.Join(list(100, "none%d"), ","),
+		"containers that an item can't be for":   "- {objectName: a, containers: [" + strings.Join(list(100, "none%d"), ",") + "]}",
+		"containers that are all left out of it": "- {objectName: a, containers: ['!*']}",
+	} {
+		t.Run(behaviour, func(t *testing.T) {
+			pod := podOf(2000, annotations{api.Class: "a", api.Secrets: items})
+			result := inject.NewPlan(inject.Pod(pod), enabled, inject.Defaults{}).Decide(inject.Facts{Classes: []*class.Class{same}})
+			answer := strings.Join(messages(result.AllErrors()), "\n")
+			if len(result.AllErrors()) == 0 || len(answer) > 30_000 {
+				t.Errorf("%d errors have %d bytes: %s", len(result.AllErrors()), len(answer), api.Cut(answer, 500))
+			}
+			if offers := strings.Count(answer, "available here"); offers > 5 {
+				t.Errorf("%d errors list what there is", offers)
+			}
+		})
+	}
+}
+
+// TestFixIsRead sees that what the author has to do is within the part of a warning that the API server does not cut.
+func TestFixIsRead(t *testing.T) {
+	const uncut = 256
+	a := &class.Class{Name: "payments-kv", Provider: class.Provider, Objects: []class.Object{{Name: "db-password", Type: "secret", File: "db-password"}}}
+	synced := *a
+	synced.Synced = []class.Synced{{File: "other", Secret: "payments-database", Key: "other"}}
+	wanted := annotations{api.Class: a.Name, api.Secrets: "DB_PASSWORD=db-password"}
+	mounted := podOf(1, annotations{api.Class: a.Name})
+	mounted.Spec.Containers[0] = corev1.Container{Name: "payments-worker", VolumeMounts: []corev1.VolumeMount{{Name: "worker-configuration", MountPath: "/mnt/secrets-store/configuration"}}}
+	injected := podOf(1, annotations{api.IdentityMode: "workload-identity", api.IdentityClientID: guid, api.IdentityTenantID: guid, api.Secrets: "payments-vault/a"})
+	injected.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "keyvault", MountPath: "/mnt/secrets-store"}}
+	injected.Spec.Volumes = []corev1.Volume{{Name: "keyvault", VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
+		Driver: class.Driver, VolumeAttributes: map[string]string{class.Attribute: "kv-0123456789"},
+	}}}}
+	for behaviour, test := range map[string]struct {
+		pod   *corev1.Pod
+		class *class.Class
+		fix   string
+	}{
+		"a class that syncs nothing":    {pod: podOf(1, wanted), class: a, fix: "spec: secretObjects: [{secretName: payments-kv, type: Opaque, data: [{objectName: db-password, key: db-password}]}]"},
+		"a class that syncs something":  {pod: podOf(1, wanted), class: &synced, fix: "data of Secret payments-database: {objectName: db-password, key: db-password}"},
+		"a mount in the way":            {pod: mounted, class: a, fix: "move it, or set keyvault.io/mount-path"},
+		"annotations that were changed": {pod: injected, class: a, fix: "name its configuration to sort before akv-injector's"},
+	} {
+		t.Run(behaviour, func(t *testing.T) {
+			subject := inject.Pod(test.pod)
+			facts := inject.Facts{Classes: []*class.Class{test.class}, ServiceAccount: &inject.ServiceAccount{Name: "default"}}
+			result := inject.NewPlan(subject, enabled, inject.Defaults{}).Decide(facts)
+			errs := result.AllErrors()
+			if len(errs) != 1 {
+				t.Fatalf("errors are %v", errs)
+			}
+			if message := api.Message(errs[0]); !strings.Contains(api.Cut(message, uncut), test.fix) {
+				t.Errorf("%q is not within %d bytes of %q", test.fix, uncut, message)
+			}
+		})
+	}
+}

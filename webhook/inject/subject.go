@@ -1,0 +1,122 @@
+package inject
+
+import (
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/akv-injector/akv-injector/webhook/api"
+)
+
+// Root says where a pod sits in the object that its author writes.
+type Root struct {
+	// Pointer is the JSON Pointer (RFC 6901) of the pod; empty where the object is the pod.
+	Pointer string
+	// Path is the same as a field path; nil where the object is the pod.
+	Path *field.Path
+}
+
+// The roots of the kinds that carry pods.
+var (
+	PodRoot      = Root{}
+	TemplateRoot = Root{Pointer: "/spec/template", Path: field.NewPath("spec", "template")}
+	CronJobRoot  = Root{Pointer: "/spec/jobTemplate/spec/template", Path: field.NewPath("spec", "jobTemplate", "spec", "template")}
+)
+
+func (r Root) path(name string) *field.Path {
+	if r.Path == nil {
+		return field.NewPath(name)
+	}
+	return r.Path.Child(name)
+}
+
+// Subject is a pod, or the template of one, as it was written.
+type Subject struct {
+	// Meta is the pod's; nil where a template has none.
+	Meta *metav1.ObjectMeta
+	// Spec is the pod's.
+	Spec *corev1.PodSpec
+	// Root is where the pod sits in its object.
+	Root Root
+	// Annotations are those that hold for the pod: its own, and for a template those that its workload hands down.
+	Annotations map[string]string
+	// AnnotationPath says where an annotation was written; nil for the pod's metadata.annotations.
+	AnnotationPath func(key string) *field.Path
+}
+
+// Pod is the subject that a pod by itself is.
+func Pod(pod *corev1.Pod) Subject {
+	return Subject{Meta: &pod.ObjectMeta, Spec: &pod.Spec, Annotations: pod.Annotations}
+}
+
+// label is the value of one of the pod's labels.
+func (s *Subject) label(key string) (value string, ok bool) {
+	if s.Meta == nil {
+		return "", false
+	}
+	value, ok = s.Meta.Labels[key]
+	return value, ok
+}
+
+// serviceAccount is the name of the ServiceAccount that the pod runs as.
+func (s *Subject) serviceAccount() string {
+	switch {
+	case s.Spec.ServiceAccountName != "":
+		return s.Spec.ServiceAccountName
+	case s.Spec.DeprecatedServiceAccount != "":
+		return s.Spec.DeprecatedServiceAccount
+	}
+	return defaultServiceAccount
+}
+
+// defaultServiceAccount is whom a pod runs as that names nobody.
+const defaultServiceAccount = "default"
+
+// isWindows reports whether the pod says that it runs on Windows.
+func (s *Subject) isWindows() bool {
+	return (s.Spec.OS != nil && s.Spec.OS.Name == corev1.Windows) || s.Spec.NodeSelector[corev1.LabelOSStable] == string(corev1.Windows)
+}
+
+// Namespace is what a pod's namespace says of injection.
+type Namespace struct {
+	Name                string
+	Labels, Annotations map[string]string
+}
+
+// OptedIn reports whether the namespace's label asks for injection at all.
+func (n Namespace) OptedIn() bool {
+	switch n.Labels[api.Injection] {
+	case api.InjectionEnabled, api.InjectionAlways:
+		return true
+	}
+	return false
+}
+
+// enforces reports whether policy rejects pods of the namespace. Any value of the label does: a level that nobody knows is taken for the
+// strictest.
+func (n Namespace) enforces() bool {
+	_, ok := n.Labels[api.Enforce]
+	return ok
+}
+
+// Defaults are what the server's flags say where nobody else does.
+type Defaults struct {
+	// Mode is the mode of identity; empty for [api.ModeAuto].
+	Mode api.Mode
+	// TenantID is the Microsoft Entra tenant of managed classes; empty for none.
+	TenantID string
+	// AllowVMIdentity lets a managed class read the vault as the node's own identity, where a pod asks for mode none.
+	AllowVMIdentity bool
+}
+
+var pointerEscaper = strings.NewReplacer("~", "~0", "/", "~1")
+
+// escape makes a key a token of a JSON Pointer.
+func escape(key string) string {
+	if !strings.ContainsAny(key, "~/") {
+		return key
+	}
+	return pointerEscaper.Replace(key)
+}

@@ -1,0 +1,117 @@
+package preview_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/tools/txtar"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/akv-injector/akv-injector/webhook/corpus"
+	"github.com/akv-injector/akv-injector/webhook/preview"
+)
+
+// TestCorpus walks the archives of webhook/testdata through the command line: what it prints is what the webhook makes of the object
+// and, for a workload, of the pod that its template makes.
+func TestCorpus(t *testing.T) {
+	archives, err := corpus.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range archives {
+		if a.Old != nil {
+			continue // the command line sees creations alone
+		}
+		t.Run(a.Name, func(t *testing.T) {
+			var stdout, stderr bytes.Buffer
+			options := preview.Options{Files: []string{"-"}, Stdin: bytes.NewReader(input(t, a.Path)), Namespace: a.Namespace()}
+			status, err := preview.Inject(t.Context(), options, false, &stdout, &stderr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var errs []string
+			for _, name := range []string{"errors", "pod-errors"} {
+				errs = append(errs, strings.FieldsFunc(a.Wanted[name], func(r rune) bool { return r == '\n' })...)
+			}
+			for _, text := range errs {
+				if !strings.Contains(stderr.String(), ofOthers.ReplaceAllString(text, "")) {
+					t.Errorf("it doesn't tell of\n%s\nbut of\n%s", text, &stderr)
+				}
+			}
+			if rejected := status == preview.Rejected; status == preview.Unusable || rejected != (len(errs) > 0) {
+				t.Fatalf("status %d, want errors %q, got\n%s", status, errs, &stderr)
+			}
+			if len(errs) > 0 {
+				return
+			}
+			want := corpus.JSON(a.Subject)
+			for _, name := range []string{"patch", "pod-patch"} {
+				want = applied(t, want, a.Wanted[name])
+			}
+			checkHolds(t, stdout.Bytes(), a.Subject, want)
+			checkInjectedAgain(t, stdout.String(), a.Namespace())
+		})
+	}
+}
+
+// ofOthers is the start of a path into a Namespace or ServiceAccount, which the command line shows at that object.
+var ofOthers = regexp.MustCompile(`(namespaces|serviceaccounts)\[[^]]*\]\.`)
+
+func input(t *testing.T, path string) []byte {
+	t.Helper()
+	archive, err := txtar.ParseFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range archive.Files {
+		if f.Name == "input.yaml" {
+			return f.Data
+		}
+	}
+	t.Fatal("there is no input.yaml")
+	return nil
+}
+
+// applied is an object after a patch that has an operation a line.
+func applied(t *testing.T, object []byte, patch string) []byte {
+	t.Helper()
+	if patch == "" {
+		return object
+	}
+	patched, err := corpus.ApplyText(object, []byte("["+strings.ReplaceAll(strings.TrimSpace(patch), "\n", ",")+"]"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return patched
+}
+
+// checkHolds checks that among the objects that kubectl would read from text is want, an object of subject's kind and name.
+func checkHolds(t *testing.T, text []byte, subject *unstructured.Unstructured, want []byte) {
+	t.Helper()
+	objects, err := corpus.Decode(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range objects {
+		if o.GetKind() == subject.GetKind() && o.GetName() == subject.GetName() && o.GetGenerateName() == subject.GetGenerateName() {
+			if diff := cmp.Diff(value(t, want), value(t, corpus.JSON(o))); diff != "" {
+				t.Errorf("object (-want +got):\n%s", diff)
+			}
+			return
+		}
+	}
+	t.Errorf("it is not among what was printed:\n%s", text)
+}
+
+func value(t *testing.T, text []byte) any {
+	t.Helper()
+	var v any
+	if err := json.Unmarshal(text, &v); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}

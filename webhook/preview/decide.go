@@ -1,0 +1,461 @@
+package preview
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"strconv"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"gomodules.xyz/jsonpatch/v2"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	utiljson "k8s.io/apimachinery/pkg/util/json"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/akv-injector/akv-injector/webhook/api"
+	"github.com/akv-injector/akv-injector/webhook/class"
+	"github.com/akv-injector/akv-injector/webhook/facts"
+	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/review"
+)
+
+// run is one pass over all files.
+type run struct {
+	options  Options
+	files    []*file
+	findings findings
+
+	manifests facts.Objects
+	source    facts.Source
+	has       map[kindIn]bool
+	// known are the objects that findings about others may be about.
+	known map[objectID]*object
+	// told holds every finding: a mistake that many pods share is told once.
+	told map[Finding]bool
+	// classes are the managed classes that the output holds.
+	classes map[classIn]bool
+}
+
+type kindIn struct{ kind, namespace string }
+
+// objectID has no namespace for an object of the cluster.
+type objectID struct{ kind, namespace, name string }
+
+// classIn is a class in the namespace that its object names; empty where that is left to whoever applies it.
+type classIn struct{ name, namespace string }
+
+// object is one object of a document: the document itself, or an item of the List that it is.
+type object struct {
+	file     *file
+	document *document
+	// pointer and path lead to the object in its document; empty where it is the document.
+	pointer, path string
+	*unstructured.Unstructured
+	// list is true for an item of a List that takes any kind.
+	list bool
+}
+
+var (
+	podKind            = schema.GroupKind{Kind: "Pod"}
+	namespaceKind      = schema.GroupKind{Kind: "Namespace"}
+	serviceAccountKind = schema.GroupKind{Kind: "ServiceAccount"}
+	workloadKinds      = map[schema.GroupKind]bool{
+		{Group: "apps", Kind: "Deployment"}:  true,
+		{Group: "apps", Kind: "StatefulSet"}: true,
+		{Group: "apps", Kind: "DaemonSet"}:   true,
+		{Group: "apps", Kind: "ReplicaSet"}:  true,
+		{Group: "batch", Kind: "Job"}:        true,
+		{Group: "batch", Kind: "CronJob"}:    true,
+	}
+)
+
+func (r *run) decide(ctx context.Context) error {
+	r.has, r.classes = map[kindIn]bool{}, map[classIn]bool{}
+	r.known, r.told = map[objectID]*object{}, map[Finding]bool{}
+	r.source = &r.manifests
+	if r.options.Cluster != nil {
+		r.source = facts.Overlay(&r.manifests, r.options.Cluster)
+	}
+	var objects [][]object
+	for _, f := range r.files {
+		for _, d := range f.documents {
+			in := r.objects(f, d)
+			for i := range in {
+				r.know(&in[i])
+			}
+			objects = append(objects, in)
+		}
+	}
+	for _, in := range objects {
+		if len(in) == 0 {
+			continue
+		}
+		if err := r.document(ctx, in); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// objects takes a document apart. What is no Kubernetes object is passed over: a folder may hold other files too.
+func (r *run) objects(f *file, d *document) []object {
+	var value map[string]any
+	if d.JSON() == nil || utiljson.Unmarshal(d.JSON(), &value) != nil {
+		return nil
+	}
+	root := object{file: f, document: d, Unstructured: &unstructured.Unstructured{Object: value}}
+	return root.expand(nil)
+}
+
+func (o object) expand(to []object) []object {
+	items, isList := o.Object["items"].([]any)
+	if !isList || !strings.HasSuffix(o.GetKind(), "List") {
+		if o.GetKind() == "" {
+			return to
+		}
+		return append(to, o)
+	}
+	for i, item := range items {
+		value, ok := item.(map[string]any)
+		if !ok {
+			continue
+		}
+		child := object{
+			file: o.file, document: o.document, list: o.GetKind() == "List",
+			pointer: o.pointer + "/items/" + strconv.Itoa(i), path: o.path + "items[" + strconv.Itoa(i) + "].",
+			Unstructured: &unstructured.Unstructured{Object: value},
+		}
+		if kind := strings.TrimSuffix(o.GetKind(), "List"); child.GetKind() == "" && kind != "" {
+			child.SetKind(kind)
+			child.SetAPIVersion(o.GetAPIVersion())
+		}
+		to = child.expand(to)
+	}
+	return to
+}
+
+// in is the namespace where the object would be created.
+func (r *run) in(o *object) string {
+	if namespace := o.GetNamespace(); namespace != "" {
+		return namespace
+	}
+	return r.options.Namespace
+}
+
+// know takes an object into the facts.
+func (r *run) know(o *object) {
+	if err := r.manifests.Add(o.Unstructured, r.options.Namespace); err != nil {
+		r.unreadable(o, "", err.Error())
+		return
+	}
+	r.has[kindIn{o.GetKind(), r.in(o)}] = true
+	switch o.GroupVersionKind().GroupKind() {
+	case namespaceKind:
+		r.known[objectID{namespaceKind.Kind, "", o.GetName()}] = o
+	case serviceAccountKind:
+		r.known[objectID{serviceAccountKind.Kind, r.in(o), o.GetName()}] = o
+	}
+	if o.GetKind() == class.Kind && o.GroupVersionKind().Group == class.GroupVersion.Group {
+		r.classes[classIn{o.GetName(), o.GetNamespace()}] = true
+	}
+}
+
+// document works out what becomes of a document's objects.
+func (r *run) document(ctx context.Context, objects []object) error {
+	d := objects[0].document
+	d.title = title(objects[0].Unstructured)
+	var operations []jsonpatch.Operation
+	var items []jsonpatch.Operation
+	for i := range objects {
+		o := &objects[i]
+		r.misplaced(o)
+		kind := o.GroupVersionKind().GroupKind()
+		if kind == namespaceKind {
+			r.namespace(o)
+		}
+		if kind != podKind && !workloadKinds[kind] {
+			continue
+		}
+		ops, classes, err := r.object(ctx, o)
+		if err != nil {
+			return fmt.Errorf("%s: %s: %w", o.file.name, title(o.Unstructured), err)
+		}
+		if len(operations) == 0 && len(ops) > 0 {
+			d.title = title(o.Unstructured)
+		}
+		operations = append(operations, ops...)
+		for _, spc := range classes {
+			key := classIn{spc.Name, o.GetNamespace()}
+			if r.classes[key] {
+				continue
+			}
+			r.classes[key] = true
+			spc.Namespace = key.namespace
+			value, err := runtime.DefaultUnstructuredConverter.ToUnstructured(spc)
+			if err != nil {
+				return fmt.Errorf("print class: %w", err)
+			}
+			if o.list {
+				items = append(items, jsonpatch.Operation{Operation: "add", Path: o.pointer[:strings.LastIndexByte(o.pointer, '/')] + "/-", Value: value})
+				continue
+			}
+			text, err := d.Print(value)
+			if err != nil {
+				return err
+			}
+			d.more = append(d.more, text)
+		}
+	}
+	patched, dropped, err := d.Patch(append(operations, items...))
+	if err != nil {
+		r.unreadable(&objects[0], "", "can't be written with its injection: "+err.Error())
+	} else {
+		d.patched = patched
+	}
+	if dropped {
+		r.find(&objects[0], Finding{Severity: Warning, Message: "comments were dropped to keep the document's meaning", ofPrint: true})
+	}
+	return nil
+}
+
+func title(o *unstructured.Unstructured) string {
+	return strings.TrimSpace(o.GetKind() + " " + name(o))
+}
+
+func name(o *unstructured.Unstructured) string {
+	if o.GetName() == "" {
+		return o.GetGenerateName()
+	}
+	return o.GetName()
+}
+
+// object works out what becomes of a pod or a workload, and reports what is wrong with it.
+func (r *run) object(ctx context.Context, o *object) ([]jsonpatch.Operation, []*class.SecretProviderClass, error) {
+	text, err := json.Marshal(o.Object)
+	if err != nil {
+		return nil, nil, fmt.Errorf("print object: %w", err)
+	}
+	var subject inject.Subject
+	var operations []jsonpatch.Operation
+	var kept field.ErrorList
+	if o.GetKind() == podKind.Kind {
+		var pod corev1.Pod
+		if err := json.Unmarshal(text, &pod); err != nil {
+			r.undecodable(o, err)
+			return nil, nil, nil
+		}
+		subject = inject.Pod(&pod)
+	} else {
+		var w inject.Workload
+		if err := json.Unmarshal(text, &w); err != nil {
+			r.undecodable(o, err)
+			return nil, nil, nil
+		}
+		handover, ok := inject.HandDown(&w, nil)
+		if !ok {
+			return nil, nil, nil
+		}
+		subject, operations, kept = handover.Subject, handover.Operations(), handover.Warnings
+	}
+	result, err := review.Decide(ctx, r.source, subject, r.in(o), r.options.Defaults)
+	if err != nil {
+		return nil, nil, err
+	}
+	if result.NotOptedIn {
+		r.report(o, Warning, result.Warnings)
+		if len(result.Warnings) == 0 && api.Asked(subject.Annotations) {
+			return nil, nil, r.notOptedIn(ctx, o)
+		}
+		return nil, nil, nil
+	}
+	r.report(o, Error, result.AllErrors())
+	r.report(o, Warning, kept)
+	r.report(o, Warning, result.Warnings)
+	if len(result.AllErrors()) > 0 {
+		return nil, nil, nil
+	}
+	if len(operations) > 0 {
+		subject.Meta = handedDown(&subject)
+	}
+	return pointed(append(operations, result.Change.Operations(&subject)...), o.pointer), result.Classes, nil
+}
+
+// handedDown is the template's metadata once it has the annotations that its workload hands down.
+func handedDown(subject *inject.Subject) *metav1.ObjectMeta {
+	meta := &metav1.ObjectMeta{}
+	if subject.Meta != nil {
+		meta = subject.Meta.DeepCopy()
+	}
+	meta.Annotations = subject.Annotations
+	return meta
+}
+
+// pointed moves operations of an object to where it is in its document.
+func pointed(operations []jsonpatch.Operation, pointer string) []jsonpatch.Operation {
+	for i := range operations {
+		operations[i].Path = pointer + operations[i].Path
+	}
+	return operations
+}
+
+// report turns errors of the core into findings.
+func (r *run) report(o *object, severity Severity, errs field.ErrorList) {
+	for _, err := range errs {
+		reason := api.ReasonOf(err)
+		own := *err
+		if severity == Error {
+			own.Detail += r.hint(reason, r.in(o))
+		}
+		about, path := r.blamed(o, own.Field)
+		own.Field = path
+		r.find(about, Finding{Severity: severity, Reason: reason, Field: path, Message: own.Error()})
+	}
+}
+
+// blamed is the object that a path of the core leads into, and the path as that object's author wrote it. Namespaces and
+// ServiceAccounts that are not among the manifests leave the object that is decided about, and the whole path.
+func (r *run) blamed(o *object, path string) (*object, string) {
+	resource, rest, _ := strings.Cut(path, "[")
+	name, rest, _ := strings.Cut(rest, "].")
+	var about *object
+	switch resource {
+	case "namespaces":
+		about = r.known[objectID{namespaceKind.Kind, "", name}]
+	case "serviceaccounts":
+		about = r.known[objectID{serviceAccountKind.Kind, r.in(o), name}]
+	default:
+		return o, o.path + path
+	}
+	if about == nil {
+		return o, path
+	}
+	return about, about.path + rest
+}
+
+// notOptedIn tells of annotations that do nothing, since the namespace is among the manifests or in the cluster and does not ask for
+// injection.
+func (r *run) notOptedIn(ctx context.Context, o *object) error {
+	namespace, err := r.source.Namespace(ctx, r.in(o), false)
+	if err != nil {
+		return err
+	}
+	why := fmt.Sprintf("which lacks label %s; set it to %s", api.Injection, api.InjectionEnabled)
+	if value, labelled := namespace.Labels[api.Injection]; labelled {
+		why = fmt.Sprintf("which has label %s: %s", api.Injection, value)
+	}
+	path := o.path + "metadata.annotations"
+	r.find(o, Finding{
+		Severity: Warning, Reason: api.NoEffect, Field: path,
+		Message: fmt.Sprintf("%s: Forbidden: has no effect in namespace %s, %s", path, r.in(o), why),
+	})
+	return nil
+}
+
+// undecodable reports a field of another type than Kubernetes has there.
+func (r *run) undecodable(o *object, err error) {
+	semantic, ok := errors.AsType[*json.SemanticError](err)
+	if !ok {
+		r.unreadable(o, "", err.Error())
+		return
+	}
+	path := pathOf(semantic.JSONPointer)
+	detail := err.Error()
+	if semantic.GoType != nil && semantic.JSONKind != 0 {
+		if semantic.Err != nil {
+			detail = semantic.Err.Error()
+		} else {
+			detail = fmt.Sprintf("must be %s, not %s", wantedType(semantic.GoType), writtenType(semantic.JSONKind))
+		}
+		if semantic.GoType.Kind() == reflect.String && semantic.JSONKind != '{' && semantic.JSONKind != '[' {
+			detail += "; write it in quotes"
+		}
+	}
+	r.unreadable(o, path, detail)
+}
+
+// pathOf is a JSON Pointer as a field path.
+func pathOf(pointer jsontext.Pointer) string {
+	var path *field.Path
+	for token := range pointer.Tokens() {
+		index, err := strconv.Atoi(token)
+		switch {
+		case path == nil:
+			path = field.NewPath(token)
+		case err == nil:
+			path = path.Index(index)
+		case strings.ContainsAny(token, "./"):
+			path = path.Key(token)
+		default:
+			path = path.Child(token)
+		}
+	}
+	return path.String()
+}
+
+func wantedType(t reflect.Type) string {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	switch t.Kind() {
+	case reflect.Slice, reflect.Array:
+		return "a list"
+	case reflect.Map, reflect.Struct:
+		return "a mapping"
+	case reflect.String:
+		return "a string"
+	case reflect.Bool:
+		return "a boolean"
+	default:
+		return "a number"
+	}
+}
+
+func writtenType(kind jsontext.Kind) string {
+	switch kind {
+	case '{':
+		return "a mapping"
+	case '[':
+		return "a list"
+	case '"':
+		return "a string"
+	case 't', 'f':
+		return "a boolean"
+	case 'n':
+		return "null"
+	default:
+		return "a number"
+	}
+}
+
+func (r *run) unreadable(o *object, path, detail string) {
+	if path != "" {
+		path = o.path + path
+		detail = path + ": " + detail
+	}
+	r.find(o, Finding{Severity: Error, Field: path, Message: detail, unreadable: true})
+}
+
+// find adds a finding about an object, and where it is.
+func (r *run) find(o *object, f Finding) {
+	f.File, f.Document = o.file.name, o.document.number
+	f.Kind, f.Name = o.GetKind(), name(o.Unstructured)
+	if o.GroupVersionKind().GroupKind() != namespaceKind {
+		f.Namespace = r.in(o)
+	}
+	path := f.Field
+	if path == "" {
+		path = strings.TrimSuffix(o.path, ".")
+	}
+	f.Line, f.Column = o.locate(path)
+	if !r.told[f] {
+		r.told[f] = true
+		r.findings = append(r.findings, f)
+	}
+}

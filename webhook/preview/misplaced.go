@@ -1,0 +1,108 @@
+package preview
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/akv-injector/akv-injector/webhook/api"
+	"github.com/akv-injector/akv-injector/webhook/inject"
+)
+
+// namespace reports what is wrong with a Namespace, whether or not there is a pod in it to tell.
+func (r *run) namespace(o *object) {
+	_, _, warnings := api.ParseRequest(api.Annotations{Namespace: o.GetAnnotations(), NamespaceName: o.GetName()})
+	r.report(o, Warning, warnings)
+	namespace := inject.Namespace{Name: o.GetName(), Labels: o.GetLabels()}
+	if !namespace.OptedIn() {
+		r.report(o, Warning, inject.NewPlan(inject.Pod(&corev1.Pod{}), namespace, inject.Defaults{}).Decide(inject.Facts{}).Warnings)
+	}
+}
+
+// misplaced reports keys under our prefixes that nobody reads where they are written. The webhook isn't asked about most of those
+// objects, so that nobody else would say it.
+func (r *run) misplaced(o *object) {
+	kind := o.GroupVersionKind().GroupKind()
+	switch {
+	case kind == namespaceKind:
+		r.ours(o, namespaceLabel, "metadata", "labels")
+	case kind == podKind || workloadKinds[kind]:
+		for _, path := range [][]string{{}, {"spec", "template"}, {"spec", "jobTemplate", "spec", "template"}} {
+			r.ours(o, podLabel, append(path, "metadata", "labels")...)
+		}
+	default:
+		r.ours(o, func(key string) string { return foreignAnnotation(o.Unstructured, key) }, "metadata", "annotations")
+	}
+}
+
+// ours reports the keys under our prefixes, of a mapping of the object, that check finds something to say of.
+func (r *run) ours(o *object, check func(key string) string, path ...string) {
+	keys, _, err := unstructured.NestedStringMap(o.Object, path...)
+	if err != nil {
+		return // it is reported where the object is read, or not ours to judge
+	}
+	for _, key := range slices.Sorted(maps.Keys(keys)) {
+		if !strings.HasPrefix(key, api.KeyVaultPrefix) && !strings.HasPrefix(key, api.IdentityPrefix) {
+			continue
+		}
+		if detail := check(key); detail != "" {
+			r.report(o, Warning, field.ErrorList{api.Because(api.NoEffect, field.Forbidden(field.NewPath(path[0], path[1:]...).Key(key), detail))})
+		}
+	}
+}
+
+var (
+	namespaceLabels      = []string{api.Injection, api.Enforce, api.Warn, api.Audit}
+	namespaceAnnotations = []string{api.AllowedVaults, api.AllowedNames, api.Exempt}
+)
+
+const notALabel = "must be an annotation, not a label"
+
+func namespaceLabel(key string) string {
+	switch {
+	case slices.Contains(namespaceLabels, key):
+		return ""
+	case slices.Contains(namespaceAnnotations, key), api.IsRequestKey(key) && key != api.Inject: // that one is rather Injection misspelt
+		return notALabel
+	}
+	names := api.Nearest(key, namespaceLabels)
+	if len(names) == 0 {
+		return "must be a label of akv-injector; known: " + strings.Join(namespaceLabels, ", ")
+	}
+	return "must be a label of akv-injector; did you mean " + strings.Join(names, " or ") + "?"
+}
+
+func podLabel(key string) string {
+	switch {
+	case key == api.Injected:
+		return ""
+	case slices.Contains(namespaceLabels, key):
+		return "must be written on the Namespace, as its label"
+	}
+	return notALabel
+}
+
+// foreignAnnotation is about an object that is no pod, no workload and no Namespace.
+func foreignAnnotation(o *unstructured.Unstructured, key string) string {
+	article := "a "
+	if strings.ContainsAny(o.GetKind()[:1], "AEIO") {
+		article = "an "
+	}
+	detail := "has no effect on " + article + o.GetKind()
+	_, hasTemplate, _ := unstructured.NestedMap(o.Object, "spec", "template", "spec")
+	switch {
+	case slices.Contains(namespaceAnnotations, key):
+		return detail + "; write it on the Namespace"
+	case o.GetKind() == serviceAccountKind.Kind && key == api.IdentityClientID:
+		return detail + "; write " + api.WorkloadIdentityClientID
+	case o.GetKind() == serviceAccountKind.Kind && key == api.IdentityTenantID:
+		return detail + "; write " + api.WorkloadIdentityTenantID
+	case hasTemplate:
+		return detail + "; write it in its pod template"
+	}
+	return detail + "; write it on the pod, its workload or its Namespace"
+}

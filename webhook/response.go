@@ -1,0 +1,189 @@
+package webhook
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"gomodules.xyz/jsonpatch/v2"
+	admissionv1 "k8s.io/api/admission/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/akv-injector/akv-injector/webhook/api"
+	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/review"
+)
+
+// Outcomes that only the shell knows, beside those of [inject.Outcome].
+const (
+	// malformed is something that isn't a review.
+	malformed inject.Outcome = "malformed"
+	// failed is a review that we could not judge, through a fault of ours or of the cluster.
+	failed inject.Outcome = "error"
+)
+
+// Audit annotations of a review; the API server puts the webhook's name before them.
+const (
+	auditOutcome = "outcome"
+	auditReasons = "reasons"
+)
+
+// answer turns a verdict into what the API server is told.
+func answer(uid types.UID, name string, kind metav1.GroupVersionKind, v *review.Verdict) *admissionv1.AdmissionResponse {
+	response := &admissionv1.AdmissionResponse{
+		UID:              uid,
+		Allowed:          len(v.Errors) == 0,
+		Warnings:         warnings(v.Warnings),
+		AuditAnnotations: map[string]string{auditOutcome: string(v.Outcome)},
+	}
+	if !response.Allowed {
+		response.Result = refusal(name, kind, v)
+		response.AuditAnnotations[auditReasons] = reasons(v.Errors)
+		return response
+	}
+	if len(v.Operations) > 0 {
+		patch, err := printPatch(v.Operations)
+		if err != nil {
+			return faulty(uid, fmt.Errorf("print patch: %w", err))
+		}
+		response.Patch, response.PatchType = patch, &jsonPatch
+	}
+	return response
+}
+
+// operation is a jsonpatch.Operation without its own way to print itself, which takes three times as long.
+type operation struct {
+	Operation string `json:"op"`
+	Path      string `json:"path"`
+	Value     any    `json:"value,omitzero"`
+}
+
+func printPatch(operations []jsonpatch.Operation) ([]byte, error) {
+	plain := make([]operation, len(operations))
+	for i := range operations {
+		plain[i] = operation(operations[i])
+	}
+	return json.Marshal(plain, json.Deterministic(true))
+}
+
+var jsonPatch = admissionv1.PatchTypeJSONPatch
+
+// refusal says why an object is refused: in one text for events and logs, and cause by cause for clients such as kubectl, which
+// prints them as it does the API server's own.
+func refusal(name string, kind metav1.GroupVersionKind, v *review.Verdict) *metav1.Status {
+	status := &metav1.Status{
+		Status: metav1.StatusFailure, Code: http.StatusUnprocessableEntity, Reason: metav1.StatusReasonInvalid,
+		Details: &metav1.StatusDetails{Name: name, Group: kind.Group, Kind: kind.Kind},
+	}
+	if v.Outcome == inject.Forbidden {
+		status.Code, status.Reason = http.StatusForbidden, metav1.StatusReasonForbidden
+	}
+	messages := fit(v.Errors[:min(len(v.Errors), maxErrors)], maxError, maxRefusal)
+	for _, err := range v.Errors[:len(messages)] {
+		status.Details.Causes = append(status.Details.Causes, metav1.StatusCause{
+			Type: metav1.CauseType(err.Type), Message: api.Cut("["+err.Origin+"] "+err.ErrorBody(), maxError), Field: api.Cut(err.Field, maxError),
+		})
+	}
+	if rest := v.Errors[len(messages):]; len(rest) > 0 {
+		more := fmt.Sprintf("and %d more; akv-injector lint shows them all", len(rest))
+		messages = append(messages, more)
+		status.Details.Causes = append(status.Details.Causes, metav1.StatusCause{Message: more, Field: api.Cut(rest[0].Field, maxError)})
+	}
+	status.Message = strings.Join(messages, "\n")
+	return status
+}
+
+// A refusal becomes part of events and, for instance, of a ReplicaSet's conditions, again with each attempt to create a pod. So it names
+// this many errors, and has this many bytes, at most.
+const (
+	maxErrors  = 20
+	maxError   = 1 << 10
+	maxRefusal = 8 << 10
+)
+
+// fit prints errs, each cut to a number of bytes, as far as they fit into another, with room for a line on the rest.
+func fit(errs field.ErrorList, each, all int) []string {
+	const rest = 128
+	printed, left := make([]string, 0, len(errs)), all-rest
+	for _, err := range errs {
+		text := api.Cut(api.Message(err), each)
+		if left -= len(text) + len("\n"); left < 0 {
+			break
+		}
+		printed = append(printed, text)
+	}
+	return printed
+}
+
+// faulty says that a review could not be judged. The pod is neither right nor wrong: whoever creates it tries again.
+func faulty(uid types.UID, err error) *admissionv1.AdmissionResponse {
+	message, _, _ := strings.Cut(err.Error(), "\n")
+	return &admissionv1.AdmissionResponse{
+		UID: uid,
+		Result: &metav1.Status{
+			Status: metav1.StatusFailure, Code: http.StatusInternalServerError, Reason: metav1.StatusReasonInternalError,
+			Message: "akv-injector could not review the request; it may succeed when tried again: " + api.Cut(message, maxError),
+		},
+		AuditAnnotations: map[string]string{auditOutcome: string(failed)},
+	}
+}
+
+// The API server cuts a warning at 256 characters, and drops those beyond 4 KiB in all (KEP-1693).
+const (
+	maxWarning  = 256
+	maxWarnings = 4096
+)
+
+// warnings prints warnings so that the API server cuts none of them in its own way.
+func warnings(errs field.ErrorList) []string {
+	printed := fit(errs, maxWarning, maxWarnings)
+	if more := len(errs) - len(printed); more > 0 {
+		printed = append(printed, fmt.Sprintf("and %d warnings more; akv-injector lint shows them all", more))
+	}
+	return printed
+}
+
+// reasons lists the Reasons of errs, each once, in order.
+func reasons(errs field.ErrorList) string {
+	var list []string
+	seen := map[string]bool{}
+	for _, err := range errs {
+		if !seen[err.Origin] {
+			seen[err.Origin] = true
+			list = append(list, err.Origin)
+		}
+	}
+	return strings.Join(list, ",")
+}
+
+// firstReason is the Reason by which a refusal is counted.
+func firstReason(v review.Verdict) api.Reason {
+	if len(v.Errors) == 0 {
+		return ""
+	}
+	return api.ReasonOf(v.Errors[0])
+}
+
+// maxName bounds a name, which nobody has validated yet, in a refusal and in the log. No valid one is longer.
+const maxName = 253
+
+// objectName is the object's name, or what the API server will make its name from.
+func objectName[T any](r *request[T]) string {
+	name := r.Name
+	if name == "" {
+		if object, ok := any(r.Object).(metav1.Object); ok && r.Object != nil { // there is none on deletion
+			name = nameOf(object)
+		}
+	}
+	return api.Cut(name, maxName)
+}
+
+func nameOf(object metav1.Object) string {
+	if object.GetName() == "" && object.GetGenerateName() != "" {
+		return object.GetGenerateName() + "*"
+	}
+	return object.GetName()
+}

@@ -1,0 +1,80 @@
+// Package review makes one verdict of a pod or a workload: it puts the core's questions to a source of facts, and says what
+// the API server or the author is to be told.
+//
+// It knows nothing of HTTP or admission reviews, and holds no rule of the contract but how workloads are checked early.
+package review
+
+import (
+	"context"
+
+	"gomodules.xyz/jsonpatch/v2"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/akv-injector/akv-injector/webhook/api"
+	"github.com/akv-injector/akv-injector/webhook/facts"
+	"github.com/akv-injector/akv-injector/webhook/inject"
+)
+
+// Verdict is what comes of one object.
+type Verdict struct {
+	// Outcome is never empty.
+	Outcome inject.Outcome
+	// Operations are the JSON Patch of the object; empty unless Outcome is [inject.Injected].
+	Operations []jsonpatch.Operation
+	// Warnings are for the author to read, Errors the reasons to refuse the object; each carries its Reason.
+	Warnings, Errors field.ErrorList
+}
+
+// Pod judges a pod that is about to be created.
+func Pod(ctx context.Context, source facts.Source, subject inject.Subject, namespace string, defaults inject.Defaults) (Verdict, error) {
+	result, err := Decide(ctx, source, subject, namespace, defaults)
+	if err != nil {
+		return Verdict{}, err
+	}
+	return Verdict{
+		Outcome:    result.Outcome,
+		Operations: result.Change.Operations(&subject),
+		Warnings:   result.Warnings,
+		Errors:     result.AllErrors(),
+	}, nil
+}
+
+// Workload judges a workload that is about to be created or, where old is not nil, updated: its annotations are handed down to
+// its template, and what its pods will be told is told now. What another object may mend is a warning; so is everything about an
+// update that changes no annotation, since the workload's controllers must be able to go on.
+func Workload(ctx context.Context, source facts.Source, w, old *inject.Workload, namespace string, defaults inject.Defaults) (Verdict, error) {
+	handover, ok := inject.HandDown(w, old)
+	if !ok || w.DeletionTimestamp != nil || (old != nil && w.Kind == "Job") {
+		return Verdict{Outcome: inject.NotRequested}, nil
+	}
+	unasked := old != nil && inject.SameRequest(w, old)
+	result, err := Decide(ctx, source, handover.Subject, namespace, defaults)
+	if err != nil && unasked {
+		path := field.NewPath("metadata", "annotations")
+		return Verdict{Outcome: inject.NotRequested, Warnings: field.ErrorList{api.Because(api.LookupFailed, field.InternalError(path, err))}}, nil
+	}
+	if err != nil {
+		return Verdict{}, err
+	}
+	v := Verdict{Outcome: inject.NotRequested, Warnings: result.Warnings}
+	if result.NotOptedIn {
+		return v, nil
+	}
+	v.Warnings = append(append(handover.Warnings, v.Warnings...), result.Unresolved...)
+	if len(result.Errors) > 0 {
+		if !unasked {
+			return Verdict{Outcome: inject.Invalid, Warnings: v.Warnings, Errors: result.Errors}, nil
+		}
+		v.Warnings = append(v.Warnings, result.Errors...)
+		v.Outcome = inject.Unchanged // to hand down what is wrong would roll out pods that are refused
+		return v, nil
+	}
+	v.Operations = handover.Operations()
+	switch {
+	case len(v.Operations) > 0:
+		v.Outcome = inject.Injected
+	case handover.Inherited:
+		v.Outcome = inject.Unchanged
+	}
+	return v, nil
+}

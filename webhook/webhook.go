@@ -1,0 +1,59 @@
+// Package webhook is the admission shell: it takes AdmissionReviews off the wire, has them judged, and puts the answer on the
+// wire. It decides nothing: what the annotations mean is webhook/inject's business, what the cluster holds webhook/facts's.
+package webhook
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/go-logr/logr"
+	admissionv1 "k8s.io/api/admission/v1"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/akv-injector/akv-injector/webhook/facts"
+	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/review"
+)
+
+// Paths of the webhooks, as the webhook configuration names them.
+const (
+	MutatePods      = "/mutate/pods"
+	MutateWorkloads = "/mutate/workloads"
+)
+
+// Options are what the webhooks work with.
+type Options struct {
+	// Source answers what the cluster holds.
+	Source facts.Source
+	// Defaults are the server's flags.
+	Defaults inject.Defaults
+	// Log gets one line a review.
+	Log logr.Logger
+	// Metrics count reviews.
+	Metrics *Metrics
+}
+
+// Register puts every webhook at its path.
+func Register(register func(path string, handler http.Handler), o Options) {
+	register(MutatePods, &handler[corev1.Pod]{path: MutatePods, log: o.Log, metrics: o.Metrics.at(MutatePods), judge: o.pod})
+	register(MutateWorkloads, &handler[inject.Workload]{path: MutateWorkloads, log: o.Log, metrics: o.Metrics.at(MutateWorkloads), judge: o.workload})
+}
+
+// pod judges the creation of a pod; its other operations are nobody's business here.
+func (o *Options) pod(ctx context.Context, r *request[corev1.Pod]) (review.Verdict, error) {
+	if r.Operation != admissionv1.Create {
+		return review.Verdict{Outcome: inject.NotRequested}, nil
+	}
+	return review.Pod(ctx, o.Source, inject.Pod(r.Object), r.Namespace, o.Defaults)
+}
+
+// workload judges the creation or update of a workload.
+func (o *Options) workload(ctx context.Context, r *request[inject.Workload]) (review.Verdict, error) {
+	if r.Operation != admissionv1.Create && r.Operation != admissionv1.Update {
+		return review.Verdict{Outcome: inject.NotRequested}, nil
+	}
+	if r.Operation == admissionv1.Create {
+		r.OldObject = nil
+	}
+	return review.Workload(ctx, o.Source, r.Object, r.OldObject, r.Namespace, o.Defaults)
+}

@@ -1,0 +1,544 @@
+package webhook_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/go-logr/logr"
+	"github.com/go-logr/logr/funcr"
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	admissionv1 "k8s.io/api/admission/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/akv-injector/akv-injector/webhook"
+	"github.com/akv-injector/akv-injector/webhook/corpus"
+	"github.com/akv-injector/akv-injector/webhook/facts"
+	"github.com/akv-injector/akv-injector/webhook/inject"
+)
+
+const uid = types.UID("705ab4f5-6393-11e8-b7cc-42010a800002")
+
+// serve is the webhook over source.
+func serve(source facts.Source) http.Handler {
+	mux := http.NewServeMux()
+	webhook.Register(mux.Handle, webhook.Options{
+		Source: source, Log: logr.Discard(), Metrics: webhook.NewMetrics(prometheus.NewRegistry()),
+	})
+	return mux
+}
+
+// post sends a body as the API server does.
+func post(handler http.Handler, path string, body []byte) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(http.MethodPost, path+"?timeout=5s", bytes.NewReader(body))
+	r.Header.Set("Content-Type", "application/json")
+	w := httptest.NewRecorder()
+	handler.ServeHTTP(w, r)
+	return w
+}
+
+// reviewOf is the AdmissionReview by which the API server asks about an archive's subject.
+func reviewOf(tb testing.TB, a *corpus.Archive) []byte {
+	tb.Helper()
+	gvk := a.Subject.GroupVersionKind()
+	request := &admissionv1.AdmissionRequest{
+		UID: uid, Kind: metav1.GroupVersionKind(gvk), Namespace: a.Namespace(), Name: a.Subject.GetName(), Operation: admissionv1.Create,
+		Object: runtime.RawExtension{Raw: corpus.JSON(a.Subject)},
+	}
+	if a.Old != nil {
+		request.Operation = admissionv1.Update
+		request.OldObject = runtime.RawExtension{Raw: corpus.JSON(a.Old)}
+	}
+	body, err := json.Marshal(&admissionv1.AdmissionReview{
+		TypeMeta: metav1.TypeMeta{APIVersion: "admission.k8s.io/v1", Kind: "AdmissionReview"}, Request: request,
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return body
+}
+
+func pathOf(a *corpus.Archive) string {
+	if a.IsPod() {
+		return webhook.MutatePods
+	}
+	return webhook.MutateWorkloads
+}
+
+// decode reads an answer, and insists that it is one.
+func decode(tb testing.TB, w *httptest.ResponseRecorder) *admissionv1.AdmissionResponse {
+	tb.Helper()
+	if w.Code != http.StatusOK {
+		tb.Fatalf("HTTP status %d: %s", w.Code, w.Body)
+	}
+	var got admissionv1.AdmissionReview
+	if err := json.Unmarshal(w.Body.Bytes(), &got, json.RejectUnknownMembers(true)); err != nil {
+		tb.Fatalf("decode answer: %v\n%s", err, w.Body)
+	}
+	if got.APIVersion != "admission.k8s.io/v1" || got.Kind != "AdmissionReview" || got.Response == nil {
+		tb.Fatalf("no AdmissionReview with a response: %s", w.Body)
+	}
+	return got.Response
+}
+
+// TestCorpus is the corpus's second door: HTTP. What comes over the wire is what the core said.
+func TestCorpus(t *testing.T) {
+	archives, err := corpus.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range archives {
+		t.Run(a.Name, func(t *testing.T) {
+			source, err := a.Facts()
+			if err != nil {
+				t.Fatal(err)
+			}
+			response := decode(t, post(serve(source), pathOf(a), reviewOf(t, a)))
+			if response.UID != uid {
+				t.Errorf("UID %q, want the request's", response.UID)
+			}
+			if got, want := response.AuditAnnotations["outcome"]+"\n", a.Wanted["outcome"]; got != want {
+				t.Errorf("outcome %q, want %q", got, want)
+			}
+			if got, want := response.Allowed, a.Wanted["errors"] == ""; got != want {
+				t.Errorf("allowed %t, want %t", got, want)
+			}
+			if diff := cmp.Diff(patchLines(t, a.Wanted["patch"]), wirePatch(t, response)); diff != "" {
+				t.Errorf("patch (-want +got):\n%s", diff)
+			}
+			if want := firstLines(a.Wanted["errors"], 20); !response.Allowed && response.Result.Message != want {
+				t.Errorf("message (-want +got):\n%s", cmp.Diff(want, response.Result.Message))
+			}
+			checkWarnings(t, response.Warnings, a.Wanted["warnings"])
+		})
+	}
+}
+
+// firstLines are the first n of text and how many more there are.
+func firstLines(text string, n int) string {
+	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
+	if more := len(lines) - n; more > 0 {
+		lines = append(lines[:n], fmt.Sprintf("and %d more; akv-injector lint shows them all", more))
+	}
+	return strings.Join(lines, "\n")
+}
+
+func patchLines(t *testing.T, lines string) []any {
+	t.Helper()
+	var operations []any
+	for line := range strings.Lines(lines) {
+		var operation any
+		if err := json.Unmarshal([]byte(line), &operation); err != nil {
+			t.Fatal(err)
+		}
+		operations = append(operations, operation)
+	}
+	return operations
+}
+
+func wirePatch(t *testing.T, response *admissionv1.AdmissionResponse) []any {
+	t.Helper()
+	if (len(response.Patch) == 0) != (response.PatchType == nil) {
+		t.Fatalf("patch of %d bytes and patch type %v: the API server takes both or neither", len(response.Patch), response.PatchType)
+	}
+	var operations []any
+	if len(response.Patch) > 0 {
+		if err := json.Unmarshal(response.Patch, &operations); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return operations
+}
+
+func checkWarnings(t *testing.T, got []string, wanted string) {
+	t.Helper()
+	total := 0
+	want := strings.Split(strings.TrimSuffix(wanted, "\n"), "\n")
+	if wanted == "" {
+		want = nil
+	}
+	for i, warning := range got {
+		total += len(warning)
+		if len(warning) > 256 || strings.ContainsAny(warning, "\r\n") {
+			t.Errorf("warning %q would be cut or dropped by the API server", warning)
+		}
+		if i < len(want) && !strings.HasPrefix(want[i], strings.TrimSuffix(warning, "…")) && !strings.HasPrefix(warning, "and ") {
+			t.Errorf("warning %d is %q, want %q", i, warning, want[i])
+		}
+	}
+	if total > 4096 || (len(got) < len(want) && !strings.HasPrefix(got[len(got)-1], "and ")) {
+		t.Errorf("%d warnings of %d characters, want %d", len(got), total, len(want))
+	}
+}
+
+// TestUnknownFieldsSurvive shows that a field newer than our API version is still there after the patch.
+func TestUnknownFieldsSurvive(t *testing.T) {
+	a := load(t, "origin-demo")
+	for _, pointer := range [][]string{{"metadata"}, {"spec"}} {
+		if err := unstructured.SetNestedField(a.Subject.Object, "kept", append(pointer, "newerThanUs")...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	containers, _, err := unstructured.NestedSlice(a.Subject.Object, "spec", "containers")
+	if err != nil {
+		t.Fatal(err)
+	}
+	containers[0].(map[string]any)["newerThanUs"] = "kept" //nolint:forcetypeassert // a container is an object
+	if err := unstructured.SetNestedSlice(a.Subject.Object, containers, "spec", "containers"); err != nil {
+		t.Fatal(err)
+	}
+	source, err := a.Facts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	response := decode(t, post(serve(source), webhook.MutatePods, reviewOf(t, a)))
+	patched, err := corpus.ApplyText(corpus.JSON(a.Subject), response.Patch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Count(string(patched), `"newerThanUs":"kept"`); got != 3 {
+		t.Errorf("%d of 3 unknown fields survive: %s", got, patched)
+	}
+}
+
+func load(tb testing.TB, name string) *corpus.Archive {
+	tb.Helper()
+	archives, err := corpus.Load()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for _, a := range archives {
+		if a.Name == name {
+			return a
+		}
+	}
+	tb.Fatalf("no archive %s", name)
+	return nil
+}
+
+// TestRefusesWhatIsNoReview covers everything that has no UID to answer to.
+func TestRefusesWhatIsNoReview(t *testing.T) {
+	body := string(reviewOf(t, load(t, "origin-demo")))
+	for name, test := range map[string]struct {
+		method, contentType, body string
+		code                      int
+		says                      string
+	}{
+		"a GET":                        {http.MethodGet, "application/json", "", http.StatusMethodNotAllowed, "must be a POST"},
+		"another content type":         {http.MethodPost, "text/plain", body, http.StatusUnsupportedMediaType, "Content-Type"},
+		"no body":                      {http.MethodPost, "application/json", "", http.StatusBadRequest, "decode review"},
+		"half a body":                  {http.MethodPost, "application/json", body[:len(body)/2], http.StatusBadRequest, "decode review"},
+		"two reviews":                  {http.MethodPost, "application/json", body + body, http.StatusBadRequest, "decode review"},
+		"another kind":                 {http.MethodPost, "application/json", strings.Replace(body, "AdmissionReview", "Pod", 1), http.StatusBadRequest, "must be an AdmissionReview"},
+		"another version":              {http.MethodPost, "application/json", strings.Replace(body, "admission.k8s.io/v1", "admission.k8s.io/v1beta1", 1), http.StatusBadRequest, "admission.k8s.io/v1"},
+		"no request":                   {http.MethodPost, "application/json", `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}`, http.StatusBadRequest, "request: must be set"},
+		"no UID":                       {http.MethodPost, "application/json", strings.Replace(body, string(uid), "", 1), http.StatusBadRequest, "request.uid"},
+		"no object":                    {http.MethodPost, "application/json", `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u","operation":"CREATE"}}`, http.StatusBadRequest, "request.object"},
+		"a pod whose spec is a string": {http.MethodPost, "application/json", `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u","operation":"CREATE","object":{"spec":""}}}`, http.StatusBadRequest, "spec"},
+		"more than an object can be":   {http.MethodPost, "application/json", `{"request":{"uid":"` + strings.Repeat("x", 8<<20) + `"}}`, http.StatusRequestEntityTooLarge, "at most"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := httptest.NewRequest(test.method, webhook.MutatePods, strings.NewReader(test.body))
+			r.Header.Set("Content-Type", test.contentType)
+			w := httptest.NewRecorder()
+			serve(&facts.Objects{}).ServeHTTP(w, r)
+			if w.Code != test.code || !strings.Contains(w.Body.String(), test.says) {
+				t.Errorf("HTTP status %d, %q; want %d and something of %q", w.Code, w.Body, test.code, test.says)
+			}
+		})
+	}
+}
+
+// brokenSource is a cluster that can't be reached, or code of ours that panics.
+type brokenSource struct{ panics bool }
+
+func (b brokenSource) Namespace(context.Context, string, bool) (inject.Namespace, error) {
+	if b.panics {
+		panic("a bug")
+	}
+	return inject.Namespace{}, context.DeadlineExceeded
+}
+
+func (b brokenSource) Facts(context.Context, string, inject.Needs, bool) (inject.Facts, error) {
+	return inject.Facts{}, context.DeadlineExceeded
+}
+
+// TestOwnFaultsFailClosed shows that a review that can't be judged is neither allowed nor taken for the author's mistake.
+func TestOwnFaultsFailClosed(t *testing.T) {
+	for name, source := range map[string]brokenSource{"a cluster out of reach": {}, "a panic": {panics: true}} {
+		t.Run(name, func(t *testing.T) {
+			response := decode(t, post(serve(source), webhook.MutatePods, reviewOf(t, load(t, "origin-demo"))))
+			if response.Allowed || response.UID != uid || response.Result.Code != http.StatusInternalServerError {
+				t.Errorf("allowed %t, UID %q, result %+v; want a refusal with code 500", response.Allowed, response.UID, response.Result)
+			}
+			if strings.Contains(response.Result.Message, "goroutine") {
+				t.Errorf("the message shows a stack: %s", response.Result.Message)
+			}
+		})
+	}
+}
+
+// liveSource asks the cluster every time, which takes a context that has not ended.
+type liveSource struct{ facts.Source }
+
+func (l liveSource) Namespace(ctx context.Context, name string, fresh bool) (inject.Namespace, error) {
+	if err := ctx.Err(); err != nil {
+		return inject.Namespace{}, err
+	}
+	return l.Source.Namespace(ctx, name, fresh)
+}
+
+// TestReviewsInFlightAreFinished shows that the end of the server's context, which controller-runtime makes that of every request,
+// takes no answer away.
+func TestReviewsInFlightAreFinished(t *testing.T) {
+	a := load(t, "origin-demo")
+	source, err := a.Facts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	handler := serve(liveSource{source})
+	ended, end := context.WithCancel(t.Context())
+	end()
+	response := decode(t, post(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		handler.ServeHTTP(w, r.WithContext(ended))
+	}), webhook.MutatePods, reviewOf(t, a)))
+	if !response.Allowed || len(response.Patch) == 0 {
+		t.Errorf("allowed %t, result %+v; want a patch", response.Allowed, response.Result)
+	}
+}
+
+// TestRefusalNamesEachCause shows what clients such as kubectl print of a refusal.
+func TestRefusalNamesEachCause(t *testing.T) {
+	a := load(t, "origin-demo")
+	annotations := a.Subject.GetAnnotations()
+	annotations["keyvault.io/secret"] = "x"
+	annotations["keyvault.io/env"] = "all"
+	a.Subject.SetAnnotations(annotations)
+	source, err := a.Facts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	response := decode(t, post(serve(source), webhook.MutatePods, reviewOf(t, a)))
+	want := &metav1.Status{
+		Status: "Failure", Code: 422, Reason: "Invalid",
+		Message: "[UnknownKey] metadata.annotations[keyvault.io/secret]: Forbidden: must be a key of akv-injector; did you mean keyvault.io/secrets?\n" +
+			`[InvalidValue] metadata.annotations[keyvault.io/env]: Unsupported value: "all": supported values: "explicit", "auto"`,
+		Details: &metav1.StatusDetails{Name: "csi-demo", Kind: "Pod", Causes: []metav1.StatusCause{
+			{Type: "FieldValueForbidden", Field: "metadata.annotations[keyvault.io/secret]", Message: "[UnknownKey] Forbidden: must be a key of akv-injector; did you mean keyvault.io/secrets?"},
+			{Type: "FieldValueNotSupported", Field: "metadata.annotations[keyvault.io/env]", Message: `[InvalidValue] Unsupported value: "all": supported values: "explicit", "auto"`},
+		}},
+	}
+	if diff := cmp.Diff(want, response.Result); diff != "" {
+		t.Errorf("status (-want +got):\n%s", diff)
+	}
+	if got := response.AuditAnnotations["reasons"]; got != "UnknownKey,InvalidValue" {
+		t.Errorf("audit annotation reasons is %q", got)
+	}
+}
+
+// FuzzServe holds the promise to the API server: any body gets an AdmissionReview with its UID, or a 4xx.
+func FuzzServe(f *testing.F) {
+	archives, err := corpus.Load()
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, a := range archives {
+		f.Add(a.IsPod(), reviewOf(f, a))
+	}
+	f.Add(true, []byte(`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u","operation":"CREATE","object":{}}}`))
+	f.Add(true, []byte(`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u","operation":"DELETE","object":null}}`))
+	f.Add(false, []byte(`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u"}}`))
+	f.Add(false, []byte(`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u","operation":"UPDATE","object":{"spec":{"template":null}}}}`))
+	source, err := load(f, "origin-demo").Facts()
+	if err != nil {
+		f.Fatal(err)
+	}
+	handler := serve(source)
+	f.Fuzz(func(t *testing.T, pod bool, body []byte) {
+		path := webhook.MutateWorkloads
+		if pod {
+			path = webhook.MutatePods
+		}
+		w := post(handler, path, body)
+		if w.Code >= 400 && w.Code < 500 {
+			return
+		}
+		response := decode(t, w)
+		if response.Result != nil && response.Result.Code == http.StatusInternalServerError {
+			t.Fatalf("a fault of ours: %s", response.Result.Message)
+		}
+		var sent struct {
+			Request struct {
+				UID types.UID `json:"uid"`
+			} `json:"request"`
+		}
+		if err := json.Unmarshal(body, &sent, jsontext.AllowDuplicateNames(true)); err != nil {
+			t.Fatalf("answered what can't be decoded: %v", err)
+		}
+		if response.UID != sent.Request.UID {
+			t.Fatalf("UID %q, want %q", response.UID, sent.Request.UID)
+		}
+	})
+}
+
+// TestWarningsStayWithinTheirRoom shows that many warnings end in a count instead of being dropped in silence.
+func TestWarningsStayWithinTheirRoom(t *testing.T) {
+	a := load(t, "origin-demo")
+	var namespace *unstructured.Unstructured
+	for _, object := range a.Objects {
+		if object.GetKind() == "Namespace" {
+			namespace = object
+		}
+	}
+	annotations := map[string]string{}
+	for i := range 40 {
+		annotations["keyvault.io/unknown"+strings.Repeat("x", i)] = "x"
+	}
+	namespace.SetAnnotations(annotations)
+	source, err := a.Facts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	response := decode(t, post(serve(source), webhook.MutatePods, reviewOf(t, a)))
+	total := 0
+	for _, warning := range response.Warnings {
+		total += len(warning)
+	}
+	if last := response.Warnings[len(response.Warnings)-1]; total > 4096 || !strings.HasPrefix(last, "and ") || !response.Allowed {
+		t.Errorf("%d warnings of %d characters, the last %q", len(response.Warnings), total, last)
+	}
+}
+
+// TestRefusalsStayWithinTheirRoom shows that a refusal of many or long errors ends in a count: its text is kept in conditions and events.
+func TestRefusalsStayWithinTheirRoom(t *testing.T) {
+	for name, test := range map[string]struct {
+		mistakes int
+		long     bool
+		want     int // lines
+	}{
+		"as many as there may be":     {mistakes: 20, want: 20},
+		"one more":                    {mistakes: 21, want: 21},
+		"many":                        {mistakes: 100, want: 21},
+		"long ones":                   {mistakes: 7, long: true, want: 7},
+		"long ones, and one more":     {mistakes: 8, long: true, want: 8},
+		"long ones, and several more": {mistakes: 10, long: true, want: 8},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := load(t, "class-whose-objects-are-no-yaml")
+			var items []string
+			for i := range test.mistakes {
+				items = append(items, fmt.Sprintf("- {objectName: db-%d, objectFormat: pem}\n", i))
+			}
+			annotations := map[string]string{"keyvault.io/class": "app-secrets", "keyvault.io/secrets": strings.Join(items, "")}
+			if test.long {
+				annotations = longMistakes(t, a, test.mistakes)
+			}
+			a.Subject.SetAnnotations(annotations)
+			source, err := a.Facts()
+			if err != nil {
+				t.Fatal(err)
+			}
+			result := decode(t, post(serve(source), webhook.MutatePods, reviewOf(t, a))).Result
+			lines, causes := strings.Split(result.Message, "\n"), result.Details.Causes
+			if len(lines) != test.want || len(causes) != test.want || len(result.Message) > 8<<10 {
+				t.Fatalf("%d lines of %d bytes and %d causes, want %d:\n%s", len(lines), len(result.Message), len(causes), test.want, result.Message)
+			}
+			for i, cause := range causes {
+				if len(cause.Message) > 1<<10 || len(lines[i]) > 1<<10 {
+					t.Errorf("error %d has %d bytes, its cause %d", i, len(lines[i]), len(cause.Message))
+				}
+			}
+			if test.want < test.mistakes || test.long && test.want > 7 || test.want > 20 {
+				want := fmt.Sprintf("and %d more; akv-injector lint shows them all", test.mistakes-test.want+1)
+				if last := test.want - 1; lines[last] != want || causes[last].Message != want {
+					t.Errorf("ends in %q and the cause %q, want %q", lines[last], causes[last].Message, want)
+				}
+			}
+		})
+	}
+}
+
+// longMistakes are annotations that ask for classes of which none can be read, for a long reason. They become part of the archive.
+func longMistakes(t *testing.T, a *corpus.Archive, n int) map[string]string {
+	t.Helper()
+	var names, items []string
+	for i := range n {
+		spc := a.Objects[0].DeepCopy()
+		spc.SetName(fmt.Sprintf("class-%d", i))
+		if err := unstructured.SetNestedField(spc.Object, "array:\n"+strings.Repeat("- {}\n", 100), "spec", "parameters", "objects"); err != nil {
+			t.Fatal(err)
+		}
+		a.Objects = append(a.Objects, spc)
+		names, items = append(names, spc.GetName()), append(items, spc.GetName()+"/db")
+	}
+	return map[string]string{"keyvault.io/class": strings.Join(names, ","), "keyvault.io/secrets": strings.Join(items, ",")}
+}
+
+// TestBodyThatNeverEnds shows that it is given up when the review's time is over, over both versions of HTTP.
+func TestBodyThatNeverEnds(t *testing.T) {
+	for name, http2 := range map[string]bool{"HTTP/1.1": false, "HTTP/2": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := httptest.NewUnstartedServer(serve(&facts.Objects{}))
+			server.EnableHTTP2 = http2
+			server.StartTLS()
+			t.Cleanup(server.Close)
+			body, writer := io.Pipe()
+			go func() { _, _ = io.WriteString(writer, `{"kind":`) }()
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			context.AfterFunc(ctx, func() { _ = writer.CloseWithError(ctx.Err()) }) // the client waits for its body, whatever ctx says
+			r, err := http.NewRequestWithContext(ctx, http.MethodPost, server.URL+webhook.MutatePods+"?timeout=100ms", body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Header.Set("Content-Type", "application/json")
+			response, err := server.Client().Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = response.Body.Close() // nothing is read of it
+			if response.StatusCode != http.StatusRequestTimeout {
+				t.Errorf("HTTP status %d, want %d", response.StatusCode, http.StatusRequestTimeout)
+			}
+		})
+	}
+}
+
+// TestLogsNoLineForWhatIsNoReview shows that nobody can fill the log with what they post.
+func TestLogsNoLineForWhatIsNoReview(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	mux := http.NewServeMux()
+	webhook.Register(mux.Handle, webhook.Options{
+		Source: &facts.Objects{}, Metrics: webhook.NewMetrics(registry),
+		Log: funcr.New(func(_, line string) { t.Errorf("logged %s", line) }, funcr.Options{}),
+	})
+	post(mux, webhook.MutatePods, []byte("no review"))
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	counted := 0.0
+	for _, family := range families {
+		for _, metric := range family.GetMetric() {
+			if strings.Contains(metric.String(), `"malformed"`) {
+				counted += metric.GetCounter().GetValue()
+			}
+		}
+	}
+	if counted != 1 {
+		t.Errorf("counted %v, want 1", counted)
+	}
+}
