@@ -11,6 +11,7 @@ COPY go.mod go.sum ./
 RUN go mod download
 COPY main.go ./
 COPY certs certs
+COPY controller controller
 COPY webhook webhook
 ARG TARGETOS TARGETARCH VERSION=dev
 RUN CGO_ENABLED=0 GOOS=${TARGETOS} GOARCH=${TARGETARCH} \

@@ -15,6 +15,9 @@ BUILD = CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSI
 # fails now and then with a bare "context deadline exceeded" (go.dev/issue/75804).
 FUZZTIME ?= 5000x
 
+# The same for those that ask the Azure provider, which takes a hundred times as long.
+PROVIDER_FUZZTIME ?= 300x
+
 # Runs of each benchmark.
 COUNT ?= 6
 
@@ -41,7 +44,7 @@ demo: ## An annotated Deployment becomes an injected pod on a real API server; K
 	@cd test && CGO_ENABLED=0 go build -trimpath -o ../bin/demo ./cmd/demo && exec ../bin/demo $(if $(KEEP),--keep)
 
 .PHONY: test
-test: test-unit fuzz test-apiserver ## All tests: the three below
+test: test-unit fuzz test-provider test-apiserver ## All tests: the four below
 
 .PHONY: test-unit
 test-unit: ## Unit tests and the corpus, under the race detector
@@ -56,6 +59,14 @@ fuzz: ## Each fuzz target for a short while; FUZZTIME=1000000x for longer
 			echo "==> $$target"; \
 			go test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZTIME) -fuzzminimizetime=1x "$$dir" </dev/null; \
 		done; \
+	done
+
+.PHONY: test-provider
+test-provider: ## The Azure provider and the driver as judges of managed classes, before a fake Key Vault
+	$(call step,tests with the Azure provider,cd test/provider && CGO_ENABLED=1 go test -race -shuffle=on -timeout=10m ./...)
+	@for target in FuzzItems FuzzManagedClass; do \
+		echo "==> $$target"; \
+		(cd test/provider && go test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(PROVIDER_FUZZTIME) -fuzzminimizetime=1x . </dev/null); \
 	done
 
 .PHONY: test-apiserver
@@ -78,11 +89,13 @@ verify-generate: ## Are the generated files what the generators write? Asked in 
 lint: $(GOLANGCI_LINT) ## golangci-lint over the modules with code of ours
 	$(call step,lint,$(GOLANGCI_LINT) run ./...)
 	$(call step,lint test,cd test && $(GOLANGCI_LINT) run ./...)
+	$(call step,lint test/provider,cd test/provider && $(GOLANGCI_LINT) run ./...)
 
 .PHONY: fmt
 fmt: $(GOLANGCI_LINT) ## Format the code, imports included
 	$(GOLANGCI_LINT) fmt ./...
 	cd test && $(GOLANGCI_LINT) fmt ./...
+	cd test/provider && $(GOLANGCI_LINT) fmt ./...
 
 .PHONY: generate
 generate: ## Write the generated files again
@@ -103,6 +116,10 @@ bench: $(BENCHSTAT) ## Benchmarks, ours beside each baseline; OLD=FILE compares 
 .PHONY: load
 load: ## Load over TLS, and what a review adds to a pod's creation at a real API server
 	@cd test && go run ./cmd/load
+
+.PHONY: scale
+scale: ## The controller with 2,000 namespaces and 20,000 pods at a real API server; takes some minutes
+	@cd test && go run ./cmd/scale
 
 .PHONY: cover
 cover: ## Coverage of the unit tests in bin/cover.html

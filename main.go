@@ -36,6 +36,7 @@ import (
 	ctrlwebhook "sigs.k8s.io/controller-runtime/pkg/webhook"
 
 	"github.com/akv-injector/akv-injector/certs"
+	"github.com/akv-injector/akv-injector/controller"
 	"github.com/akv-injector/akv-injector/webhook"
 	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/facts"
@@ -215,6 +216,7 @@ func clusterConfig(kubeconfig, otherwise string) (*rest.Config, error) {
 		return nil, fmt.Errorf("find the cluster: %w", err)
 	}
 	config.UserAgent = name + "/" + buildVersion()
+	config.QPS = -1 // the API server knows its own limits
 	return config, nil
 }
 
@@ -238,7 +240,8 @@ func serveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "serve", Short: "Serve the admission webhook", Args: cobra.NoArgs,
 		Long: `Serve the admission webhook until SIGTERM or SIGINT: inject pods on creation, and hand the annotations of workloads down
-to their pod templates. It needs a MutatingWebhookConfiguration named akv-injector that calls it.
+to their pod templates. It needs a MutatingWebhookConfiguration named akv-injector that calls it. Beside that, make the
+managed classes that injected pods mount, and keep them as long as these do.
 
 With --certs=self-signed it makes its own serving certificate, keeps it in a Secret, renews it in time and writes the CA
 bundle into the webhook configuration. With --certs=files it serves what another program, such as cert-manager, puts
@@ -316,6 +319,12 @@ func serve(ctx context.Context, o *serveOptions, logTo io.Writer) error {
 	})
 	if err != nil {
 		return fmt.Errorf("set up: %w", err)
+	}
+	err = controller.AddTo(mgr, controller.Options{
+		Live: live, Cluster: cluster, Defaults: defaults, Log: log.WithName("controller"), Metrics: metrics.Registry,
+	})
+	if err != nil {
+		return err
 	}
 	err = errors.Join(
 		mgr.Add(server), mgr.Add(source), mgr.Add(cluster),

@@ -19,6 +19,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -38,6 +39,13 @@ type Options struct {
 	Binaries string
 	// APIServerArgs are added to kube-apiserver's own, each as "--flag=value"; the last one of a flag holds.
 	APIServerArgs []string
+	// BeforeControllers is called when the API server is ready, and kube-controller-manager starts after it. The garbage
+	// collector looks for kinds that it doesn't know when it starts, and then every 30 seconds; no flag changes that. So that it
+	// collects custom resources at once, let this be InstallCRDs.
+	BeforeControllers func(context.Context, *rest.Config) error
+	// NoControllers leaves kube-controller-manager out, and the CPU that it takes: no workload becomes pods, no namespace gets a
+	// ServiceAccount, and nothing is collected.
+	NoControllers bool
 	// TempDir is where the control plane's own folder is made. Empty means os.TempDir.
 	TempDir string
 	// Keep leaves that folder, which has the logs, when the control plane stops.
@@ -57,13 +65,18 @@ type ControlPlane struct {
 	// Dir has the kubeconfig, the keys, etcd's data and the logs, SERVER.log each.
 	Dir string
 
-	keep      bool
-	addresses []string           // of etcd, its peers and kube-apiserver
-	servers   []*process.Process // in the order of their start
+	keep          bool
+	addresses     []string // of etcd, its peers and kube-apiserver
+	apiServerArgs []string
+	ended         chan struct{} // closed by end
+	end           func()        // lets Wait return
+
+	mu                           sync.Mutex
+	etcd, apiServer, controllers *process.Process // nil unless they are to run
 }
 
 // Start runs a control plane and returns when it is ready to make pods: its controllers run, and the ServiceAccount of
-// namespace default exists. The context bounds the start only.
+// namespace default exists. Without controllers it returns when the API server is ready. The context bounds the start only.
 func Start(ctx context.Context, opts Options) (*ControlPlane, error) {
 	if opts.Progress == nil {
 		opts.Progress = os.Stderr
@@ -78,14 +91,18 @@ func Start(ctx context.Context, opts Options) (*ControlPlane, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the control plane's folder: %w", err)
 	}
-	c := &ControlPlane{Binaries: opts.Binaries, Dir: dir, Kubeconfig: filepath.Join(dir, "kubeconfig"), keep: opts.Keep}
-	if err := c.start(ctx, opts.APIServerArgs); err != nil {
+	c := &ControlPlane{
+		Binaries: opts.Binaries, Dir: dir, Kubeconfig: filepath.Join(dir, "kubeconfig"),
+		keep: opts.Keep, ended: make(chan struct{}),
+	}
+	c.end = sync.OnceFunc(func() { close(c.ended) })
+	if err := c.start(ctx, opts); err != nil {
 		return nil, errors.Join(fmt.Errorf("start the control plane: %w", err), c.Stop())
 	}
 	return c, nil
 }
 
-func (c *ControlPlane) start(ctx context.Context, apiServerArgs []string) error {
+func (c *ControlPlane) start(ctx context.Context, opts Options) error {
 	addresses, err := process.FreeAddresses(3)
 	if err != nil {
 		return err
@@ -101,7 +118,7 @@ func (c *ControlPlane) start(ctx context.Context, apiServerArgs []string) error 
 	}
 	keyFile := filepath.Join(c.Dir, "apiserver.key")
 
-	etcd, err := c.run("etcd",
+	etcd, err := c.run(&c.etcd, "etcd",
 		"--data-dir="+filepath.Join(c.Dir, "etcd"), "--unsafe-no-fsync", "--log-level=warn",
 		"--listen-client-urls="+etcdURL, "--advertise-client-urls="+etcdURL, "--listen-peer-urls="+peerURL)
 	if err != nil {
@@ -111,7 +128,7 @@ func (c *ControlPlane) start(ctx context.Context, apiServerArgs []string) error 
 		return err
 	}
 
-	apiServer, err := c.run("kube-apiserver", slices.Concat([]string{
+	c.apiServerArgs = slices.Concat([]string{
 		"--etcd-servers=" + etcdURL,
 		"--bind-address=" + apiHost, "--secure-port=" + apiPort, "--advertise-address=" + apiHost,
 		"--endpoint-reconciler-type=none", // it would refuse to publish a loopback address
@@ -123,21 +140,43 @@ func (c *ControlPlane) start(ctx context.Context, apiServerArgs []string) error 
 		"--service-cluster-ip-range=10.0.0.0/24",
 		"--service-account-issuer=" + c.Config.Host,
 		"--service-account-key-file=" + keyFile, "--service-account-signing-key-file=" + keyFile,
-	}, apiServerArgs)...)
-	if err != nil {
+	}, opts.APIServerArgs)
+	if err := c.startAPIServer(ctx); err != nil {
 		return err
 	}
+	if opts.BeforeControllers != nil {
+		if err := opts.BeforeControllers(ctx, c.Config); err != nil {
+			return err
+		}
+	}
+	if opts.NoControllers {
+		return nil
+	}
+	return c.startControllers(ctx, keyFile)
+}
+
+// startAPIServer returns when the API server is ready.
+func (c *ControlPlane) startAPIServer(ctx context.Context) error {
 	client, err := kubernetes.NewForConfig(c.Config)
 	if err != nil {
 		return fmt.Errorf("make a client: %w", err)
 	}
-	if err := apiServer.Await(ctx, func(ctx context.Context) error {
-		return client.RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
-	}); err != nil {
+	apiServer, err := c.run(&c.apiServer, "kube-apiserver", c.apiServerArgs...)
+	if err != nil {
 		return err
 	}
+	return apiServer.Await(ctx, func(ctx context.Context) error {
+		return client.RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
+	})
+}
 
-	controllers, err := c.run("kube-controller-manager",
+// startControllers returns when kube-controller-manager has made its first ServiceAccount.
+func (c *ControlPlane) startControllers(ctx context.Context, keyFile string) error {
+	client, err := kubernetes.NewForConfig(c.Config)
+	if err != nil {
+		return fmt.Errorf("make a client: %w", err)
+	}
+	controllers, err := c.run(&c.controllers, "kube-controller-manager",
 		"--kubeconfig="+c.Kubeconfig,
 		"--secure-port=0", "--leader-elect=false",
 		"--controllers=*,-node-ipam-controller,-node-lifecycle-controller,-taint-eviction-controller,"+
@@ -154,13 +193,45 @@ func (c *ControlPlane) start(ctx context.Context, apiServerArgs []string) error 
 	})
 }
 
-// run starts a server and remembers to stop it.
-func (c *ControlPlane) run(name string, args ...string) (*process.Process, error) {
+// run starts a server, and keeps it in *server for Stop. Should it end while it is there, Wait returns.
+func (c *ControlPlane) run(server **process.Process, name string, args ...string) (*process.Process, error) {
 	p, err := process.Start(c.Dir, filepath.Join(c.Binaries, name), args...)
-	if err == nil {
-		c.servers = append(c.servers, p)
+	if err != nil {
+		return nil, err
 	}
-	return p, err
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	*server = p
+	go func() {
+		<-p.Done()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if *server == p {
+			c.end()
+		}
+	}()
+	return p, nil
+}
+
+// take empties *server, so that its process may end.
+func (c *ControlPlane) take(server **process.Process) *process.Process {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := *server
+	*server = nil
+	return p
+}
+
+// RestartAPIServer stops kube-apiserver and starts it again, with the same data at the same address, and returns when it is
+// ready. Its log begins anew. The controllers run on, and take some seconds to notice.
+func (c *ControlPlane) RestartAPIServer(ctx context.Context) error {
+	if err := stop(c.take(&c.apiServer)); err != nil {
+		return fmt.Errorf("restart the API server: %w", err)
+	}
+	if err := c.startAPIServer(ctx); err != nil {
+		return fmt.Errorf("restart the API server: %w", err)
+	}
+	return nil
 }
 
 // writeCredentials makes the API server's certificate and an administrator's token, and sets Config and the file
@@ -226,34 +297,30 @@ func (c *ControlPlane) WaitForServiceAccount(ctx context.Context, namespace stri
 	return process.Until(ctx, func(ctx context.Context) error { return hasServiceAccount(ctx, client, namespace) })
 }
 
-// Wait returns when ctx is done, or when a server has ended by itself: then Stop tells which.
+// Wait returns when ctx is done, when a server has ended by itself (then Stop tells which), or when Stop is called.
 func (c *ControlPlane) Wait(ctx context.Context) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	for _, p := range c.servers {
-		go func() {
-			select {
-			case <-p.Done():
-				cancel()
-			case <-ctx.Done():
-			}
-		}()
+	select {
+	case <-c.ended:
+	case <-ctx.Done():
 	}
-	<-ctx.Done()
 }
 
 // Stop ends the servers, last started first, and removes Dir. A server that had ended before makes it an error, which has
 // the end of that server's log.
 func (c *ControlPlane) Stop() error {
-	var errs []error
-	for _, p := range slices.Backward(c.servers) {
-		errs = append(errs, p.Stop())
-	}
-	c.servers = nil
+	c.end()
+	errs := []error{stop(c.take(&c.controllers)), stop(c.take(&c.apiServer)), stop(c.take(&c.etcd))}
 	if !c.keep {
 		errs = append(errs, os.RemoveAll(c.Dir))
 	}
 	return errors.Join(errs...)
+}
+
+func stop(p *process.Process) error {
+	if p == nil {
+		return nil
+	}
+	return p.Stop()
 }
 
 func hasServiceAccount(ctx context.Context, client kubernetes.Interface, namespace string) error {

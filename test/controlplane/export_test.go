@@ -1,10 +1,14 @@
 package controlplane
 
+import "github.com/akv-injector/akv-injector/test/process"
+
 // PIDs returns the process ids of the servers.
 func (c *ControlPlane) PIDs() []int {
 	var pids []int
-	for _, p := range c.servers {
-		pids = append(pids, p.PID())
+	for _, p := range []*process.Process{c.etcd, c.apiServer, c.controllers} {
+		if p != nil {
+			pids = append(pids, p.PID())
+		}
 	}
 	return pids
 }

@@ -36,7 +36,8 @@ type Item struct {
 	Type string
 	// Version is the object's version, 32 hex digits; empty for the newest.
 	Version string
-	// History is how many versions are wanted, each a file PATH/0, PATH/1, …; 0 and 1 stand for the one without suffix.
+	// History is how many versions are wanted beside the newest, each a file PATH/1, PATH/2, …, the newest PATH/0; 0 and 1 stand for the newest
+	// alone, without suffix (upstream: getLatestNKeyVaultObjects in the Azure provider).
 	History int
 	// Format is pem or pfx; empty for the provider's default.
 	Format string
@@ -98,6 +99,9 @@ const (
 	mustBeVersion = "must be 32 hex digits"
 	mustBeEnv     = "must be a C identifier: letters, digits and _, not starting with a digit"
 )
+
+// maxPath bounds the path of a file, in bytes: the driver takes 4,096, of which kubelet's directory is a part.
+const maxPath = 1 << 10
 
 // maxHistory bounds objectVersionHistory; every version is a request to the vault and a file.
 const maxHistory = 100
@@ -213,6 +217,8 @@ func checkFilePath(p string) string {
 		return `must not contain ".."`
 	case strings.ContainsAny(p, "\\:") || strings.ContainsFunc(p, func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }):
 		return `must not contain a backslash, a colon or a character that can't be printed`
+	case len(p) > maxPath:
+		return "must be at most " + strconv.Itoa(maxPath) + " bytes"
 	case path.Clean(p) != p || p == ".":
 		return `must not have an empty or "." segment`
 	}

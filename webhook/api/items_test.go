@@ -119,6 +119,7 @@ func TestItemMistakes(t *testing.T) {
 		"a vault before the env var":                        {value: "prodkv/A=one", want: field.ErrorList{invalid(secretsPath.Index(0), "A=prodkv/one")}},
 		"an address":                                        {value: "https://shop.vault.azure.net/secrets/a", want: field.ErrorList{invalid(secretsPath.Index(0), "not their address")}},
 		"a mistake and a clash beside it":                   {value: "b@1, a, a", want: field.ErrorList{invalid(item(0, "objectVersion"), "hex"), api.Because(api.InvalidItem, field.Duplicate(item(2, "objectAlias"), "a"))}},
+		"a path too long for the driver":                    {value: "a as " + strings.Repeat("x/", 512) + "x", want: field.ErrorList{invalid(item(0, "objectAlias"), "1024 bytes")}},
 		"a segment too long for a file system":              {value: "a as " + strings.Repeat("x", 256), want: field.ErrorList{invalid(item(0, "objectAlias"), "255 bytes")}},
 		"a duplicate path":                                  {value: "a, b as a", want: field.ErrorList{api.Because(api.InvalidItem, field.Duplicate(item(1, "objectAlias"), nil))}},
 		"a file where another needs a folder":               {value: "a, b as a/b", want: field.ErrorList{invalid(item(1, "objectAlias"), "folder where item 0")}},

@@ -44,6 +44,9 @@ const (
 	LabelValueInvalid       Reason = "LabelValueInvalid"
 	PodIdentityRetired      Reason = "PodIdentityRetired"
 	LookupFailed            Reason = "LookupFailed"
+	ClassOutdated           Reason = "ClassOutdated"
+	ClassNameTaken          Reason = "ClassNameTaken"
+	ClassNotWritten         Reason = "ClassNotWritten"
 )
 
 // ReasonDoc is what the documentation says of a Reason.
@@ -89,6 +92,9 @@ var Reasons = [...]ReasonDoc{
 	{LabelValueInvalid, "Pod identity binds by a label, and the name is no valid label value: at most 63 characters.", "Add an AzureIdentityBinding with a shorter selector."},
 	{PodIdentityRetired, "A warning: AAD pod identity was retired in September 2025.", "Move to workload identity: `identity.io/mode: workload-identity`."},
 	{LookupFailed, "A warning: the cluster could not be asked, and an update that changes no annotation went through unreviewed. Anything else is refused then, and can be tried again.", "Look at the injector's log, and whether it may read what [rbac.yaml](../deploy/kustomize/rbac.yaml) lists."},
+	{ClassOutdated, "An event on a pod: the managed class that it mounts is missing, edited, or not kept for it, and the pod's annotations, its namespace and its ServiceAccount amount to another class by now, or to none. They changed after the pod was created.", "Change back what the message names, or replace the pod: a new one gets what they ask for now."},
+	{ClassNameTaken, "An event on a pod: a SecretProviderClass has the name of the managed class that the pod mounts, and somebody else made it. It was left alone.", "Delete that class; the right one is made at once."},
+	{ClassNotWritten, "An event on a pod: the API server did not take the managed class that the pod mounts.", "What the message says: install the Secrets Store CSI driver, raise the namespace's quota, or give the injector's ServiceAccount the rights that [rbac.yaml](../deploy/kustomize/rbac.yaml) lists (in OpenShift also to delete classes). It is tried again within a minute."},
 }
 
 // Because marks err with the reason for it. The reason travels in [field.Error.Origin], which the error's own text

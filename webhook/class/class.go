@@ -30,6 +30,9 @@ const (
 // GroupVersion is the version of the driver's API that is served and stored.
 var GroupVersion = schema.GroupVersion{Group: "secrets-store.csi.x-k8s.io", Version: "v1"}
 
+// Resource is where the API server serves classes.
+var Resource = GroupVersion.WithResource("secretproviderclasses")
+
 // SecretProviderClass is the driver's object of that kind.
 type SecretProviderClass struct {
 	metav1.TypeMeta   `json:",inline"`

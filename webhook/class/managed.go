@@ -9,12 +9,14 @@ import (
 	"strings"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/akv-injector/akv-injector/webhook/api"
 )
 
-// ManagedBy is the label by which a managed class is known, and the value that it has.
+// ManagedByLabel is the label by which a managed class is known, and ManagedBy the value that it has, which is the injector's field manager
+// too.
 const (
 	ManagedByLabel = "app.kubernetes.io/managed-by"
 	ManagedBy      = "akv-injector"
@@ -46,9 +48,10 @@ func Managed(r Request) *SecretProviderClass {
 	items := slices.Clone(r.Items)
 	slices.SortFunc(items, func(a, b api.Item) int { return strings.Compare(a.Path(), b.Path()) })
 	spec := Spec{Provider: Provider, Parameters: r.parameters(items)}
-	name := namePrefix + r.hash(spec)
-	if len(r.Synced) > 0 {
-		spec.SecretObjects = []SecretObject{{SecretName: name, Type: "Opaque", Data: r.data()}}
+	data := r.data()
+	name := managedName(spec, data)
+	if len(data) > 0 {
+		spec.SecretObjects = []SecretObject{{SecretName: name, Type: syncedType, Data: data}}
 	}
 	return &SecretProviderClass{
 		TypeMeta:   metav1.TypeMeta{APIVersion: GroupVersion.String(), Kind: Kind},
@@ -62,16 +65,38 @@ func SecretKey(file string) string {
 	return strings.ReplaceAll(file, "/", ".")
 }
 
-// hash is what distinguishes r's spec from all others. The synced Secret is named after the class, so its name can't be
-// part of what is hashed: its data are.
-func (r Request) hash(spec Spec) string {
-	spec.SecretObjects = []SecretObject{{Type: "Opaque", Data: r.data()}}
-	text, err := json.Marshal(spec, json.Deterministic(true))
+// syncedType is the type of the Secret that a managed class syncs.
+const syncedType = "Opaque"
+
+// managedName is the name of the managed class with that spec, but for its Secret, which holds data: it is named after the class, so its
+// name can't be part of what is hashed.
+func managedName(spec Spec, data []SecretData) string {
+	spec.SecretObjects = []SecretObject{{Type: syncedType, Data: data}}
+	text, err := json.Marshal(spec, json.Deterministic(true), jsontext.AllowInvalidUTF8(true))
 	if err != nil {
-		panic(fmt.Sprintf("print class: %v", err)) // strings always have a JSON form, since annotations are UTF-8
+		panic(fmt.Sprintf("print class: %v", err)) // strings always have a JSON form
 	}
 	sum := sha256.Sum256(text)
-	return hex.EncodeToString(sum[:])[:nameDigits]
+	return namePrefix + hex.EncodeToString(sum[:])[:nameDigits]
+}
+
+// IsManagedName reports whether a class of that name may be a managed one.
+func IsManagedName(name string) bool {
+	digits, ok := strings.CutPrefix(name, namePrefix)
+	return ok && len(digits) == nameDigits && strings.Trim(digits, "0123456789abcdef") == ""
+}
+
+// IsIntact reports whether a class's spec is the one that [Managed] gives a class of its name.
+func IsIntact(spc *SecretProviderClass) bool {
+	var data []SecretData
+	switch secrets := spc.Spec.SecretObjects; {
+	case len(secrets) == 0:
+	case len(secrets) == 1 && secrets[0].SecretName == spc.Name && secrets[0].Type == syncedType && len(secrets[0].Data) > 0:
+		data = secrets[0].Data
+	default:
+		return false
+	}
+	return managedName(spc.Spec, data) == spc.Name
 }
 
 // data is what the synced Secret holds, sorted by key.
@@ -87,7 +112,7 @@ func (r Request) data() []SecretData {
 
 func (r Request) parameters(items []api.Item) map[string]string {
 	parameters := map[string]string{
-		paramVault:    r.Vault,
+		paramVault:    strings.ToLower(r.Vault), // a part of a host's name, which knows no case
 		paramTenantID: r.TenantID,
 		paramObjects:  printObjects(items),
 	}
@@ -128,7 +153,7 @@ func printObjects(items []api.Item) string {
 		}
 		line("objectType", kind)
 		line("objectAlias", quote(item.Alias))
-		line("objectVersion", quote(item.Version))
+		line("objectVersion", quote(strings.ToLower(item.Version))) // as Key Vault prints it: with a history, the provider compares
 		if item.History > 0 {
 			line("objectVersionHistory", strconv.Itoa(item.History))
 		}

@@ -120,6 +120,9 @@ func TestManagedName(t *testing.T) {
 		"nor an env var's name, nor who gets it": func(r *class.Request) {
 			r.Items[0].Env, r.Items[0].Source, r.Items[2].Env = "OTHER", "team-kv", "UNUSED"
 		},
+		"nor the case of a vault or a version": func(r *class.Request) {
+			r.Vault, r.Items[1].Version = "Team-KV", "6A1F0C00000000000000000000ABCDEF"
+		},
 		"nor that a secret is called one": func(r *class.Request) { r.Items[0].Type = "secret" },
 		"nor a client with pod identity":  nil,
 	}
@@ -187,5 +190,57 @@ func TestSecretKey(t *testing.T) {
 		if got := class.SecretKey(file); got != want {
 			t.Errorf("key of %s is %s, want %s", file, got, want)
 		}
+	}
+}
+
+func TestIsManagedName(t *testing.T) {
+	for name, want := range map[string]bool{
+		"kv-ac3ecf4d48": true, "kv-0123456789": true,
+		"": false, "kv-": false, "kv-ac3ecf4d4": false, "kv-ac3ecf4d480": false, "kv-AC3ECF4D48": false, "kv-ac3ecf4d4g": false, "ac3ecf4d48": false, "my-kv-ac3ecf4d48": false,
+	} {
+		if got := class.IsManagedName(name); got != want {
+			t.Errorf("%q is a managed class's name: %t", name, got)
+		}
+	}
+}
+
+// TestIsIntact edits a managed class, and wants each edit to be seen.
+func TestIsIntact(t *testing.T) {
+	withoutEnv := request()
+	withoutEnv.Synced = nil
+	for _, r := range []class.Request{request(), withoutEnv} {
+		if spc := class.Managed(r); !class.IsIntact(spc) {
+			t.Errorf("a class just made is not intact: %v", spc)
+		}
+	}
+	for edit, change := range map[string]func(*class.SecretProviderClass){
+		"another name":     func(c *class.SecretProviderClass) { c.Name = "kv-0123456789" },
+		"another provider": func(c *class.SecretProviderClass) { c.Spec.Provider = "vault" },
+		"another vault":    func(c *class.SecretProviderClass) { c.Spec.Parameters["keyvaultName"] = "other-kv" },
+		"a parameter more": func(c *class.SecretProviderClass) { c.Spec.Parameters["useVMManagedIdentity"] = "true" },
+		"a parameter less": func(c *class.SecretProviderClass) { delete(c.Spec.Parameters, "clientID") },
+		"no parameters":    func(c *class.SecretProviderClass) { c.Spec.Parameters = nil },
+		"another Secret":   func(c *class.SecretProviderClass) { c.Spec.SecretObjects[0].SecretName = "other" },
+		"another type":     func(c *class.SecretProviderClass) { c.Spec.SecretObjects[0].Type = "kubernetes.io/tls" },
+		"another key":      func(c *class.SecretProviderClass) { c.Spec.SecretObjects[0].Data[0].Key = "other" },
+		"another file":     func(c *class.SecretProviderClass) { c.Spec.SecretObjects[0].Data[0].ObjectName = "other" },
+		"a Secret more": func(c *class.SecretProviderClass) {
+			c.Spec.SecretObjects = append(c.Spec.SecretObjects, c.Spec.SecretObjects[0])
+		},
+		"no Secret":              func(c *class.SecretProviderClass) { c.Spec.SecretObjects = nil },
+		"a Secret that is empty": func(c *class.SecretProviderClass) { c.Spec.SecretObjects[0].Data = nil },
+	} {
+		t.Run(edit, func(t *testing.T) {
+			spc := class.Managed(request())
+			change(spc)
+			if class.IsIntact(spc) {
+				t.Errorf("the class is taken for intact: %v", spc)
+			}
+		})
+	}
+	empty := class.Managed(withoutEnv)
+	empty.Spec.SecretObjects = []class.SecretObject{{SecretName: empty.Name, Type: "Opaque"}}
+	if class.IsIntact(empty) {
+		t.Error("a Secret without data is taken for none")
 	}
 }

@@ -1,6 +1,7 @@
 package corpus
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"reflect"
@@ -17,7 +18,9 @@ import (
 
 	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/class"
+	"github.com/akv-injector/akv-injector/webhook/facts"
 	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/review"
 )
 
 // CheckLaws holds a patch of object, a pod or a workload as the API server sends it, against the laws that every patch of ours
@@ -74,6 +77,33 @@ func CheckLaws(object []byte, operations []jsonpatch.Operation, again func(patch
 	}
 	if len(more) > 0 {
 		return fmt.Errorf("a second review patches again: %s", Operations(more))
+	}
+	return nil
+}
+
+// CheckOutline sees that a review of the outline of an injected pod gives the classes that a review of the whole gave.
+func CheckOutline(ctx context.Context, source facts.Source, injected *inject.Subject, namespace string, defaults inject.Defaults, whole *inject.Result) error {
+	if len(whole.AllErrors()) > 0 || injected.Meta == nil {
+		return nil
+	}
+	pod := &corev1.Pod{ObjectMeta: *injected.Meta, Spec: *injected.Spec}
+	pod.Annotations = injected.Annotations
+	outline := inject.OutlineOf(pod)
+	result, err := review.Classes(ctx, source, outline.Subject(), namespace, defaults, false)
+	if err != nil {
+		return err
+	}
+	for _, want := range whole.Classes {
+		got := result.Class(want.Name)
+		if !reflect.DeepEqual(got, want) {
+			return fmt.Errorf("the outline has class %v for %v: %v", got, want, result.AllErrors())
+		}
+		if len(result.Classes) != len(whole.Classes) {
+			return fmt.Errorf("the outline has %d classes, the whole %d", len(result.Classes), len(whole.Classes))
+		}
+		if !class.IsIntact(got) || !class.IsManagedName(got.Name) {
+			return fmt.Errorf("class %s is not taken for what it is", got.Name)
+		}
 	}
 	return nil
 }

@@ -112,7 +112,7 @@ func decide[T any](ctx context.Context, source facts.Source, subject inject.Subj
 	if diff := cmp.Diff(decoded, &want); diff != "" {
 		return nil, fmt.Errorf("the patch differs from the change made on the decoded object (-change +patch):\n%s", diff)
 	}
-	return operations, nil
+	return operations, corpus.CheckOutline(ctx, source, &subject, namespace, inject.Defaults{}, &result)
 }
 
 func patchWorkload(ctx context.Context, source facts.Source, old []byte, namespace string) patcher {

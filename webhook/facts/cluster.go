@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/akv-injector/akv-injector/webhook/class"
+	"github.com/akv-injector/akv-injector/webhook/feed"
 	"github.com/akv-injector/akv-injector/webhook/inject"
 )
 
@@ -30,11 +31,11 @@ type Cluster struct {
 
 	namespaces      table[*inject.Namespace]
 	serviceAccounts table[*inject.ServiceAccount]
-	classes         table[*class.Class]
+	classes         table[existingClass]
 	selectors       table[string]
 
-	feeds []*feed // Ready once each of them is
-	bells []*feed // tell of CustomResourceDefinitions
+	feeds []*feed.Feed // Ready once each of them is
+	bells []*feed.Feed // tell of CustomResourceDefinitions
 }
 
 // NewCluster follows the cluster that live asks, from Start on.
@@ -42,12 +43,12 @@ func NewCluster(live *Live, log logr.Logger) *Cluster {
 	c := &Cluster{live: live, log: log}
 	c.namespaces.read = func(object metav1.Object) (*inject.Namespace, bool) { return namespaceOf(object), true }
 	c.serviceAccounts.read = func(object metav1.Object) (*inject.ServiceAccount, bool) { return serviceAccount(object), true }
-	c.classes.read = func(object metav1.Object) (*class.Class, bool) {
+	c.classes.read = func(object metav1.Object) (existingClass, bool) {
 		o, ok := object.(*unstructured.Unstructured)
 		if !ok {
-			return nil, false
+			return existingClass{}, false
 		}
-		return classOf(o), true
+		return existingClass{classOf(o), managedClassOf(o)}, true
 	}
 	c.selectors.read = func(object metav1.Object) (string, bool) {
 		o, ok := object.(*unstructured.Unstructured)
@@ -57,28 +58,24 @@ func NewCluster(live *Live, log logr.Logger) *Cluster {
 		selector := bindingSelector(o)
 		return selector, selector != ""
 	}
-	c.feeds = []*feed{
+	c.feeds = []*feed.Feed{
 		c.followMetadata("Namespaces", namespaceResource, fields.Everything(), &c.namespaces),
 		c.followMetadata("ServiceAccounts", serviceAccountResource, fields.Everything(), &c.serviceAccounts),
-		c.followCustom("SecretProviderClasses", classResource, &c.classes),
+		c.followCustom("SecretProviderClasses", class.Resource, &c.classes),
 		c.followCustom("AzureIdentityBindings", bindingResource, &c.selectors),
 	}
 	return c
 }
 
-// Register adds the gauge akv_injector_facts_stale_seconds to a registry: a Cluster that lost the API server stays ready, and this tells.
+// Register adds the feeds' gauges to a registry.
 func (c *Cluster) Register(registry prometheus.Registerer) {
 	for _, f := range c.feeds {
-		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name:        "akv_injector_facts_stale_seconds",
-			Help:        "Seconds since objects of a kind could last be listed or watched; 0 while they can be.",
-			ConstLabels: prometheus.Labels{"objects": f.objects},
-		}, f.stale))
+		f.Register(registry)
 	}
 }
 
 // followMetadata feeds store with the metadata of a kind's objects.
-func (c *Cluster) followMetadata(objects string, resource schema.GroupVersionResource, selector fields.Selector, store cache.TransformingStore) *feed {
+func (c *Cluster) followMetadata(objects string, resource schema.GroupVersionResource, selector fields.Selector, store cache.TransformingStore) *feed.Feed {
 	client := c.live.Metadata.Resource(resource)
 	source := cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
@@ -90,12 +87,12 @@ func (c *Cluster) followMetadata(objects string, resource schema.GroupVersionRes
 			return client.Watch(ctx, options)
 		},
 	}
-	return follow(objects, source, c.live.Metadata, &metav1.PartialObjectMetadata{}, store, nil)
+	return feed.New(feed.Source{Objects: objects, ListWatch: source, Client: c.live.Metadata, Example: &metav1.PartialObjectMetadata{}}, store)
 }
 
 // followCustom feeds store with the objects of a kind that the cluster need not know. As it learns of it, objects are asked for at
 // once; without a permission to see that, half a minute later at most.
-func (c *Cluster) followCustom(objects string, resource schema.GroupVersionResource, store cache.TransformingStore) *feed {
+func (c *Cluster) followCustom(objects string, resource schema.GroupVersionResource, store cache.TransformingStore) *feed.Feed {
 	defined := newBell()
 	name := resource.GroupResource().String()
 	c.bells = append(c.bells, c.followMetadata("CustomResourceDefinition "+name, definitionResource, fields.OneTermEqualSelector("metadata.name", name), defined))
@@ -109,7 +106,7 @@ func (c *Cluster) followCustom(objects string, resource schema.GroupVersionResou
 			return client.Watch(ctx, options)
 		},
 	}
-	return follow(objects, source, c.live.Dynamic, &unstructured.Unstructured{}, store, defined)
+	return feed.New(feed.Source{Objects: objects, ListWatch: source, Client: c.live.Dynamic, Example: &unstructured.Unstructured{}, Wake: defined}, store)
 }
 
 // Start implements controller-runtime's Runnable: it follows the cluster until ctx ends, through whatever trouble.
@@ -117,10 +114,10 @@ func (c *Cluster) Start(ctx context.Context) error {
 	ctx = logr.NewContext(ctx, c.log)
 	var running sync.WaitGroup
 	for _, f := range c.feeds {
-		running.Go(func() { f.run(ctx) })
+		running.Go(func() { f.Run(ctx) })
 	}
 	for _, f := range c.bells {
-		running.Go(func() { f.run(ctx) })
+		running.Go(func() { f.Run(ctx) })
 	}
 	running.Wait()
 	return nil
@@ -135,7 +132,7 @@ func (c *Cluster) NeedLeaderElection() bool {
 // date is asked for again before anything is refused for it.
 func (c *Cluster) Ready(*http.Request) error {
 	for _, f := range c.feeds {
-		if err := f.ready(); err != nil {
+		if err := f.Ready(); err != nil {
 			return err
 		}
 	}
@@ -172,7 +169,7 @@ func (c *Cluster) Facts(ctx context.Context, namespace string, needs inject.Need
 	}
 	for _, name := range needs.Classes {
 		if found, ok := classes.find(name); ok {
-			facts.Classes = append(facts.Classes, found)
+			facts.Classes = append(facts.Classes, found.Class)
 		}
 	}
 	facts.ServiceAccount, _ = serviceAccounts.find(needs.ServiceAccount)

@@ -73,6 +73,13 @@ func follow(t *testing.T, server *apiServer, log logr.Logger) *facts.Cluster {
 		t.Fatal(err)
 	}
 	cluster := facts.NewCluster(live, log)
+	run(t, cluster)
+	return cluster
+}
+
+// run runs a Cluster until the test ends.
+func run(t *testing.T, cluster *facts.Cluster) {
+	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() {
@@ -84,7 +91,6 @@ func follow(t *testing.T, server *apiServer, log logr.Logger) *facts.Cluster {
 		stop()
 		running.Wait()
 	})
-	return cluster
 }
 
 func awaitSync(t *testing.T, cluster *facts.Cluster) {

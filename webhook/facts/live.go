@@ -23,7 +23,6 @@ import (
 var (
 	namespaceResource      = schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}
 	serviceAccountResource = schema.GroupVersionResource{Version: "v1", Resource: "serviceaccounts"}
-	classResource          = class.GroupVersion.WithResource("secretproviderclasses")
 	bindingResource        = schema.GroupVersionResource{Group: bindingKind.Group, Version: "v1", Resource: "azureidentitybindings"}
 	definitionResource     = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
 )
@@ -86,7 +85,7 @@ func (l *Live) Facts(ctx context.Context, namespace string, needs inject.Needs, 
 		return inject.Facts{}, err
 	}
 	if fresh && len(facts.Classes) < len(needs.Classes) {
-		if facts.Available.Classes, err = l.names(ctx, classResource, namespace); err != nil {
+		if facts.Available.Classes, err = l.names(ctx, class.Resource, namespace); err != nil {
 			return inject.Facts{}, err
 		}
 	}
@@ -112,17 +111,26 @@ func lacksClient(name string, sa *inject.ServiceAccount) bool {
 
 // class is nil where there is none of that name.
 func (l *Live) class(ctx context.Context, namespace, name string) (*class.Class, error) {
+	object, err := l.classObject(ctx, namespace, name)
+	if err != nil || object == nil {
+		return nil, err
+	}
+	return classOf(object), nil
+}
+
+// classObject is nil where there is none of that name.
+func (l *Live) classObject(ctx context.Context, namespace, name string) (*unstructured.Unstructured, error) {
 	if !canExist(name) {
 		return nil, nil
 	}
-	object, err := l.Dynamic.Resource(classResource).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
+	object, err := l.Dynamic.Resource(class.Resource).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read SecretProviderClass %s: %w", name, err)
 	}
-	return classOf(object), nil
+	return object, nil
 }
 
 // serviceAccount is nil where there is none of that name.

@@ -18,6 +18,8 @@ import (
 type table[T any] struct {
 	// read takes from an object what is to be kept. False passes over the object.
 	read func(metav1.Object) (T, bool)
+	// changed hears of each object that came, changed or went, and, with no name, that any may have. It may be nil.
+	changed func(namespace, name string)
 
 	mu      sync.RWMutex
 	shelves map[string]shelf[T] // by namespace
@@ -88,6 +90,7 @@ func (t *table[T]) Add(object any) error {
 	} else {
 		t.put(i.Namespace, t.shelves[i.Namespace].without(i.Name))
 	}
+	t.tell(i.Namespace, i.Name)
 	return nil
 }
 
@@ -103,7 +106,14 @@ func (t *table[T]) Delete(object any) error {
 		return fmt.Errorf("delete %T: no object", object)
 	}
 	t.put(o.GetNamespace(), t.shelves[o.GetNamespace()].without(o.GetName()))
+	t.tell(o.GetNamespace(), o.GetName())
 	return nil
+}
+
+func (t *table[T]) tell(namespace, name string) {
+	if t.changed != nil {
+		t.changed(namespace, name)
+	}
 }
 
 func (t *table[T]) put(namespace string, s shelf[T]) {
@@ -149,8 +159,9 @@ func (t *table[T]) Replace(objects []any, _ string) error {
 		items = items[n:]
 	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	t.shelves = shelves
+	t.mu.Unlock()
+	t.tell("", "")
 	return nil
 }
 

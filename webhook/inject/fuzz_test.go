@@ -221,6 +221,9 @@ func (w *world) review(ctx context.Context, object []byte, root inject.Root) (in
 	if diff := differ(subject, after); diff != "" {
 		return result, nil, fmt.Errorf("the patch is not the change (-change +patch):\n%s", diff)
 	}
+	if err := corpus.CheckOutline(ctx, w, after, w.namespace.Name, w.defaults, &result); err != nil {
+		return result, nil, err
+	}
 	mode, own := untouched.Annotations[api.OnConflict]
 	if !own {
 		mode = w.namespace.Annotations[api.OnConflict]

@@ -281,7 +281,7 @@ func (d *decision) managedIdentity() bool {
 		ok = false
 	}
 	if d.mode == api.ModePodIdentity {
-		return ok
+		return d.validIDs(&sa) && ok
 	}
 	d.clientID = d.effective(api.IdentityClientID, d.request.ClientID, sa.ClientID, "")
 	if d.clientID.text == "" && d.mode != api.ModeNone {

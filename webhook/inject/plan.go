@@ -118,9 +118,7 @@ func (p *Plan) Decide(facts Facts) Result {
 	if !p.requested {
 		return Result{Outcome: NotRequested, Warnings: p.warnings, NotOptedIn: p.notOptedIn}
 	}
-	d := decision{Plan: p, facts: &facts}
-	d.Errors = slices.Clone(p.errs)
-	d.Warnings = slices.Clone(p.warnings)
+	d := p.decision(&facts)
 	d.selectContainers()
 	d.existingClasses()
 	if !p.request.Illegible(api.IdentityName, api.IdentityMode, api.Class) {
@@ -134,6 +132,28 @@ func (p *Plan) Decide(facts Facts) Result {
 	}
 	d.finish()
 	return d.Result
+}
+
+// DecideClasses says which managed classes the plan amounts to, given what there is, as [Plan.Decide] does. An [Outline] of the pod is enough:
+// it looks at no container and no volume, and says nothing of them.
+func (p *Plan) DecideClasses(facts Facts) Result {
+	if !p.requested {
+		return Result{Outcome: NotRequested, Warnings: p.warnings, NotOptedIn: p.notOptedIn}
+	}
+	d := p.decision(&facts)
+	if !p.request.Illegible(api.IdentityName, api.IdentityMode, api.Class) {
+		d.identity()
+		d.managedClasses()
+	}
+	d.ceilings()
+	return Result{Classes: d.Classes, Warnings: d.Warnings, Errors: d.Errors, Unresolved: d.Unresolved, Missed: d.Missed}
+}
+
+func (p *Plan) decision(facts *Facts) *decision {
+	d := &decision{Plan: p, facts: facts}
+	d.Errors = slices.Clone(p.errs)
+	d.Warnings = slices.Clone(p.warnings)
+	return d
 }
 
 // decision is a plan in the light of facts, as it is worked out step by step.

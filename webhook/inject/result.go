@@ -46,6 +46,19 @@ type Result struct {
 	Missed bool
 }
 
+// Class is the managed class of that name that the pod is to have; nil where there is none, or anything is wrong.
+func (r *Result) Class(name string) *class.SecretProviderClass {
+	if len(r.Errors)+len(r.Unresolved) > 0 {
+		return nil
+	}
+	for _, spc := range r.Classes {
+		if spc.Name == name {
+			return spc
+		}
+	}
+	return nil
+}
+
 // AllErrors are the reasons to refuse the pod, whoever is to mend them.
 func (r *Result) AllErrors() field.ErrorList {
 	if len(r.Errors) == 0 {

@@ -167,9 +167,6 @@ func (d *decision) mountConflict(path *field.Path, theirs, what, where string, c
 		fmt.Sprintf("%s of container %s is %s %s; move it, or set %s", what, c.Name, where, m.path, api.MountPath)))
 }
 
-// managedPrefix begins the name of every managed class (contract section 4).
-const managedPrefix = "kv-"
-
 // managedClassOf is the managed class that a volume of the pod mounts; empty where it mounts none.
 func (d *decision) managedClassOf(volume string) string {
 	for i := range d.subject.Spec.Volumes {
@@ -177,7 +174,7 @@ func (d *decision) managedClassOf(volume string) string {
 		if v.Name != volume || v.CSI == nil || v.CSI.Driver != class.Driver {
 			continue
 		}
-		if name := v.CSI.VolumeAttributes[class.Attribute]; strings.HasPrefix(name, managedPrefix) {
+		if name := v.CSI.VolumeAttributes[class.Attribute]; class.IsManagedName(name) {
 			return name
 		}
 	}

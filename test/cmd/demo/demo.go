@@ -111,7 +111,7 @@ func (d *demo) stop() error {
 func (d *demo) show(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, 2*patience, errors.New("it takes too long"))
 	defer cancel()
-	for _, part := range []func(context.Context) error{d.optIn, d.inject, d.misspell, d.missClass} {
+	for _, part := range []func(context.Context) error{d.optIn, d.inject, d.manage, d.misspell, d.missClass} {
 		if err := part(ctx); err != nil {
 			return err
 		}
@@ -157,8 +157,33 @@ func (d *demo) inject(ctx context.Context) error {
 	return d.sameAsByHand(pod)
 }
 
+func (d *demo) manage(ctx context.Context) error {
+	d.out.title("3. Where the namespace says the vault, one line is enough: the class is made for the pod.")
+	if _, err := d.kubectl(ctx, true, "apply", "-f", "managed.yaml"); err != nil {
+		return err
+	}
+	d.out.say("")
+	d.out.output("The Deployment's only annotation is keyvault.io/secrets: KEYVAULT_SECRET=secret-425\n")
+	const classes = "secretproviderclasses"
+	if err := d.await(ctx, "the class", func(ctx context.Context) error {
+		out, err := d.plane.Kubectl(ctx, "get", classes, "--namespace=shop", "-o=name").Output()
+		if err == nil && len(out) == 0 {
+			err = errors.New("there is none")
+		}
+		return err
+	}); err != nil {
+		return err
+	}
+	out, err := d.kubectl(ctx, true, "get", classes, "-n=shop", "-o=yaml")
+	if err != nil {
+		return err
+	}
+	return shows(out, "app.kubernetes.io/managed-by: akv-injector", "kind: ReplicaSet", "keyvaultName: nf425csi",
+		"clientID: 11111111-2222-3333-4444-555555555555", `objectName: "secret-425"`, "secretName: kv-")
+}
+
 func (d *demo) misspell(ctx context.Context) error {
-	d.out.title("3. A misspelt annotation is refused at once.")
+	d.out.title("4. A misspelt annotation is refused at once.")
 	out, err := d.kubectl(ctx, false, "apply", "-f", "misspelt.yaml")
 	if err != nil {
 		return err
@@ -167,7 +192,7 @@ func (d *demo) misspell(ctx context.Context) error {
 }
 
 func (d *demo) missClass(ctx context.Context) error {
-	d.out.title("4. A class that is missing may still come: a warning, and no pod until it does.")
+	d.out.title("5. A class that is missing may still come: a warning, and no pod until it does.")
 	wants := []string{"[ClassNotFound] metadata.annotations[keyvault.io/class][0]", "did you mean key-vault-secret?"}
 	out, err := d.kubectl(ctx, true, "apply", "-f", "no-class.yaml")
 	if err != nil {
@@ -260,6 +285,7 @@ func (d *demo) wait(ctx context.Context) {
   kubectl get pod -l app=csi-demo -o yaml
   kubectl annotate deployment csi-demo keyvault.io/mount-path=/etc/vault    # a new pod, mounted there
   kubectl annotate deployment csi-demo keyvault.io/containers=web           # a warning: there is only nginx
+  kubectl delete secretproviderclasses -n shop --all                        # put back in half a second
   kubectl run try --image=nginx --annotations=keyvault.io/mount-path=etc    # an error
 
 The manifests are in %s. Ctrl-C stops and removes all.`, d.plane.Kubeconfig, d.plane.Binaries, d.dir))

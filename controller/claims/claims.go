@@ -1,0 +1,269 @@
+// Package claims keeps which pods of a cluster mount which managed classes, and who owns these classes for them.
+//
+// It knows nothing of what a class holds, or whether it is there.
+package claims
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/akv-injector/akv-injector/webhook/api"
+	"github.com/akv-injector/akv-injector/webhook/class"
+	"github.com/akv-injector/akv-injector/webhook/inject"
+)
+
+// Pod is what is kept of an injected pod.
+type Pod struct {
+	// ObjectMeta has namespace, name, UID and resource version, and nothing else.
+	metav1.ObjectMeta
+
+	// Owner is who owns the classes that the pod mounts: its controller, or the pod itself if it has none, or other owners too.
+	Owner metav1.OwnerReference
+	// Outline is what the classes are derived from.
+	Outline inject.Outline
+
+	// Classes are those that the pod mounts and that may be managed; none for a pod that needs none any more.
+	Classes []string
+}
+
+func podOf(object *corev1.Pod) *Pod {
+	p := &Pod{ObjectMeta: metav1.ObjectMeta{
+		Namespace: object.Namespace, Name: object.Name, UID: object.UID, ResourceVersion: object.ResourceVersion,
+	}}
+	if object.DeletionTimestamp != nil {
+		return p // what it mounts is mounted
+	}
+	for i := range object.Spec.Volumes {
+		csi := object.Spec.Volumes[i].CSI
+		if csi == nil || csi.Driver != class.Driver {
+			continue
+		}
+		if name := csi.VolumeAttributes[class.Attribute]; class.IsManagedName(name) && !slices.Contains(p.Classes, name) {
+			p.Classes = append(p.Classes, name)
+		}
+		if len(p.Classes) == api.MaxItems {
+			break // no request comes to more
+		}
+	}
+	if len(p.Classes) == 0 {
+		return p
+	}
+	p.Owner = p.itself()
+	// With several owners, the pod stays while one of them does, and the classes have to.
+	if controller := metav1.GetControllerOfNoCopy(object); controller != nil && len(object.OwnerReferences) == 1 {
+		p.Owner = metav1.OwnerReference{APIVersion: controller.APIVersion, Kind: controller.Kind, Name: controller.Name, UID: controller.UID}
+	}
+	p.Outline = inject.OutlineOf(object)
+	return p
+}
+
+// needsTheSame reports whether nothing that matters here differs: most updates of a pod are of its status.
+func (p *Pod) needsTheSame(other *Pod) bool {
+	return p.UID == other.UID && p.Owner == other.Owner && slices.Equal(p.Classes, other.Classes) && p.Outline.Equal(&other.Outline)
+}
+
+func (p *Pod) key() types.NamespacedName {
+	return types.NamespacedName{Namespace: p.Namespace, Name: p.Name}
+}
+
+// keys name the classes that a pod mounts.
+func (p *Pod) keys() []types.NamespacedName {
+	keys := make([]types.NamespacedName, len(p.Classes))
+	for i, name := range p.Classes {
+		keys[i] = types.NamespacedName{Namespace: p.Namespace, Name: name}
+	}
+	return keys
+}
+
+// Claim says that an owner has a class for its pods, of which there is one at least.
+type Claim struct {
+	Owner metav1.OwnerReference
+	Pods  []*Pod
+}
+
+// Table keeps the claims of a cluster's pods. It is the store of a feed, which alone writes to it; anyone may read.
+type Table struct {
+	changed func(class types.NamespacedName)
+
+	mu   sync.RWMutex
+	pods map[types.NamespacedName]*Pod
+	// claims are by class and owner.
+	claims map[types.NamespacedName]map[types.UID]set
+}
+
+// set is a set of pods.
+type set map[*Pod]struct{}
+
+// NewTable is an empty table. It lets changed, which must return at once, hear of every class that a pod mounts which came or changed.
+func NewTable(changed func(class types.NamespacedName)) *Table {
+	return &Table{changed: changed, pods: map[types.NamespacedName]*Pod{}, claims: map[types.NamespacedName]map[types.UID]set{}}
+}
+
+// Of are the claims on a class, but for those of the known owners, in the order of the owners' names; pods are in the order of theirs.
+func (t *Table) Of(class types.NamespacedName, known []metav1.OwnerReference) []Claim {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	var claims []Claim
+	for _, pods := range t.claims[class] {
+		list := slices.SortedFunc(maps.Keys(pods), func(a, b *Pod) int { return strings.Compare(a.Name, b.Name) })
+		claims = append(claims, claimsOf(list)...)
+	}
+	claims = slices.DeleteFunc(claims, func(c Claim) bool {
+		return slices.ContainsFunc(known, func(owner metav1.OwnerReference) bool { return same(c.Owner, owner) })
+	})
+	slices.SortFunc(claims, func(a, b Claim) int {
+		return cmp.Or(strings.Compare(a.Owner.Name, b.Owner.Name), strings.Compare(string(a.Owner.UID), string(b.Owner.UID)))
+	})
+	return claims
+}
+
+// claimsOf are the claims of pods whose owners have one UID: one, unless the pods disagree on whose it is. A pod's author may write anything
+// there, and a class can have a UID but once, so then each pod owns its class by itself.
+func claimsOf(pods []*Pod) []Claim {
+	owner := pods[0].Owner
+	if !slices.ContainsFunc(pods, func(p *Pod) bool { return p.Owner != owner }) {
+		return []Claim{{owner, pods}}
+	}
+	claims := make([]Claim, len(pods))
+	for i, p := range pods {
+		claims[i] = Claim{p.itself(), pods[i : i+1]}
+	}
+	return claims
+}
+
+// itself is the pod as an owner.
+func (p *Pod) itself() metav1.OwnerReference {
+	return metav1.OwnerReference{APIVersion: "v1", Kind: "Pod", Name: p.Name, UID: p.UID}
+}
+
+// same reports whether two references are to the same object.
+func same(a, b metav1.OwnerReference) bool {
+	return a.UID == b.UID && a.Name == b.Name && a.Kind == b.Kind && a.APIVersion == b.APIVersion
+}
+
+// Classes are those that any pod mounts.
+func (t *Table) Classes() []types.NamespacedName {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return slices.Collect(maps.Keys(t.claims))
+}
+
+// Pods is how many pods there are that mount any class.
+func (t *Table) Pods() int {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return len(t.pods)
+}
+
+// Add implements [cache.ReflectorStore].
+func (t *Table) Add(object any) error {
+	p, err := read(object)
+	if err != nil {
+		return err
+	}
+	old := t.pods[p.key()] // the feed, the only writer, needs no lock to read
+	if old != nil && old.needsTheSame(p) {
+		return nil
+	}
+	t.put(old, p)
+	for _, class := range p.keys() {
+		t.changed(class)
+	}
+	return nil
+}
+
+// Update implements [cache.ReflectorStore].
+func (t *Table) Update(object any) error {
+	return t.Add(object)
+}
+
+// Delete implements [cache.ReflectorStore].
+func (t *Table) Delete(object any) error {
+	p, err := read(object)
+	if err != nil {
+		return err
+	}
+	t.put(t.pods[p.key()], nil)
+	return nil
+}
+
+// put has p in the place of old; either may be nil.
+func (t *Table) put(old, p *Pod) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if old != nil {
+		delete(t.pods, old.key())
+		for _, class := range old.keys() {
+			owners := t.claims[class]
+			delete(owners[old.Owner.UID], old)
+			if len(owners[old.Owner.UID]) == 0 {
+				delete(owners, old.Owner.UID)
+			}
+			if len(owners) == 0 {
+				delete(t.claims, class)
+			}
+		}
+	}
+	if p == nil || len(p.Classes) == 0 {
+		return
+	}
+	t.pods[p.key()] = p
+	for _, class := range p.keys() {
+		if t.claims[class] == nil {
+			t.claims[class] = map[types.UID]set{}
+		}
+		if t.claims[class][p.Owner.UID] == nil {
+			t.claims[class][p.Owner.UID] = set{}
+		}
+		t.claims[class][p.Owner.UID][p] = struct{}{}
+	}
+}
+
+// Replace implements [cache.ReflectorStore].
+func (t *Table) Replace(objects []any, _ string) error {
+	gone := maps.Clone(t.pods)
+	for _, object := range objects {
+		p, err := read(object)
+		if err != nil {
+			return err
+		}
+		if err := t.Add(p); err != nil {
+			return err
+		}
+		delete(gone, p.key())
+	}
+	for _, p := range gone {
+		t.put(p, nil)
+	}
+	return nil
+}
+
+// Resync implements [cache.ReflectorStore]. Nothing here is derived from elsewhere.
+func (t *Table) Resync() error {
+	return nil
+}
+
+// Transformer implements [cache.TransformingStore], so that a streamed list never holds whole pods.
+func (t *Table) Transformer() cache.TransformFunc {
+	return func(object any) (any, error) { return read(object) }
+}
+
+// read takes what is kept of an object that the feed has, which may have been read already.
+func read(object any) (*Pod, error) {
+	switch o := object.(type) {
+	case *Pod:
+		return o, nil
+	case *corev1.Pod:
+		return podOf(o), nil
+	}
+	return nil, fmt.Errorf("read %T: no pod", object)
+}

@@ -1,0 +1,184 @@
+package claims_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/akv-injector/akv-injector/controller/claims"
+	"github.com/akv-injector/akv-injector/webhook/api"
+)
+
+var _ cache.TransformingStore = (*claims.Table)(nil)
+
+const (
+	one = "kv-0123456789"
+	two = "kv-abcdef0123"
+)
+
+// pod is a pod in namespace shop that mounts classes.
+func pod(name string, classes ...string) *corev1.Pod {
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID("uid-" + name), ResourceVersion: "1"}}
+	for _, c := range classes {
+		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: c, VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
+			Driver: "secrets-store.csi.k8s.io", VolumeAttributes: map[string]string{"secretProviderClass": c},
+		}}})
+	}
+	return p
+}
+
+// ownedBy is the pod with a controller.
+func ownedBy(p *corev1.Pod, owner string) *corev1.Pod {
+	p.OwnerReferences = []metav1.OwnerReference{
+		{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: owner, UID: types.UID("uid-" + owner), Controller: new(true), BlockOwnerDeletion: new(true)},
+	}
+	return p
+}
+
+// alsoOwned is the pod with an owner more.
+func alsoOwned(p *corev1.Pod) *corev1.Pod {
+	p.OwnerReferences = append(p.OwnerReferences, metav1.OwnerReference{APIVersion: "v1", Kind: "ConfigMap", Name: "other", UID: "uid-other"})
+	return p
+}
+
+// crooked is the pod with another name for its owner.
+func crooked(p *corev1.Pod) *corev1.Pod {
+	p.OwnerReferences[0].Name = "another"
+	return p
+}
+
+// table holds pods, and says of which classes it told.
+func table(t *testing.T, pods ...*corev1.Pod) (*claims.Table, *[]string) {
+	t.Helper()
+	var told []string
+	table := claims.NewTable(func(class types.NamespacedName) { told = append(told, class.String()) })
+	for _, p := range pods {
+		if err := table.Add(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return table, &told
+}
+
+// show is all that is claimed, a line for each class and owner: "CLASS KIND/OWNER: PODS".
+func show(table *claims.Table, known ...metav1.OwnerReference) []string {
+	var lines []string
+	for _, class := range table.Classes() {
+		for _, c := range table.Of(class, known) {
+			var names []string
+			for _, p := range c.Pods {
+				names = append(names, p.Name)
+			}
+			lines = append(lines, fmt.Sprintf("%s %s/%s: %s", class, c.Owner.Kind, c.Owner.Name, strings.Join(names, " ")))
+		}
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+func TestClaims(t *testing.T) {
+	deleted := pod("deleted", one)
+	deleted.DeletionTimestamp = new(metav1.Now())
+	inline := pod("inline", one)
+	inline.Spec.Volumes[0].CSI.Driver = "disk.csi.azure.com"
+	for behaviour, test := range map[string]struct {
+		pods []*corev1.Pod
+		want []string
+	}{
+		"a pod by itself owns its class":         {[]*corev1.Pod{pod("a", one)}, []string{"shop/" + one + " Pod/a: a"}},
+		"a pod's controller owns it for the pod": {[]*corev1.Pod{ownedBy(pod("a", one), "set"), ownedBy(pod("b", one), "set")}, []string{"shop/" + one + " ReplicaSet/set: a b"}},
+		"a pod with more owners is its own":      {[]*corev1.Pod{alsoOwned(ownedBy(pod("a", one), "set"))}, []string{"shop/" + one + " Pod/a: a"}},
+		"pods that disagree on an owner are their own": {
+			[]*corev1.Pod{ownedBy(pod("b", one), "set"), ownedBy(pod("c", one), "set"), crooked(ownedBy(pod("a", one), "set"))},
+			[]string{"shop/" + one + " Pod/a: a", "shop/" + one + " Pod/b: b", "shop/" + one + " Pod/c: c"},
+		},
+		"owners share a class":             {[]*corev1.Pod{pod("a", one), ownedBy(pod("b", one), "set")}, []string{"shop/" + one + " Pod/a: a", "shop/" + one + " ReplicaSet/set: b"}},
+		"a pod may mount two, either once": {[]*corev1.Pod{pod("a", one, two, one)}, []string{"shop/" + one + " Pod/a: a", "shop/" + two + " Pod/a: a"}},
+		"no name of a managed class":       {[]*corev1.Pod{pod("a", "kv-012345678", "kv-0123456789a", "kv-0123456789-x", "kv-012345678G", "KV-0123456789", "")}, nil},
+		"another driver's volume":          {[]*corev1.Pod{inline}, nil},
+		"a pod that is being deleted":      {[]*corev1.Pod{deleted}, nil},
+	} {
+		t.Run(behaviour, func(t *testing.T) {
+			table, _ := table(t, test.pods...)
+			if diff := cmp.Diff(test.want, show(table)); diff != "" {
+				t.Errorf("claims differ (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestOwnerReference(t *testing.T) {
+	table, _ := table(t, ownedBy(pod("a", one), "set"))
+	want := metav1.OwnerReference{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "set", UID: "uid-set"}
+	if diff := cmp.Diff(want, table.Of(types.NamespacedName{Namespace: "shop", Name: one}, nil)[0].Owner); diff != "" {
+		t.Errorf("the owner differs, which is no controller of classes and blocks nothing (-want +got):\n%s", diff)
+	}
+	if left := show(table, want); left != nil {
+		t.Errorf("claims of a known owner: %v", left)
+	}
+	want.Name = "another"
+	if left := show(table, want); len(left) != 1 {
+		t.Errorf("claims of an owner that is known by another name: %v", left)
+	}
+}
+
+func TestChanges(t *testing.T) {
+	ended := pod("a", one)
+	ended.DeletionTimestamp = new(metav1.Now())
+	asking := pod("a", one)
+	asking.Annotations = map[string]string{api.Secrets: "team-kv/a"}
+	running := pod("a", one)
+	running.ResourceVersion, running.Status.Phase = "2", corev1.PodRunning
+	running.Annotations = map[string]string{api.Status: "{}", "other": "x"}
+	again := pod("a", one)
+	again.UID = "another"
+	for behaviour, test := range map[string]struct {
+		change func(*claims.Table) error
+		told   bool
+		claims int
+	}{
+		"its status is no news":        {func(t *claims.Table) error { return t.Update(running) }, false, 1},
+		"what it asks for is":          {func(t *claims.Table) error { return t.Update(asking) }, true, 1},
+		"so is a pod of its name":      {func(t *claims.Table) error { return t.Update(again) }, true, 1},
+		"its deletion ends its claim":  {func(t *claims.Table) error { return t.Update(ended) }, false, 0},
+		"as does its end":              {func(t *claims.Table) error { return t.Delete(pod("a")) }, false, 0},
+		"and a list without it":        {func(t *claims.Table) error { return t.Replace(nil, "2") }, false, 0},
+		"a list with it is no news":    {func(t *claims.Table) error { return t.Replace([]any{running}, "2") }, false, 1},
+		"a list with another is":       {func(t *claims.Table) error { return t.Replace([]any{running, pod("b", one)}, "2") }, true, 2},
+		"a pod read before is as good": {func(t *claims.Table) error { return replaceRead(t, pod("b", one)) }, true, 1},
+	} {
+		t.Run(behaviour, func(t *testing.T) {
+			table, told := table(t, pod("a", one))
+			*told = nil
+			if err := test.change(table); err != nil {
+				t.Fatal(err)
+			}
+			if (len(*told) > 0) != test.told {
+				t.Errorf("told of %v", *told)
+			}
+			if left := show(table); len(left) != test.claims || table.Pods() != test.claims {
+				t.Errorf("claims are %v of %d pods, want %d", left, table.Pods(), test.claims)
+			}
+		})
+	}
+	table, _ := table(t)
+	if err := table.Add("no pod"); err == nil || err.Error() != "read string: no pod" {
+		t.Errorf("got error %v", err)
+	}
+}
+
+// replaceRead does what a reflector does with a streamed list.
+func replaceRead(table *claims.Table, p *corev1.Pod) error {
+	read, err := table.Transformer()(p)
+	if err != nil {
+		return err
+	}
+	return table.Replace([]any{read}, "2")
+}

@@ -1,0 +1,451 @@
+// Package controller makes the managed SecretProviderClasses that injected pods mount, and keeps them as they have to be while a pod
+// mounts them. Nothing else in this program writes to a cluster but what serves its certificate.
+//
+// A class is made only for a pod that mounts it and whose annotations, in its namespace as it now is, amount to exactly that class: what a
+// pod or its labels, status or volumes claim by themselves makes none. A class goes when its last owner does, by Kubernetes' own garbage
+// collector; the controller deletes nothing.
+//
+// It knows nothing of reviews. Every replica runs it, without a leader: names are hashes of contents, so replicas can only agree.
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/singleflight"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/cache"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/util/workqueue"
+	ctrl "sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"github.com/akv-injector/akv-injector/controller/claims"
+	"github.com/akv-injector/akv-injector/webhook/api"
+	"github.com/akv-injector/akv-injector/webhook/class"
+	"github.com/akv-injector/akv-injector/webhook/facts"
+	"github.com/akv-injector/akv-injector/webhook/feed"
+	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/review"
+)
+
+// name is the controller's in logs and metrics.
+const name = "managed-classes"
+
+const (
+	// atOnce is how many classes are looked at at the same time. Writing one takes some milliseconds of waiting.
+	atOnce = 16
+	// patience is how long a deleted class stays so before it is put back. Whoever deletes a workload deletes the class a moment before its
+	// pods; a new pod that mounts it does not wait for this.
+	patience = 500 * time.Millisecond
+	// firstRetry and lastRetry are how long a class that could not be kept is left alone: the first time, and at most.
+	firstRetry, lastRetry = 250 * time.Millisecond, time.Minute
+	// A pod that does not ask for its class is not asked again for the time of respite, and the API server not on its behalf for that of trust:
+	// there may be thousands of its kind.
+	respite, trust = time.Second, time.Minute
+	// maxAsked is how many different pods are asked in one go, so that no class keeps others waiting.
+	maxAsked = 10
+	// conflicts is how often a class that others write to is read again in one go.
+	conflicts = 5
+)
+
+// Options say what the controller works with. Every field is needed.
+type Options struct {
+	// Live reads a class that another replica or somebody else has just written, and writes classes by its client.
+	Live *facts.Live
+	// Cluster is where plans are derived from.
+	Cluster *facts.Cluster
+	// Defaults must be those of the webhook.
+	Defaults inject.Defaults
+	Log      logr.Logger
+	Metrics  prometheus.Registerer
+}
+
+// controller keeps the managed classes.
+type controller struct {
+	live     *facts.Live
+	cluster  *facts.Cluster
+	defaults inject.Defaults
+	events   events.EventRecorder
+	log      logr.Logger
+	total    *prometheus.CounterVec
+
+	claims    *claims.Table
+	following *feed.Feed
+	asking    singleflight.Group
+	refused   *cache.Expiring // a *refusal by *claims.Pod
+	retries   workqueue.TypedRateLimiter[types.NamespacedName]
+	// queue is nil until all is known that a decision needs.
+	queue atomic.Pointer[workqueue.TypedRateLimitingInterface[types.NamespacedName]]
+}
+
+// AddTo adds the controller to a manager, which runs it beside whatever else it has.
+func AddTo(mgr manager.Manager, o Options) error {
+	c := &controller{
+		live:     o.Live,
+		cluster:  o.Cluster,
+		defaults: o.Defaults,
+		events:   mgr.GetEventRecorder(class.ManagedBy),
+		log:      o.Log,
+		total:    newTotal(o.Metrics),
+		refused:  cache.NewExpiring(),
+		retries:  workqueue.NewTypedItemExponentialFailureRateLimiter[types.NamespacedName](firstRetry, lastRetry),
+	}
+	var err error
+	c.claims = claims.NewTable(c.look)
+	if c.following, err = claims.Follow(mgr.GetConfig(), mgr.GetHTTPClient(), c.claims); err != nil {
+		return err
+	}
+	c.following.Register(o.Metrics)
+	c.cluster.OnClass(c.classChanged)
+	never := false
+	keeper, err := ctrl.NewTyped(name, mgr, ctrl.TypedOptions[types.NamespacedName]{
+		Reconciler:              c,
+		MaxConcurrentReconciles: atOnce,
+		NeedLeaderElection:      &never,
+		LogConstructor:          func(*types.NamespacedName) logr.Logger { return o.Log },
+	})
+	if err != nil {
+		return fmt.Errorf("set up the controller: %w", err)
+	}
+	if err := keeper.Watch(source.TypedFunc[types.NamespacedName](c.start)); err != nil {
+		return fmt.Errorf("set up the controller: %w", err)
+	}
+	return nil
+}
+
+// start follows the cluster, and fills the queue once all is known.
+func (c *controller) start(ctx context.Context, queue workqueue.TypedRateLimitingInterface[types.NamespacedName]) error {
+	go c.following.Run(logr.NewContext(ctx, c.log))
+	go func() {
+		if c.cluster.AwaitFilled(ctx) != nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.following.Filled():
+		}
+		c.queue.Store(&queue)
+		classes := c.lookAtAll()
+		c.log.Info("Following injected pods", "pods", c.claims.Pods(), "classes", classes)
+	}()
+	return nil
+}
+
+// look has a class looked at, at once unless it is in trouble already.
+func (c *controller) look(key types.NamespacedName) {
+	queue := c.queue.Load()
+	switch {
+	case queue == nil:
+	case c.retries.NumRequeues(key) > 0:
+		(*queue).AddAfter(key, firstRetry)
+	default:
+		(*queue).Add(key)
+	}
+}
+
+// lookAtAll has every class looked at that a pod mounts, and counts them.
+func (c *controller) lookAtAll() int {
+	keys := c.claims.Classes()
+	for _, key := range keys {
+		c.look(key)
+	}
+	return len(keys)
+}
+
+// classChanged has a class looked at that came, changed or went; all of them where it has no name.
+func (c *controller) classChanged(namespace, name string) {
+	queue := c.queue.Load()
+	switch {
+	case queue == nil || (name != "" && !class.IsManagedName(name)):
+	case name == "":
+		c.lookAtAll()
+	case c.cluster.ManagedClass(namespace, name) == nil:
+		(*queue).AddAfter(types.NamespacedName{Namespace: namespace, Name: name}, patience)
+	default:
+		(*queue).Add(types.NamespacedName{Namespace: namespace, Name: name})
+	}
+}
+
+// Reconcile implements reconcile.TypedReconciler: it sees to it that the class of that name is what the pods that mount it need.
+func (c *controller) Reconcile(ctx context.Context, key types.NamespacedName) (reconcile.Result, error) {
+	return reconcile.Result{RequeueAfter: c.attend(ctx, key)}, nil
+}
+
+// attend sees to a class, and says when to look again; 0 for not before something changes.
+func (c *controller) attend(ctx context.Context, key types.NamespacedName) time.Duration {
+	err := c.keep(ctx, key, c.cluster.ManagedClass(key.Namespace, key.Name))
+	for range conflicts {
+		if !contested(err) {
+			break
+		}
+		var found *facts.ManagedClass
+		if found, err = c.live.ManagedClass(ctx, key.Namespace, key.Name); err == nil {
+			err = c.keep(ctx, key, found)
+		}
+	}
+	switch {
+	case err == nil, ctx.Err() != nil:
+		c.retries.Forget(key)
+		return 0
+	case errors.Is(err, errMore):
+		c.retries.Forget(key)
+		return time.Millisecond
+	case errors.Is(err, errPutOff):
+	case c.retries.NumRequeues(key) == 0: // once is enough: it is tried again for as long as it takes
+		c.log.Info("Class is not as its pods need it", "namespace", key.Namespace, "class", key.Name, "why", err.Error())
+	}
+	return c.retries.When(key)
+}
+
+// errPutOff says that there are pods that were not asked, and errMore that there are, and that of those which were, some asked for the class.
+var (
+	errPutOff = errors.New("put off")
+	errMore   = errors.New("more")
+)
+
+// keep sees to it that the class of that name, which is there as found says or not at all, is what the pods that mount it need.
+func (c *controller) keep(ctx context.Context, key types.NamespacedName, found *facts.ManagedClass) error {
+	var owners []metav1.OwnerReference
+	if found != nil && found.Intact {
+		if !found.Ours {
+			return nil // somebody made exactly that class, and may keep it
+		}
+		owners = found.Owners
+	}
+	open := c.claims.Of(key, owners)
+	if len(open) == 0 {
+		return nil
+	}
+	d, err := c.derive(ctx, key, open, found)
+	if err != nil {
+		return err
+	}
+	if d.wanted == nil && found != nil && !found.Ours {
+		d.outdated = nil // they have nothing to do with the injector
+	}
+	if d.wanted != nil {
+		err = c.write(ctx, key, d, found)
+	}
+	if len(d.outdated) > 0 && !contested(err) {
+		c.tell(api.ClassOutdated, key, d.outdated)
+		c.total.WithLabelValues(outdated).Inc()
+		if err == nil {
+			err = errors.New(d.outdated[0].note)
+		}
+	}
+	switch {
+	case err != nil || !d.putOff:
+		return err
+	case d.wanted != nil:
+		return errMore
+	}
+	return errPutOff
+}
+
+// contested reports whether a class was written by somebody else since it was read.
+func contested(err error) bool {
+	return apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err)
+}
+
+// derivation is what the pods of some claims amount to.
+type derivation struct {
+	// wanted is the class that the pods of granted claims ask for; nil where no claim is.
+	wanted  *class.SecretProviderClass
+	granted []claims.Claim
+	// outdated are pods of the other claims, as many as are told; those that were told a moment ago are put off.
+	outdated []told
+	putOff   bool
+}
+
+// derive works out anew what the pods ask for. An owner may have the class if one of its pods asks for it.
+func (c *controller) derive(ctx context.Context, key types.NamespacedName, open []claims.Claim, found *facts.ManagedClass) (*derivation, error) {
+	var d derivation
+	type question struct {
+		claim claims.Claim
+		pod   *claims.Pod
+		last  *refusal
+	}
+	var first, again []question
+	for _, claim := range open {
+		for _, p := range claim.Pods {
+			if last := c.lastRefusal(p, key.Name); last == nil {
+				first = append(first, question{claim, p, nil})
+			} else if time.Since(last.at) < respite {
+				d.putOff = true
+			} else {
+				again = append(again, question{claim, p, last})
+			}
+		}
+	}
+	type answer struct {
+		outline *inject.Outline
+		result  *inject.Result
+	}
+	var answers []answer // to the different questions, of which there is seldom more than one
+	for _, q := range append(first, again...) {
+		if d.grants(q.claim.Owner) {
+			continue
+		}
+		at := slices.IndexFunc(answers, func(a answer) bool { return a.outline.Equal(&q.pod.Outline) })
+		if at < 0 && len(answers) == maxAsked {
+			d.putOff = true
+			continue
+		}
+		if at < 0 {
+			result, err := c.ask(ctx, q.pod, false)
+			if err == nil && result.Class(key.Name) == nil && q.last == nil {
+				result, err = c.ask(ctx, q.pod, true)
+			}
+			if err != nil {
+				return nil, err
+			}
+			at = len(answers)
+			answers = append(answers, answer{&q.pod.Outline, result})
+		}
+		result := answers[at].result
+		if wanted := result.Class(key.Name); wanted != nil {
+			d.wanted, d.granted = wanted, append(d.granted, q.claim)
+			continue
+		}
+		c.refuse(q.pod, result, q.last)
+		if len(d.outdated) < maxTold && slices.Index(q.pod.Classes, key.Name) < maxToldOf {
+			d.outdated = append(d.outdated, told{q.pod, outdatedNote(key.Name, found, result)})
+		}
+	}
+	// Where one of an owner's pods has the class for it, none of its others misses it.
+	d.outdated = slices.DeleteFunc(d.outdated, func(t told) bool { return d.grants(t.pod.Owner) })
+	return &d, nil
+}
+
+// grants reports whether an owner may have the class.
+func (d *derivation) grants(owner metav1.OwnerReference) bool {
+	return slices.ContainsFunc(d.granted, func(claim claims.Claim) bool { return claim.Owner.UID == owner.UID })
+}
+
+// ask works out which classes a pod asks for, once for all of them where they are looked at together.
+func (c *controller) ask(ctx context.Context, p *claims.Pod, fresh bool) (*inject.Result, error) {
+	answer, err, _ := c.asking.Do(fmt.Sprintf("%p %t", p, fresh), func() (any, error) {
+		result, err := review.Classes(ctx, c.cluster, p.Outline.Subject(), p.Namespace, c.defaults, fresh)
+		return &result, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	result, ok := answer.(*inject.Result)
+	if !ok {
+		return nil, fmt.Errorf("ask a pod: got %T", answer)
+	}
+	return result, nil
+}
+
+// refusal is that a pod did not ask for a class that it mounts.
+type refusal struct {
+	result *inject.Result
+	// at is when the pod was asked last, asked when the API server was on its behalf.
+	at, asked time.Time
+}
+
+// lastRefusal is what is remembered of a pod that does not ask for the class of that name; nil where nothing is.
+func (c *controller) lastRefusal(p *claims.Pod, name string) *refusal {
+	remembered, ok := c.refused.Get(p)
+	if !ok {
+		return nil
+	}
+	last, ok := remembered.(*refusal)
+	if !ok || last.result.Class(name) != nil {
+		return nil
+	}
+	return last
+}
+
+// refuse remembers that a pod did not ask for a class.
+func (c *controller) refuse(p *claims.Pod, result *inject.Result, last *refusal) {
+	now := time.Now()
+	r := &refusal{result: result, at: now, asked: now}
+	if last != nil {
+		r.asked = last.asked
+	}
+	c.refused.Set(p, r, trust-now.Sub(r.asked))
+}
+
+// write makes the class, or adds owners to it and puts its spec back.
+func (c *controller) write(ctx context.Context, key types.NamespacedName, d *derivation, found *facts.ManagedClass) error {
+	if found != nil && !found.Ours {
+		c.tell(api.ClassNameTaken, key, toldAlike(d.granted, takenNote(key.Name)))
+		c.total.WithLabelValues(taken).Inc()
+		return errors.New("somebody else made another class of that name")
+	}
+	result, err := c.apply(ctx, key.Namespace, d, found)
+	switch {
+	case err == nil:
+		c.total.WithLabelValues(result).Inc()
+		c.log.V(1).Info("Class written", "namespace", key.Namespace, "class", key.Name, "result", result)
+		return nil
+	case contested(err), ctx.Err() != nil:
+		return err
+	case apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
+		return nil // its pods go too
+	}
+	c.tell(api.ClassNotWritten, key, toldAlike(d.granted, notWrittenNote(key.Name, err)))
+	c.total.WithLabelValues(failed).Inc()
+	return fmt.Errorf("write: %w", err)
+}
+
+// apply writes the class to the API server, and says what came of it.
+func (c *controller) apply(ctx context.Context, namespace string, d *derivation, found *facts.ManagedClass) (result string, err error) {
+	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(d.wanted)
+	if err != nil {
+		return "", fmt.Errorf("print class: %w", err)
+	}
+	object := &unstructured.Unstructured{Object: content}
+	object.SetNamespace(namespace)
+	unstructured.RemoveNestedField(content, "metadata", "creationTimestamp")
+	owners := make([]metav1.OwnerReference, 0, len(d.granted))
+	for _, claim := range d.granted {
+		owners = append(owners, claim.Owner)
+	}
+	classes := c.live.Dynamic.Resource(class.Resource).Namespace(namespace)
+	if found == nil {
+		// An apply can't be told to make a class only where there is none: it would add to one that somebody else has just made, and take away
+		// the owners that another replica has just given it.
+		object.SetOwnerReferences(owners)
+		_, err := classes.Create(ctx, object, metav1.CreateOptions{FieldManager: class.ManagedBy})
+		return created, err
+	}
+	for _, owner := range found.Owners {
+		if !slices.ContainsFunc(owners, func(o metav1.OwnerReference) bool { return o.UID == owner.UID }) {
+			owners = append(owners, owner) // an owner that is not applied again is taken away
+		}
+	}
+	object.SetOwnerReferences(owners)
+	object.SetResourceVersion(found.ResourceVersion)
+	applied, err := classes.Apply(ctx, object.GetName(), object, metav1.ApplyOptions{FieldManager: class.ManagedBy, Force: true})
+	if err != nil {
+		return "", err
+	}
+	if !facts.IsIntact(applied) { // what others added to the spec, an apply leaves there
+		applied.Object["spec"] = content["spec"]
+		if _, err := classes.Update(ctx, applied, metav1.UpdateOptions{FieldManager: class.ManagedBy}); err != nil {
+			return "", err
+		}
+	}
+	if !found.Intact {
+		return restored, nil
+	}
+	return owned, nil
+}

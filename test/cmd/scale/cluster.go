@@ -1,0 +1,254 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/akv-injector/akv-injector/webhook/api"
+	"github.com/akv-injector/akv-injector/webhook/class"
+	"github.com/akv-injector/akv-injector/webhook/corpus"
+	"github.com/akv-injector/akv-injector/webhook/corpus/reviews"
+	"github.com/akv-injector/akv-injector/webhook/inject"
+)
+
+const (
+	// writers is how many requests to the API server are under way at once.
+	writers  = 32
+	account  = "checkout" // the ServiceAccount of the recorded pod
+	clientID = "0f3cbb3a-5d5a-4b5d-9d0f-2a7f6a0c1f11"
+	tenantID = "72f988bf-86f1-41af-91ab-2d7cd011db47"
+)
+
+// cluster is what the API server holds: namespaces with default vault and tenant, and ReplicaSets in them, each of which has
+// a class of its own that its pods mount. What it creates is what kube-controller-manager would.
+type cluster struct {
+	sizes
+
+	client *kubernetes.Clientset
+	// pod is the application of the recorded review of 11 KB, as a ReplicaSet creates it.
+	pod *corev1.Pod
+	// replicaSets own the pods: as many as there are classes.
+	replicaSets []*appsv1.ReplicaSet
+	sample      *corev1.Pod // the first that was created
+}
+
+func newCluster(cfg *rest.Config, s sizes) (*cluster, error) {
+	cfg = rest.CopyConfig(cfg)
+	cfg.ContentType, cfg.AcceptContentTypes = runtime.ContentTypeProtobuf, runtime.ContentTypeProtobuf // as controllers speak
+	client, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("make a client: %w", err)
+	}
+	request, err := reviews.Medium.Request()
+	if err != nil {
+		return nil, err
+	}
+	pod := &request.Object
+	pod.ObjectMeta = metav1.ObjectMeta{GenerateName: pod.GenerateName, Labels: pod.Labels, Annotations: pod.Annotations}
+	delete(pod.Annotations, api.Class)
+	pod.Status = corev1.PodStatus{}
+	// Its init container and its sidecar would make it larger than most. The API server adds the token again.
+	pod.Spec.InitContainers, pod.Spec.Containers = nil, slices.DeleteFunc(pod.Spec.Containers, func(c corev1.Container) bool {
+		return c.Name != "checkout"
+	})
+	pod.Spec.Volumes = slices.DeleteFunc(pod.Spec.Volumes, func(v corev1.Volume) bool { return v.Projected != nil })
+	app := &pod.Spec.Containers[0]
+	app.VolumeMounts = slices.DeleteFunc(app.VolumeMounts, func(m corev1.VolumeMount) bool {
+		return strings.HasPrefix(m.MountPath, "/var/run/secrets/kubernetes.io/")
+	})
+	return &cluster{sizes: s, client: client, pod: pod, replicaSets: make([]*appsv1.ReplicaSet, s.classes)}, nil
+}
+
+// fill creates everything but the classes. No webhook is there yet: the pods are created as the core says that they are after
+// injection.
+func (c *cluster) fill(ctx context.Context) error {
+	if err := inParallel(ctx, "namespaces", c.namespaces, c.createNamespace); err != nil {
+		return err
+	}
+	injected := make([]*corev1.Pod, c.classes)
+	err := inParallel(ctx, "ReplicaSets", c.classes, func(ctx context.Context, n int) error {
+		if err := c.createReplicaSet(ctx, n); err != nil {
+			return err
+		}
+		var err error
+		injected[n], err = c.injected(n)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return inParallel(ctx, "pods", c.pods, func(ctx context.Context, n int) error {
+		pod, err := c.create(ctx, injected[n%c.classes])
+		if n == 0 {
+			c.sample = pod
+		}
+		return err
+	})
+}
+
+// podSize is how many bytes a pod is as JSON.
+func (c *cluster) podSize() float64 {
+	text, err := json.Marshal(c.sample)
+	if err != nil {
+		return 0 // a pod that the API server sent can be encoded
+	}
+	return float64(len(text))
+}
+
+// namespace is the one of the n-th ReplicaSet.
+func (c *cluster) namespace(n int) *corev1.Namespace {
+	n %= c.namespaces
+	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+		Name:   fmt.Sprintf("team-%d", n),
+		Labels: map[string]string{api.Injection: api.InjectionEnabled},
+		Annotations: map[string]string{
+			api.Vault:            fmt.Sprintf("team-%d-vault", n),
+			api.IdentityTenantID: tenantID,
+		},
+	}}
+}
+
+func (c *cluster) createNamespace(ctx context.Context, n int) error {
+	namespace := c.namespace(n)
+	if _, err := c.client.CoreV1().Namespaces().Create(ctx, namespace, metav1.CreateOptions{}); err != nil {
+		return fmt.Errorf("create a namespace: %w", err)
+	}
+	for name, annotations := range map[string]map[string]string{
+		"default": nil,
+		account:   {api.WorkloadIdentityClientID: clientID},
+	} {
+		object := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: annotations}}
+		if _, err := c.client.CoreV1().ServiceAccounts(namespace.Name).Create(ctx, object, metav1.CreateOptions{}); err != nil {
+			return fmt.Errorf("create a ServiceAccount: %w", err)
+		}
+	}
+	return nil
+}
+
+func (c *cluster) createReplicaSet(ctx context.Context, n int) (err error) {
+	pod := c.requesting(n, "")
+	c.replicaSets[n], err = c.client.AppsV1().ReplicaSets(pod.Namespace).Create(ctx, &appsv1.ReplicaSet{
+		ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("checkout-%d", n), Labels: pod.Labels},
+		Spec: appsv1.ReplicaSetSpec{
+			Replicas: new(int32(c.pods / c.classes)),
+			Selector: &metav1.LabelSelector{MatchLabels: pod.Labels},
+			Template: corev1.PodTemplateSpec{
+				ObjectMeta: metav1.ObjectMeta{Labels: pod.Labels, Annotations: pod.Annotations},
+				Spec:       pod.Spec,
+			},
+		},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return fmt.Errorf("create a ReplicaSet: %w", err)
+	}
+	return nil
+}
+
+// requesting is a pod of the n-th ReplicaSet before its admission. With extra it asks for that object too, and so for another
+// class than the ReplicaSet's others.
+func (c *cluster) requesting(n int, extra string) *corev1.Pod {
+	n %= c.classes
+	pod := c.pod.DeepCopy()
+	pod.Namespace = c.namespace(n).Name
+	secrets := fmt.Sprintf("DB_PASSWORD=db-password, STRIPE_KEY=stripe-key,\nJWT_SIGNING_KEY=jwt-signing-key-%d", n)
+	if extra != "" {
+		secrets += ", " + extra
+	}
+	pod.Annotations[api.Secrets] = secrets
+	if owner := c.replicaSets[n]; owner != nil {
+		pod.OwnerReferences = []metav1.OwnerReference{*metav1.NewControllerRef(owner, appsv1.SchemeGroupVersion.WithKind("ReplicaSet"))}
+	}
+	return pod
+}
+
+// injected is a pod of the n-th ReplicaSet after its admission.
+func (c *cluster) injected(n int) (*corev1.Pod, error) {
+	pod, namespace := c.requesting(n, ""), c.namespace(n)
+	plan := inject.NewPlan(inject.Pod(pod), inject.Namespace{
+		Name: namespace.Name, Labels: namespace.Labels, Annotations: namespace.Annotations,
+	}, inject.Defaults{})
+	result := plan.Decide(inject.Facts{ServiceAccount: &inject.ServiceAccount{Name: account, ClientID: clientID}})
+	if err := result.AllErrors().ToAggregate(); err != nil {
+		return nil, fmt.Errorf("inject a pod: %w", err)
+	}
+	corpus.Mutate(&pod.ObjectMeta, &pod.Spec, &result.Change)
+	if key := classOf(pod); len(result.Classes) != 1 || result.Classes[0].Name != key.Name {
+		return nil, fmt.Errorf("inject a pod: it mounts class %q, and %d others", key.Name, len(result.Classes)-1)
+	}
+	return pod, nil
+}
+
+// create creates the pod, and returns it as the API server answered.
+func (c *cluster) create(ctx context.Context, pod *corev1.Pod) (*corev1.Pod, error) {
+	created, err := c.client.CoreV1().Pods(pod.Namespace).Create(ctx, pod, metav1.CreateOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("create a pod: %w", err)
+	}
+	return created, nil
+}
+
+// classOf is the class that a pod mounts; it has no name where there is none.
+func classOf(pod *corev1.Pod) types.NamespacedName {
+	key := types.NamespacedName{Namespace: pod.Namespace}
+	for _, volume := range pod.Spec.Volumes {
+		if volume.CSI != nil && volume.CSI.Driver == class.Driver {
+			key.Name = volume.CSI.VolumeAttributes["secretProviderClass"]
+		}
+	}
+	return key
+}
+
+// inParallel does n pieces of work and tells how far it is. It ends with the first error.
+func inParallel(ctx context.Context, what string, n int, work func(context.Context, int) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var next, done atomic.Int64
+	var running sync.WaitGroup
+	for range min(writers, n) {
+		running.Go(func() {
+			for ctx.Err() == nil {
+				i := int(next.Add(1)) - 1
+				if i >= n {
+					return
+				}
+				if err := work(ctx, i); err != nil {
+					cancel(err)
+				}
+				done.Add(1)
+			}
+		})
+	}
+	begin, finished := time.Now(), make(chan struct{})
+	go func() {
+		running.Wait()
+		close(finished)
+	}()
+	tick := time.NewTicker(5 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			progress("%d of %d %s ...", done.Load(), n, what)
+		case <-finished:
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			progress("%d %s after %s", n, what, time.Since(begin).Round(100*time.Millisecond))
+			return nil
+		}
+	}
+}

@@ -1,0 +1,60 @@
+package provider_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	secretsstorev1 "sigs.k8s.io/secrets-store-csi-driver/apis/v1"
+
+	"github.com/akv-injector/akv-injector/webhook/class"
+)
+
+// theirs is a class as the driver reads it, which knows each of its fields.
+func theirs(t *testing.T, spc *class.SecretProviderClass) *secretsstorev1.SecretProviderClass {
+	t.Helper()
+	var read secretsstorev1.SecretProviderClass
+	decode(t, encode(t, spc), &read)
+	return &read
+}
+
+// checkTypes sees that a class loses nothing on its way to the driver's types and back.
+func checkTypes(t *testing.T, spc *class.SecretProviderClass) {
+	t.Helper()
+	there := encode(t, theirs(t, spc))
+	var fields map[string]any
+	decode(t, there, &fields)
+	if status, ok := fields["status"].(map[string]any); ok && len(status) == 0 {
+		delete(fields, "status") // the driver's, which it prints even where it says nothing
+	}
+	var back class.SecretProviderClass
+	decode(t, encode(t, fields), &back)
+	if diff := cmp.Diff(spc, &back); diff != "" {
+		t.Errorf("class %s by way of the driver's types (-ours +back):\n%s", spc.Name, diff)
+	}
+	var ours map[string]any
+	decode(t, encode(t, spc), &ours)
+	if diff := cmp.Diff(ours, fields); diff != "" {
+		t.Errorf("JSON of class %s (-ours +the driver's):\n%s", spc.Name, diff)
+	}
+}
+
+func encode(t *testing.T, value any) []byte {
+	t.Helper()
+	text, err := json.Marshal(value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// decode reads JSON of which every field has to be known.
+func decode(t *testing.T, text []byte, into any) {
+	t.Helper()
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(into); err != nil {
+		t.Fatalf("decode %s: %v", text, err)
+	}
+}

@@ -1,0 +1,61 @@
+package inject
+
+import (
+	"maps"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/akv-injector/akv-injector/webhook/api"
+)
+
+// Outline is as much of a pod as [Plan.DecideClasses] looks at: small enough to keep one for each pod of a cluster. The status annotation is
+// not part of it.
+type Outline struct {
+	labels, annotations  map[string]string // nil where there are none
+	serviceAccount       string
+	hostNetwork, windows bool
+}
+
+// OutlineOf is the outline of a pod.
+func OutlineOf(pod *corev1.Pod) Outline {
+	subject := Pod(pod)
+	return Outline{
+		labels: only(pod.Labels, func(key string) bool { return key == api.PodIdentityBinding || key == api.WorkloadIdentityUse }),
+		annotations: only(pod.Annotations, func(key string) bool {
+			return (api.IsOurs(key) && key != api.Status) || key == api.WorkloadIdentityBinding || key == api.MirrorPod
+		}),
+		serviceAccount: subject.serviceAccount(),
+		hostNetwork:    pod.Spec.HostNetwork,
+		windows:        subject.isWindows(),
+	}
+}
+
+// Subject is a pod with that outline.
+func (o *Outline) Subject() Subject {
+	spec := &corev1.PodSpec{ServiceAccountName: o.serviceAccount, HostNetwork: o.hostNetwork}
+	if o.windows {
+		spec.OS = &corev1.PodOS{Name: corev1.Windows}
+	}
+	return Subject{Meta: &metav1.ObjectMeta{Labels: o.labels, Annotations: o.annotations}, Spec: spec, Annotations: o.annotations}
+}
+
+// Equal reports whether two outlines amount to the same classes, in one namespace.
+func (o *Outline) Equal(other *Outline) bool {
+	return maps.Equal(o.labels, other.labels) && maps.Equal(o.annotations, other.annotations) &&
+		o.serviceAccount == other.serviceAccount && o.hostNetwork == other.hostNetwork && o.windows == other.windows
+}
+
+// only are the entries whose key is wanted; nil for none.
+func only(all map[string]string, wanted func(key string) bool) map[string]string {
+	var kept map[string]string
+	for key, value := range all {
+		if wanted(key) {
+			if kept == nil {
+				kept = map[string]string{}
+			}
+			kept[key] = value
+		}
+	}
+	return kept
+}
