@@ -121,6 +121,10 @@ load: ## Load over TLS, and what a review adds to a pod's creation at a real API
 scale: ## The controller with 2,000 namespaces and 20,000 pods at a real API server; takes some minutes
 	@cd test && go run ./cmd/scale
 
+.PHONY: mutants
+mutants: ## Weaken policy, condition by condition: the tests must notice
+	@cd test && go run ./mutants
+
 .PHONY: cover
 cover: ## Coverage of the unit tests in bin/cover.html
 	@mkdir -p bin

@@ -41,6 +41,7 @@ import (
 	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/facts"
 	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/policy"
 	"github.com/akv-injector/akv-injector/webhook/preview"
 )
 
@@ -182,20 +183,25 @@ Exit status: 0 fine, 1 something is rejected, 2 wrong usage or unreadable input.
 func lintCommand(status *preview.Status) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "lint -f FILE|DIR|-", Short: "Check manifests at hand", Args: filesByFlag,
-		Long: `Check manifests at hand as the webhook would, and print nothing but errors and warnings. The Namespaces, ServiceAccounts,
+		Long: `Check manifests at hand as the webhooks would, policy included, and print nothing but errors and warnings. The Namespaces, ServiceAccounts,
 SecretProviderClasses and AzureIdentityBindings in the files stand for the cluster: what is not among them does not
 exist, but for a namespace, which then counts as opted in. With --cluster what the files don't hold is asked of the
 cluster.
 
 Exit status: 0 fine, 1 something is rejected, 2 wrong usage or unreadable input.`,
-		Example: "  akv-injector lint -f k8s/\n  akv-injector lint -o github --cluster -R -f k8s/",
+		Example: "  akv-injector lint -f k8s/\n  akv-injector lint --level required -f k8s/\n  akv-injector lint -o github --cluster -R -f k8s/",
 	}
 	options := previewFlags(cmd)
+	level := cmd.Flags().String("level", "", "level of policy that is enforced in namespaces without a label that says one: "+string(policy.Bound)+", "+string(policy.Required))
 	format := cmd.Flags().StringP("output", "o", string(preview.Text), "how findings are printed: text, json, github")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		o, err := options()
 		if err != nil {
 			return err
+		}
+		o.Level = policy.Level(*level)
+		if o.Level != policy.Off && o.Level != policy.Bound && o.Level != policy.Required {
+			return fmt.Errorf("--level: must be %s or %s, is %q", policy.Bound, policy.Required, *level)
 		}
 		*status, err = preview.Lint(cmd.Context(), o, preview.Format(*format), cmd.OutOrStdout())
 		return err
@@ -240,11 +246,12 @@ func serveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "serve", Short: "Serve the admission webhook", Args: cobra.NoArgs,
 		Long: `Serve the admission webhook until SIGTERM or SIGINT: inject pods on creation, and hand the annotations of workloads down
-to their pod templates. It needs a MutatingWebhookConfiguration named akv-injector that calls it. Beside that, make the
-managed classes that injected pods mount, and keep them as long as these do.
+to their pod templates, and hold all pods against their namespaces' policy. It needs a MutatingWebhookConfiguration and a
+ValidatingWebhookConfiguration named akv-injector that call it. Beside that, make the managed classes that injected pods
+mount, and keep them as long as these do.
 
 With --certs=self-signed it makes its own serving certificate, keeps it in a Secret, renews it in time and writes the CA
-bundle into the webhook configuration. With --certs=files it serves what another program, such as cert-manager, puts
+bundle into the webhook configurations. With --certs=files it serves what another program, such as cert-manager, puts
 into --cert-dir.`,
 		Example: "  akv-injector serve --tenant-id 11111111-2222-3333-4444-555555555555\n" +
 			"  akv-injector serve --certs files --cert-dir /tls --log-level debug\n" +

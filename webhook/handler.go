@@ -86,7 +86,7 @@ func (h *handler[T]) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		outcome, reason = failed, ""
 		response = faulty(req.UID, err)
 	} else {
-		response = answer(req.UID, objectName(req), req.Kind, &verdict)
+		response = answer(req.UID, lastingName(req), req.Kind, &verdict)
 	}
 	h.respond(w, response)
 	h.metrics.observe(outcome, reason, start)

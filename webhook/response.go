@@ -27,8 +27,9 @@ const (
 
 // Audit annotations of a review; the API server puts the webhook's name before them.
 const (
-	auditOutcome = "outcome"
-	auditReasons = "reasons"
+	auditOutcome    = "outcome"
+	auditReasons    = "reasons"
+	auditViolations = "violations"
 )
 
 // answer turns a verdict into what the API server is told.
@@ -38,6 +39,9 @@ func answer(uid types.UID, name string, kind metav1.GroupVersionKind, v *review.
 		Allowed:          len(v.Errors) == 0,
 		Warnings:         warnings(v.Warnings),
 		AuditAnnotations: map[string]string{auditOutcome: string(v.Outcome)},
+	}
+	if len(v.Audited) > 0 {
+		response.AuditAnnotations[auditViolations] = strings.Join(fit(v.Audited, maxError, maxRefusal), "\n")
 	}
 	if !response.Allowed {
 		response.Result = refusal(name, kind, v)
@@ -93,6 +97,9 @@ func refusal(name string, kind metav1.GroupVersionKind, v *review.Verdict) *meta
 		status.Details.Causes = append(status.Details.Causes, metav1.StatusCause{Message: more, Field: api.Cut(rest[0].Field, maxError)})
 	}
 	status.Message = strings.Join(messages, "\n")
+	if v.Owner != "" {
+		status.Message = name + " (" + v.Owner + "): " + status.Message
+	}
 	return status
 }
 
@@ -179,6 +186,23 @@ func objectName[T any](r *request[T]) string {
 		}
 	}
 	return api.Cut(name, maxName)
+}
+
+// generatedSuffix is how many characters the API server adds to what it generates a name from.
+const generatedSuffix = 5
+
+// lastingName is [objectName], or what the API server has made it from. A controller that is refused an object tries again under a new
+// name each time, and each refusal would be a new event.
+func lastingName[T any](r *request[T]) string {
+	name := objectName(r)
+	object, ok := any(r.Object).(metav1.Object)
+	if !ok || r.Operation != admissionv1.Create || r.Object == nil {
+		return name
+	}
+	if prefix := object.GetGenerateName(); prefix != "" && len(name) == len(prefix)+generatedSuffix && strings.HasPrefix(name, prefix) {
+		return prefix + "*"
+	}
+	return name
 }
 
 func nameOf(object metav1.Object) string {

@@ -19,6 +19,9 @@ import (
 const (
 	MutatePods      = "/mutate/pods"
 	MutateWorkloads = "/mutate/workloads"
+
+	ValidatePods      = "/validate/pods"
+	ValidateWorkloads = "/validate/workloads"
 )
 
 // Options are what the webhooks work with.
@@ -37,6 +40,8 @@ type Options struct {
 func Register(register func(path string, handler http.Handler), o Options) {
 	register(MutatePods, &handler[corev1.Pod]{path: MutatePods, log: o.Log, metrics: o.Metrics.at(MutatePods), judge: o.pod})
 	register(MutateWorkloads, &handler[inject.Workload]{path: MutateWorkloads, log: o.Log, metrics: o.Metrics.at(MutateWorkloads), judge: o.workload})
+	register(ValidatePods, &handler[corev1.Pod]{path: ValidatePods, log: o.Log, metrics: o.Metrics.at(ValidatePods), judge: o.podPolicy})
+	register(ValidateWorkloads, &handler[inject.Workload]{path: ValidateWorkloads, log: o.Log, metrics: o.Metrics.at(ValidateWorkloads), judge: o.workloadPolicy})
 }
 
 // pod judges the creation of a pod; its other operations are nobody's business here.
@@ -56,4 +61,26 @@ func (o *Options) workload(ctx context.Context, r *request[inject.Workload]) (re
 		r.OldObject = nil
 	}
 	return review.Workload(ctx, o.Source, r.Object, r.OldObject, r.Namespace, o.Defaults)
+}
+
+// podPolicy holds a new pod, or one whose labels change, against its namespace's policy. A Binding changes its pod's labels to its own.
+func (o *Options) podPolicy(ctx context.Context, r *request[corev1.Pod]) (review.Verdict, error) {
+	if r.Operation != admissionv1.Create && r.Operation != admissionv1.Update {
+		return review.Verdict{Outcome: inject.NotRequested}, nil
+	}
+	if r.Kind.Kind == "Binding" {
+		return review.BindingPolicy(ctx, o.Source, r.Object.Labels, r.Namespace)
+	}
+	if r.Operation == admissionv1.Create {
+		r.OldObject = nil
+	}
+	return review.PodPolicy(ctx, o.Source, r.Object, r.OldObject, r.Namespace, o.Defaults)
+}
+
+// workloadPolicy tells what the policy of their namespace will say of a workload's pods.
+func (o *Options) workloadPolicy(ctx context.Context, r *request[inject.Workload]) (review.Verdict, error) {
+	if r.Operation != admissionv1.Create && r.Operation != admissionv1.Update {
+		return review.Verdict{Outcome: inject.NotRequested}, nil
+	}
+	return review.WorkloadPolicy(ctx, o.Source, r.Object, r.Namespace, o.Defaults)
 }

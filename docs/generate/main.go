@@ -1,5 +1,5 @@
-// Command generate writes the parts of the documentation that webhook/api knows best: the annotation tables and the list of
-// Reasons. It is run by go generate, and rewrites what stands between its marks:
+// Command generate writes the parts of the documentation that the code knows best: the annotation tables, the list of Reasons and
+// the rules of policy. It is run by go generate, and rewrites what stands between its marks:
 //
 //	<!-- generated: NAME -->
 //	<!-- end -->
@@ -19,7 +19,7 @@ import (
 func main() {
 	_, file, _, _ := runtime.Caller(0)
 	root := filepath.Join(filepath.Dir(file), "..", "..")
-	for _, name := range []string{"README.md", "docs/annotations.md", "docs/troubleshooting.md"} {
+	for _, name := range []string{"README.md", "docs/annotations.md", "docs/policy.md", "docs/troubleshooting.md"} {
 		if err := rewrite(filepath.Join(root, name)); err != nil {
 			fmt.Fprintf(os.Stderr, "generate %s: %v\n", name, err)
 			os.Exit(1)
@@ -28,7 +28,7 @@ func main() {
 }
 
 // parts are what can stand between marks.
-var parts = map[string]func(*bytes.Buffer){"keys": keys, "reasons": reasons, "reasons-short": reasonsShort}
+var parts = map[string]func(*bytes.Buffer) error{"keys": keys, "reasons": reasons, "reasons-short": reasonsShort, "rules": rules}
 
 const (
 	begin = "<!-- generated: "
@@ -59,30 +59,40 @@ func rewrite(path string) error {
 			return fmt.Errorf("part %s: must end with %q", name, strings.TrimSpace(end))
 		}
 		out.WriteString(begin + name + " -->\n")
-		part(&out)
+		if err := part(&out); err != nil {
+			return fmt.Errorf("part %s: %w", name, err)
+		}
 		out.WriteString(end)
 		rest = after
 	}
 	return os.WriteFile(path, out.Bytes(), 0o600)
 }
 
-func keys(out *bytes.Buffer) {
+func keys(out *bytes.Buffer) error {
 	out.WriteString("| annotation | value | default | effect |\n|---|---|---|---|\n")
 	for _, key := range api.Keys {
 		fmt.Fprintf(out, "| `%s` | %s | %s | %s |\n", key.Name, key.Values, key.Default, key.Effect)
 	}
+	return nil
 }
 
-func reasons(out *bytes.Buffer) {
+func reasons(out *bytes.Buffer) error {
 	for _, doc := range api.Reasons {
 		fmt.Fprintf(out, "### %s\n\n%s\n\n%s\n\n", doc.Reason, doc.Means, doc.Fix)
 	}
+	return nil
 }
 
-func reasonsShort(out *bytes.Buffer) {
+func reasonsShort(out *bytes.Buffer) error {
 	var names []string
 	for _, doc := range api.Reasons {
-		names = append(names, fmt.Sprintf("[%s](docs/troubleshooting.md#%s)", doc.Reason, strings.ToLower(string(doc.Reason))))
+		names = append(names, fmt.Sprintf("[%s](docs/troubleshooting.md#%s)", doc.Reason, anchor(doc.Reason)))
 	}
 	out.WriteString(strings.Join(names, ", ") + "\n")
+	return nil
+}
+
+// anchor is where the documentation explains a Reason.
+func anchor(reason api.Reason) string {
+	return strings.ToLower(string(reason))
 }

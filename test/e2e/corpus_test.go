@@ -103,15 +103,25 @@ func (d *door) check(t *testing.T, a *corpus.Archive) {
 		t.Fatal(err)
 	}
 	// Names of the namespace and of its default ServiceAccount are all that may differ from what the archive wants.
-	for _, file := range []string{"outcome", "patch"} {
+	for _, file := range []string{"outcome", "patch", "policy-outcome"} {
 		if diff := cmp.Diff(a.Wanted[file], want[file]); diff != "" && a.Wanted != nil {
 			t.Fatalf("the archive's %s differs in this namespace (-want +got):\n%s", file, diff)
 		}
 	}
 	stored, err := put(t.Context(), d.client, a.Subject, a.Old, d.namespace)
-	d.checkWarnings(t, want["warnings"])
+	if a.IsPod() && d.lacksServiceAccount(a.Subject) {
+		if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "error looking up service account") {
+			t.Errorf("the API server answers %v, want that the ServiceAccount is not there", err)
+		}
+		return
+	}
+	d.checkWarnings(t, want["warnings"]+want["policy-warnings"])
 	if want["errors"] != "" {
 		checkRefusal(t, err, want["outcome"], want["errors"])
+		return
+	}
+	if want["policy-errors"] != "" {
+		checkRefusal(t, err, want["policy-outcome"], called(a.Subject)+want["policy-errors"])
 		return
 	}
 	if err != nil {
@@ -129,6 +139,24 @@ func (d *door) check(t *testing.T, a *corpus.Archive) {
 	if !a.IsPod() {
 		d.check(t, &corpus.Archive{Name: a.Name, Objects: a.Objects, Subject: podOf(t, patched)})
 	}
+}
+
+// lacksServiceAccount reports whether the author of a pod named a ServiceAccount that is not there. The API server itself refuses such a
+// pod before it calls any webhook.
+func (d *door) lacksServiceAccount(pod *unstructured.Unstructured) bool {
+	name, _, _ := unstructured.NestedString(pod.Object, "spec", "serviceAccountName")
+	return name != "" && !slices.ContainsFunc(d.objects, func(o *unstructured.Unstructured) bool {
+		return o.GetKind() == "ServiceAccount" && o.GetName() == name
+	})
+}
+
+// called is how a refusal by policy starts, where it names the pod's controller.
+func called(pod *unstructured.Unstructured) string {
+	owner := metav1.GetControllerOf(pod)
+	if owner == nil {
+		return ""
+	}
+	return pod.GetName() + " (" + owner.Kind + " " + owner.Name + "): "
 }
 
 // checkWarnings compares the injector's warnings; the API server has some of its own.
@@ -153,7 +181,7 @@ func (d *door) checkWarnings(t *testing.T, lines string) {
 	}
 }
 
-var denied = regexp.MustCompile(`^admission webhook "(always\.)?(pods|workloads)\.akv-injector\.io" denied the request: `)
+var denied = regexp.MustCompile(`^admission webhook "([a-z-]+\.)?(pods|workloads)\.akv-injector\.io" denied the request: `)
 
 // maxTold is how many errors a refusal tells one by one.
 const maxTold = 20

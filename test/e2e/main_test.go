@@ -50,7 +50,22 @@ var (
 	binary  string             // the injector's
 	client  kubernetes.Interface
 	objects dynamic.Interface
+	// auditDir has the API server's audit log of pods, audit.log.
+	auditDir string
 )
+
+// auditTo is by what arguments an API server keeps an audit log of who writes which pod, dir/audit.log.
+func auditTo(dir string) ([]string, error) {
+	policy := filepath.Join(dir, "audit.yaml")
+	err := os.WriteFile(policy, []byte(`apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- {level: Metadata, verbs: [create, update], resources: [{group: "", resources: [pods, pods/status]}]}
+- {level: None}
+`), 0o600)
+	return []string{"--audit-policy-file=" + policy, "--audit-log-path=" + filepath.Join(dir, "audit.log")}, err
+}
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -66,7 +81,15 @@ func run(m *testing.M) (code int, err error) {
 	// Building the control plane takes minutes where it is not cached.
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	defer cancel()
-	if plane, err = controlplane.Start(ctx, controlplane.Options{BeforeControllers: controlplane.InstallCRDs}); err != nil {
+	if auditDir, err = os.MkdirTemp("", "e2e-audit-"); err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(auditDir)) }()
+	audit, err := auditTo(auditDir)
+	if err != nil {
+		return 0, err
+	}
+	if plane, err = controlplane.Start(ctx, controlplane.Options{BeforeControllers: controlplane.InstallCRDs, APIServerArgs: audit}); err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, plane.Stop()) }()
@@ -95,11 +118,14 @@ func startServer(ctx context.Context) error {
 		return err
 	}
 	server = started
-	namespace := document(`{apiVersion: v1, kind: Namespace, metadata: {name: probe, labels: {keyvault.io/injection: enabled}}}`)
+	namespace := document(`{apiVersion: v1, kind: Namespace, metadata: {name: probe, labels: {keyvault.io/injection: enabled, identity.io/enforce: required}}}`)
 	if err := errors.Join(apply(ctx, "", namespace), plane.WaitForServiceAccount(ctx, "probe")); err != nil {
 		return err
 	}
-	return injector.WaitUntilCalled(ctx, plane.Config, "probe")
+	if err := injector.WaitUntilCalled(ctx, plane.Config, "probe"); err != nil {
+		return err
+	}
+	return waitUntilJudged(ctx, "probe")
 }
 
 // checkLogs reads what every injector logged. That the shipped rights are enough shows in that nobody was denied one.

@@ -349,6 +349,9 @@ func TestCacheRace(t *testing.T) {
 			outcomes := map[string]int{}
 			for i := range times {
 				for _, review := range logged(t, fmt.Sprintf("race-%s-%d", name, i)) {
+					if strings.HasPrefix(fmt.Sprint(review["path"]), "/validate/") {
+						continue
+					}
 					outcome := fmt.Sprint(review["kind"], " ", review["outcome"])
 					outcomes[outcome]++
 					allowed := outcome == "Pod injected" || outcome == "Deployment injected" || outcome == "Deployment unchanged" ||

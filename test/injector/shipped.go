@@ -74,7 +74,7 @@ func apply(ctx context.Context, cfg *rest.Config, url string) error {
 	if err != nil {
 		return fmt.Errorf("make a client: %w", err)
 	}
-	for _, file := range []string{"namespace.yaml", "rbac.yaml", "mutating-webhook-configuration.yaml"} {
+	for _, file := range []string{"namespace.yaml", "rbac.yaml", "mutating-webhook-configuration.yaml", "validating-webhook-configuration.yaml"} {
 		objects, err := Shipped(ctx, file, url)
 		if err != nil {
 			return err

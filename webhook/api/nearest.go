@@ -12,6 +12,9 @@ const maxNearest = 3
 
 // Nearest picks the names that name may have been meant to be, nearest first, at most three.
 func Nearest(name string, names []string) []string {
+	if name == "" {
+		return nil
+	}
 	type candidate struct {
 		name     string
 		distance int

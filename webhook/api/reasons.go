@@ -43,6 +43,8 @@ const (
 	ServiceAccountConflict  Reason = "ServiceAccountConflict"
 	LabelValueInvalid       Reason = "LabelValueInvalid"
 	PodIdentityRetired      Reason = "PodIdentityRetired"
+	AttributeNotAllowed     Reason = "AttributeNotAllowed"
+	UnknownLevel            Reason = "UnknownLevel"
 	LookupFailed            Reason = "LookupFailed"
 	ClassOutdated           Reason = "ClassOutdated"
 	ClassNameTaken          Reason = "ClassNameTaken"
@@ -68,7 +70,7 @@ var Reasons = [...]ReasonDoc{
 	{UnknownInjection, "A warning: the namespace's label `keyvault.io/injection` has a value that does not opt in, so nothing was injected.", "Set it to `enabled` or `always`, or to `disabled` if that is meant."},
 	{TemplateDiffers, "A warning: a workload and its pod template carry different values of one annotation; the template's counts.", "Write the annotation in one of the two places."},
 	{ContainerNotFound, "A name or glob in `keyvault.io/containers` matches no container or init container of the pod. A warning where the namespace wrote it, or for `!name`.", "Take the name that the message offers. A container that another webhook adds after this one isn't there yet: leave it out of the list, or select by `!name`."},
-	{ClassNotFound, "`keyvault.io/class` names a SecretProviderClass that the pod's namespace does not have.", "Apply the class, or take a name that the message offers. A ReplicaSet tries again by itself."},
+	{ClassNotFound, "`keyvault.io/class`, or under a policy a volume, names a SecretProviderClass that the pod's namespace does not have.", "Apply the class, or take a name that the message offers. A ReplicaSet tries again by itself."},
 	{ClassInvalid, "Items can't be looked up in a class: it is of another provider than azure, its `objects` can't be read, or a Secret that it syncs has a name or key that no env var can refer to.", "Mend the class where the message says, or leave out `keyvault.io/secrets` to just mount it."},
 	{ObjectNotInClass, "An item names an object that the class does not have, or with another type or file.", "Add the object to the class, or take a name that the message offers."},
 	{ObjectAmbiguous, "More than one object of the classes fits an item.", "Say which: the class before a slash, or the file after ` as `."},
@@ -76,21 +78,23 @@ var Reasons = [...]ReasonDoc{
 	{EnvAmbiguous, "The class syncs the object's file into several Secret keys.", "Leave one of them in the class."},
 	{EnvConflict, "A container sets an env var by itself that an item sets too: a warning where its own was kept, a rejection where `keyvault.io/on-conflict` is `fail`.", "Remove one of the two, or set `keyvault.io/on-conflict: override`."},
 	{MountPathConflict, "The mount path is taken by another volume or device of the container, holds one, or lies in one that is read-only. Or the annotations changed after injection, and the pod mounts what they asked for before.", "Set `keyvault.io/mount-path` to another path, or leave the container out by `keyvault.io/containers: \"!name\"`."},
-	{VolumeInvalid, "A volume of the pod mounts the class without `readOnly: true`, which the driver refuses; or has the name that ours needs.", "Set `readOnly: true`, or remove or rename the volume."},
+	{VolumeInvalid, "A volume of the pod mounts the class without `readOnly: true`, which the driver refuses; has the name that ours needs; or names no class.", "Set `readOnly: true` or the attribute `secretProviderClass`, or remove or rename the volume."},
 	{VaultRequired, "An item of a managed class names no Key Vault, and there is no default.", "Set `keyvault.io/vault` on the pod or its namespace, or write `VAULT/` before the object."},
 	{TenantIDRequired, "A managed class needs a Microsoft Entra tenant, and nobody says one.", "Annotate the ServiceAccount, the pod or the namespace as the message says, or run the injector with `--tenant-id`."},
 	{ClientIDRequired, "A managed class in a workload mode needs a client id, and nobody says one.", "Annotate the ServiceAccount with `azure.workload.identity/client-id`, or the pod with `identity.io/client-id`."},
-	{IdentityRequired, "A class can't be read without an identity, and the pod has none.", "Set `identity.io/name`, or annotate the pod's ServiceAccount with a client id."},
-	{IdentityNotBound, "A warning: the identity was set, and nothing in the namespace binds it.", "Apply the AzureIdentityBinding, or annotate the ServiceAccount with `azure.workload.identity/client-id`."},
+	{IdentityRequired, "A class can't be read without an identity, or the namespace's policy requires one, and the pod has none.", "Set `identity.io/name`, or annotate the pod's ServiceAccount with a client id."},
+	{IdentityNotBound, "Nothing in the namespace binds the pod's identity. A warning, and a rejection under a policy that is enforced.", "Apply the AzureIdentityBinding, or annotate the ServiceAccount with `azure.workload.identity/client-id`."},
 	{IdentityConflict, "The pod's own label binds another identity than its annotations ask for. A warning, and a rejection where the namespace has `identity.io/enforce`.", "Remove the label, or change the annotation."},
 	{IdentityMismatch, "A warning: an existing class authenticates in another way than the pod is bound.", "Change `identity.io/mode`, or the class."},
 	{IdentityUnsupported, "Pod identity does not work with `hostNetwork: true` or on Windows.", "Use workload identity: `identity.io/mode: workload-identity`."},
 	{IdentityNotAllowed, "The namespace's annotation `identity.io/allowed-names` does not allow the identity.", "Take an identity that it allows, or ask whoever owns the namespace."},
 	{VaultNotAllowed, "The namespace's annotation `keyvault.io/allowed-vaults` does not allow the Key Vault, or a volume's own attributes could get around it.", "Take a vault that it allows, or ask whoever owns the namespace."},
-	{ServiceAccountNotFound, "In a workload mode `identity.io/name` names a ServiceAccount that the namespace does not have.", "Apply the ServiceAccount, or take a name that the message offers."},
+	{ServiceAccountNotFound, "In a workload mode `identity.io/name` names a ServiceAccount that the namespace does not have; or under a policy, the pod runs as such a one.", "Apply the ServiceAccount, or take a name that the message offers."},
 	{ServiceAccountConflict, "The pod runs as one ServiceAccount and `identity.io/name` names another.", "Remove one of the two."},
 	{LabelValueInvalid, "Pod identity binds by a label, and the name is no valid label value: at most 63 characters.", "Add an AzureIdentityBinding with a shorter selector."},
 	{PodIdentityRetired, "A warning: AAD pod identity was retired in September 2025.", "Move to workload identity: `identity.io/mode: workload-identity`."},
+	{AttributeNotAllowed, "A volume of the Secrets Store CSI driver has attributes beside `secretProviderClass`. The driver lets them override the class, so they would slip past every check.", "Write them into a SecretProviderClass."},
+	{UnknownLevel, "A warning: one of the namespace's labels `identity.io/enforce`, `identity.io/warn`, `identity.io/audit` has a level that does not exist; it is taken for `required`.", "Set it to `bound` or `required`."},
 	{LookupFailed, "A warning: the cluster could not be asked, and an update that changes no annotation went through unreviewed. Anything else is refused then, and can be tried again.", "Look at the injector's log, and whether it may read what [rbac.yaml](../deploy/kustomize/rbac.yaml) lists."},
 	{ClassOutdated, "An event on a pod: the managed class that it mounts is missing, edited, or not kept for it, and the pod's annotations, its namespace and its ServiceAccount amount to another class by now, or to none. They changed after the pod was created.", "Change back what the message names, or replace the pod: a new one gets what they ask for now."},
 	{ClassNameTaken, "An event on a pod: a SecretProviderClass has the name of the managed class that the pod mounts, and somebody else made it. It was left alone.", "Delete that class; the right one is made at once."},

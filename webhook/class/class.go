@@ -85,6 +85,8 @@ type Class struct {
 	UsesPodIdentity bool
 	// ClientID is set where the class authenticates by workload identity.
 	ClientID string
+	// UsesNodeIdentity is true where the class authenticates as the node that the pod runs on.
+	UsesNodeIdentity bool
 	// Objects are the files that the class mounts, in the order of the class.
 	Objects []Object
 	// Synced are the keys of Secrets that the driver keeps equal to files, in the order of the class.
@@ -106,14 +108,7 @@ type Synced struct {
 
 // Read takes from an existing class what requests need.
 func Read(spc *SecretProviderClass) *Class {
-	parameter := func(name string) string { return strings.TrimSpace(spc.Spec.Parameters[name]) }
-	c := &Class{
-		Name:     spc.Name,
-		Provider: spc.Spec.Provider,
-		Vault:    parameter(paramVault),
-		ClientID: parameter(paramClientID),
-	}
-	c.UsesPodIdentity, _ = strconv.ParseBool(parameter(paramPodIdentity)) // the provider refuses what is no boolean
+	c := ReadParameters(spc)
 	for _, secret := range spc.Spec.SecretObjects {
 		name := strings.TrimSpace(secret.SecretName)
 		for _, data := range secret.Data {
@@ -125,10 +120,24 @@ func Read(spc *SecretProviderClass) *Class {
 	}
 	if c.Provider == Provider {
 		var err error
-		if c.Objects, err = readObjects(parameter(paramObjects)); err != nil {
+		if c.Objects, err = readObjects(strings.TrimSpace(spc.Spec.Parameters[paramObjects])); err != nil {
 			c.Invalid = api.Cut(strings.Join(strings.Fields(err.Error()), " "), maxInvalid) // YAML's errors have a line for each of its mistakes
 		}
 	}
+	return c
+}
+
+// ReadParameters takes from a class what policy needs: its vault, and as whom it is read.
+func ReadParameters(spc *SecretProviderClass) *Class {
+	parameter := func(name string) string { return strings.TrimSpace(spc.Spec.Parameters[name]) }
+	c := &Class{
+		Name:     spc.Name,
+		Provider: spc.Spec.Provider,
+		Vault:    parameter(paramVault),
+		ClientID: parameter(paramClientID),
+	}
+	c.UsesPodIdentity, _ = strconv.ParseBool(parameter(paramPodIdentity)) // the provider refuses what is no boolean
+	c.UsesNodeIdentity, _ = strconv.ParseBool(parameter(paramVMIdentity))
 	return c
 }
 

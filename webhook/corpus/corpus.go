@@ -12,6 +12,8 @@
 //	pod-outcome, pod-patch, pod-warnings, pod-errors
 //	               of a workload: the same for the pod that its template makes, at the template's place
 //	class.yaml     the managed classes that the pod mounts
+//	policy-outcome, policy-warnings, policy-errors, policy-audited
+//	               what the namespace's policy says of the pod or workload, with its patch, where it says anything
 //
 // It is for tests alone.
 package corpus
@@ -58,7 +60,7 @@ const (
 )
 
 // wanted are the files that say what an archive wants, in their order.
-var wanted = []string{outcome, patch, "warnings", "errors", "pod-outcome", "pod-patch", "pod-warnings", "pod-errors", classes}
+var wanted = []string{outcome, patch, "warnings", "errors", "pod-outcome", "pod-patch", "pod-warnings", "pod-errors", classes, "policy-outcome", "policy-warnings", "policy-errors", "policy-audited"}
 
 // Archive is one archive.
 type Archive struct {
@@ -196,7 +198,11 @@ func (a *Archive) Review(ctx context.Context) (map[string]string, error) {
 		if err := json.Unmarshal(JSON(a.Subject), &pod); err != nil {
 			return nil, fmt.Errorf("decode pod: %w", err)
 		}
-		return a.reviewPod(ctx, source, inject.Pod(&pod), "")
+		files, err := a.reviewPod(ctx, source, inject.Pod(&pod), "")
+		if err != nil || files["errors"] != "" {
+			return files, err
+		}
+		return files, a.holdPod(ctx, source, files)
 	}
 	var w inject.Workload
 	if err := json.Unmarshal(JSON(a.Subject), &w); err != nil {
@@ -226,6 +232,11 @@ func (a *Archive) Review(ctx context.Context) (map[string]string, error) {
 	if err := json.Unmarshal(patched, &handed); err != nil {
 		return nil, fmt.Errorf("decode patched workload: %w", err)
 	}
+	held, err := review.WorkloadPolicy(ctx, source, &handed, a.Namespace(), inject.Defaults{})
+	if err != nil {
+		return nil, err
+	}
+	putPolicy(files, held)
 	if handover, ok = inject.HandDown(&handed, &handed); !ok {
 		return nil, errors.New("hand down again: there is no template")
 	}
@@ -261,6 +272,37 @@ func (a *Archive) reviewPod(ctx context.Context, source facts.Source, subject in
 		put(files, classes, strings.Join(docs, "---\n"))
 	}
 	return files, nil
+}
+
+// holdPod holds the pod, once it has the patch of files, against its namespace's policy.
+func (a *Archive) holdPod(ctx context.Context, source facts.Source, files map[string]string) error {
+	patched := JSON(a.Subject)
+	if text := files[patch]; text != "" {
+		var err error
+		if patched, err = ApplyText(patched, []byte("["+strings.ReplaceAll(strings.TrimSpace(text), "\n", ",")+"]")); err != nil {
+			return err
+		}
+	}
+	var pod corev1.Pod
+	if err := json.Unmarshal(patched, &pod); err != nil {
+		return fmt.Errorf("decode patched pod: %w", err)
+	}
+	held, err := review.PodPolicy(ctx, source, &pod, nil, a.Namespace(), inject.Defaults{})
+	if err == nil {
+		putPolicy(files, held)
+	}
+	return err
+}
+
+// putPolicy adds what policy says, if it says anything.
+func putPolicy(files map[string]string, v review.Verdict) {
+	if len(v.Warnings)+len(v.Errors)+len(v.Audited) == 0 {
+		return
+	}
+	files["policy-outcome"] = string(v.Outcome) + "\n"
+	put(files, "policy-warnings", messages(v.Warnings))
+	put(files, "policy-errors", messages(v.Errors))
+	put(files, "policy-audited", messages(v.Audited))
 }
 
 // Files prints a verdict as an archive has it.

@@ -19,7 +19,7 @@ const (
 	perNamespace   = 5 // ServiceAccounts
 )
 
-// large is a cluster of namespaces with a class and some ServiceAccounts each, followed.
+// large is a cluster of namespaces with a class, a binding and some ServiceAccounts each, followed.
 func large(b *testing.B, server *apiServer) (cluster *facts.Cluster, stop func()) {
 	b.Helper()
 	live, err := facts.NewLive(server.config)
@@ -51,7 +51,7 @@ func largeServer(b *testing.B) *apiServer {
 		for s := range perNamespace - 1 {
 			manifests = append(manifests, strings.Replace(strings.Replace(defaultSA, "namespace: shop", namespace, 1), "default", fmt.Sprintf("sa-%d", s), 1))
 		}
-		manifests = append(manifests, strings.Replace(blobSA, "namespace: shop", namespace, 1))
+		manifests = append(manifests, strings.Replace(blobSA, "namespace: shop", namespace, 1), strings.Replace(blobBinding, "namespace: shop", namespace, 1))
 	}
 	return startAPIServer(b, manifests...)
 }
@@ -90,7 +90,8 @@ func BenchmarkMemory(b *testing.B) {
 		b.StartTimer()
 		cluster, stop := large(b, server)
 		b.StopTimer()
-		b.ReportMetric(float64(heap()-before)/(manyNamespaces*(2+perNamespace)), "B/object")
+		b.ReportMetric(float64(heap()-before)/(manyNamespaces*(3+perNamespace)), "B/object")
+		b.ReportMetric(float64(heap()-before)/(1<<20), "MiB")
 		runtime.KeepAlive(cluster)
 		stop()
 		b.StartTimer()

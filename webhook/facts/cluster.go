@@ -172,6 +172,9 @@ func (c *Cluster) Facts(ctx context.Context, namespace string, needs inject.Need
 			facts.Classes = append(facts.Classes, found.Class)
 		}
 	}
+	if needs.Identities {
+		facts.Available.Clients = clients(serviceAccounts.values)
+	}
 	facts.ServiceAccount, _ = serviceAccounts.find(needs.ServiceAccount)
 	facts.NamedServiceAccount, _ = serviceAccounts.find(needs.NamedServiceAccount)
 	return facts, nil

@@ -90,15 +90,22 @@ func (l *Live) Facts(ctx context.Context, namespace string, needs inject.Needs, 
 		}
 	}
 	nameless := fresh && (lacksClient(needs.ServiceAccount, facts.ServiceAccount) || lacksClient(needs.NamedServiceAccount, facts.NamedServiceAccount))
-	if nameless || needs.Selector != "" {
+	if nameless || needs.Selector != "" || needs.Identities {
 		if facts.Available.Selectors, err = l.selectors(ctx, namespace); err != nil {
 			return inject.Facts{}, err
 		}
 		facts.Bound = binds(facts.Available.Selectors, needs.Selector)
 	}
-	if nameless || (fresh && needs.Selector != "" && !facts.Bound) {
-		if facts.Available.ServiceAccounts, err = l.names(ctx, serviceAccountResource, namespace); err != nil {
+	if nameless || needs.Identities || (fresh && needs.Selector != "" && !facts.Bound) {
+		accounts, err := l.list(ctx, serviceAccountResource, namespace)
+		if err != nil {
 			return inject.Facts{}, err
+		}
+		for i := range accounts {
+			facts.Available.ServiceAccounts = append(facts.Available.ServiceAccounts, accounts[i].Name)
+			if sa := serviceAccount(&accounts[i]); needs.Identities && sa.ClientID != "" {
+				facts.Available.Clients = append(facts.Available.Clients, sa.Name)
+			}
 		}
 	}
 	return facts, nil
@@ -165,6 +172,19 @@ func canExist(name string) bool {
 
 // names are those of the objects of a kind, up to a limit.
 func (l *Live) names(ctx context.Context, resource schema.GroupVersionResource, namespace string) ([]string, error) {
+	list, err := l.list(ctx, resource, namespace)
+	if err != nil || list == nil {
+		return nil, err
+	}
+	names := make([]string, len(list))
+	for i := range list {
+		names[i] = list[i].Name
+	}
+	return names, nil
+}
+
+// list is the metadata of the objects of a kind, up to a limit; none where there is no such kind.
+func (l *Live) list(ctx context.Context, resource schema.GroupVersionResource, namespace string) ([]metav1.PartialObjectMetadata, error) {
 	list, err := l.Metadata.Resource(resource).Namespace(namespace).List(ctx, metav1.ListOptions{Limit: maxNames})
 	if apierrors.IsNotFound(err) {
 		return nil, nil
@@ -172,11 +192,7 @@ func (l *Live) names(ctx context.Context, resource schema.GroupVersionResource, 
 	if err != nil {
 		return nil, fmt.Errorf("list names of %s: %w", resource.Resource, err)
 	}
-	names := make([]string, len(list.Items))
-	for i := range list.Items {
-		names[i] = list.Items[i].Name
-	}
-	return names, nil
+	return list.Items, nil
 }
 
 // selectors are those of the namespace's AzureIdentityBindings.

@@ -117,6 +117,9 @@ func (h *held) facts(needs inject.Needs) inject.Facts {
 			facts.NamedServiceAccount = sa
 		}
 	}
+	if needs.Identities {
+		facts.Available.Clients = clients(h.serviceAccounts)
+	}
 	for _, selector := range h.selectors {
 		facts.Bound = facts.Bound || (selector == needs.Selector && selector != "")
 	}
@@ -138,6 +141,17 @@ func serviceAccount(object metav1.Object) *inject.ServiceAccount {
 		ClientID: annotations[api.WorkloadIdentityClientID],
 		TenantID: annotations[api.WorkloadIdentityTenantID],
 	}
+}
+
+// clients are the names of those that have a client id.
+func clients(all []*inject.ServiceAccount) []string {
+	var names []string
+	for _, sa := range all {
+		if sa.ClientID != "" {
+			names = append(names, sa.Name)
+		}
+	}
+	return names
 }
 
 // bindingSelector is the label value that an AzureIdentityBinding selects, or "" where it has none.

@@ -55,6 +55,7 @@ func (o *overlay) Facts(ctx context.Context, namespace string, needs inject.Need
 	facts.Available = inject.Available{
 		Classes:         union(facts.Available.Classes, rest.Available.Classes),
 		ServiceAccounts: union(facts.Available.ServiceAccounts, rest.Available.ServiceAccounts),
+		Clients:         union(facts.Available.Clients, rest.Available.Clients),
 		Selectors:       union(facts.Available.Selectors, rest.Available.Selectors),
 	}
 	return facts, nil
@@ -77,6 +78,7 @@ func unmet(needs inject.Needs, facts *inject.Facts) inject.Needs {
 	if !facts.Bound {
 		rest.Selector = needs.Selector
 	}
+	rest.Identities = needs.Identities
 	return rest
 }
 

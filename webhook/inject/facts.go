@@ -15,6 +15,8 @@ type Needs struct {
 	ServiceAccount, NamedServiceAccount string
 	// Selector is the spec.selector of an AzureIdentityBinding.
 	Selector string
+	// Identities asks for the names of all identities.
+	Identities bool
 }
 
 // Facts is what a namespace holds of what was needed.
@@ -36,9 +38,9 @@ type ServiceAccount struct {
 	ClientID, TenantID string
 }
 
-// Available lists names of a namespace.
+// Available lists names of a namespace. Clients are the ServiceAccounts with a client id, which are listed where all identities were needed.
 type Available struct {
-	Classes, ServiceAccounts, Selectors []string
+	Classes, ServiceAccounts, Clients, Selectors []string
 }
 
 // class is the fact about the class of that name, or nil.
@@ -57,7 +59,7 @@ func needs(s *Subject, r *api.Request, mode api.Mode) Needs {
 	if !asksIdentity(r) || mode == api.ModeNone {
 		return n
 	}
-	n.ServiceAccount = s.serviceAccount()
+	n.ServiceAccount = s.ServiceAccount()
 	if r.Identity != "" && mode != api.ModePodIdentity && r.Identity != n.ServiceAccount {
 		n.NamedServiceAccount = r.Identity
 	}
@@ -69,7 +71,7 @@ func needs(s *Subject, r *api.Request, mode api.Mode) Needs {
 
 // IsEmpty reports whether there is nothing to look up.
 func (n Needs) IsEmpty() bool {
-	return len(n.Classes) == 0 && n.ServiceAccount == "" && n.NamedServiceAccount == "" && n.Selector == ""
+	return len(n.Classes) == 0 && n.ServiceAccount == "" && n.NamedServiceAccount == "" && n.Selector == "" && !n.Identities
 }
 
 // identities are the names that an identity could have had.

@@ -72,7 +72,7 @@ func (d *decision) isWorkloadMode() bool {
 
 // namedServiceAccount is the ServiceAccount that the pod runs as in the workload modes.
 func (d *decision) namedServiceAccount() *ServiceAccount {
-	if d.request.Identity == "" || d.request.Identity == d.subject.serviceAccount() {
+	if d.request.Identity == "" || d.request.Identity == d.subject.ServiceAccount() {
 		return d.facts.ServiceAccount
 	}
 	return d.facts.NamedServiceAccount
@@ -183,7 +183,7 @@ func (d *decision) labelPath(key string) *field.Path {
 
 // workloadIdentity adds the label of Azure's webhook and lets the pod run as the named ServiceAccount.
 func (d *decision) workloadIdentity() {
-	name, current := d.request.Identity, d.subject.serviceAccount()
+	name, current := d.request.Identity, d.subject.ServiceAccount()
 	d.bound = name
 	switch {
 	case name == "":
@@ -257,7 +257,7 @@ func (d *decision) managedIdentity() bool {
 		return false
 	case d.mode == api.ModeNone && d.guessed:
 		d.Missed = true
-		own := d.subject.serviceAccount()
+		own := d.subject.ServiceAccount()
 		d.unresolved(api.IdentityRequired, field.Required(d.identityPath(), fmt.Sprintf(
 			"must be set, or ServiceAccount %s must have annotation %s: a managed class reads the vault as some identity%s",
 			own, api.WorkloadIdentityClientID,

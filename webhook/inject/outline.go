@@ -25,7 +25,7 @@ func OutlineOf(pod *corev1.Pod) Outline {
 		annotations: only(pod.Annotations, func(key string) bool {
 			return (api.IsOurs(key) && key != api.Status) || key == api.WorkloadIdentityBinding || key == api.MirrorPod
 		}),
-		serviceAccount: subject.serviceAccount(),
+		serviceAccount: subject.ServiceAccount(),
 		hostNetwork:    pod.Spec.HostNetwork,
 		windows:        subject.isWindows(),
 	}

@@ -51,6 +51,14 @@ func Pod(pod *corev1.Pod) Subject {
 	return Subject{Meta: &pod.ObjectMeta, Spec: &pod.Spec, Annotations: pod.Annotations}
 }
 
+// AnnotationPathOf is where an annotation was written, or should be.
+func (s *Subject) AnnotationPathOf(key string) *field.Path {
+	if s.AnnotationPath != nil {
+		return s.AnnotationPath(key)
+	}
+	return s.Root.path("metadata").Child("annotations").Key(key)
+}
+
 // label is the value of one of the pod's labels.
 func (s *Subject) label(key string) (value string, ok bool) {
 	if s.Meta == nil {
@@ -60,8 +68,8 @@ func (s *Subject) label(key string) (value string, ok bool) {
 	return value, ok
 }
 
-// serviceAccount is the name of the ServiceAccount that the pod runs as.
-func (s *Subject) serviceAccount() string {
+// ServiceAccount is the name of the ServiceAccount that the pod runs as, never empty.
+func (s *Subject) ServiceAccount() string {
 	switch {
 	case s.Spec.ServiceAccountName != "":
 		return s.Spec.ServiceAccountName

@@ -1,14 +1,17 @@
-// Package policy decides what pods of a namespace may use.
-//
-// It is pure: it knows nothing of clusters, and judges what it is shown.
 package policy
 
 import (
-	"path"
 	"strings"
 
 	"github.com/akv-injector/akv-injector/webhook/api"
 )
+
+// hasCeiling reports whether a namespace, given by its annotations, has a ceiling.
+func hasCeiling(namespace map[string]string) bool {
+	_, vaults := namespace[api.AllowedVaults]
+	_, names := namespace[api.AllowedNames]
+	return vaults || names
+}
 
 // VaultAllowed reports whether the ceiling of a namespace, given by its annotations, lets its pods read that Key Vault.
 // Names of vaults are parts of DNS names: case does not matter.
@@ -22,15 +25,4 @@ func VaultAllowed(namespace map[string]string, vault string) bool {
 func IdentityAllowed(namespace map[string]string, name string) bool {
 	ceiling, set := namespace[api.AllowedNames]
 	return !set || matchesAny(ceiling, name)
-}
-
-// matchesAny reports whether one of the comma-separated globs matches name. A malformed glob matches nothing: a ceiling that can't be
-// understood allows less, not more.
-func matchesAny(globs, name string) bool {
-	for glob := range strings.SplitSeq(globs, ",") {
-		if ok, err := path.Match(strings.TrimSpace(glob), name); err == nil && ok {
-			return true
-		}
-	}
-	return false
 }

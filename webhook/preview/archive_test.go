@@ -14,13 +14,15 @@ import (
 	"golang.org/x/tools/txtar"
 
 	"github.com/akv-injector/akv-injector/webhook/corpus"
+	"github.com/akv-injector/akv-injector/webhook/policy"
 	"github.com/akv-injector/akv-injector/webhook/preview"
 )
 
 var update = flag.Bool("update", false, "rewrite what the archives of testdata want")
 
 // TestArchives runs over the files of each archive, in their order. Those under want/ say what comes of it: stdout, stderr and status of
-// inject, diff of inject --diff, and lint, lint.json and lint.github. Without diff, stdout is compared.
+// inject, diff of inject --diff, and lint, lint.json and lint.github. Without diff, stdout is compared. A file named level has what --level
+// says.
 func TestArchives(t *testing.T) {
 	paths, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(paths) == 0 {
@@ -41,6 +43,10 @@ func TestArchives(t *testing.T) {
 			want := map[string]string{}
 			inputs := slices.DeleteFunc(slices.Clone(archive.Files), func(f txtar.File) bool { return strings.HasPrefix(f.Name, "want/") })
 			for _, f := range inputs {
+				if f.Name == "level" {
+					options.Level = policy.Level(strings.TrimSpace(string(f.Data)))
+					continue
+				}
 				write(t, f.Name, string(f.Data))
 				options.Files = append(options.Files, f.Name)
 			}

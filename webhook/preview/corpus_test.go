@@ -42,6 +42,18 @@ func TestCorpus(t *testing.T) {
 					t.Errorf("it doesn't tell of\n%s\nbut of\n%s", text, &stderr)
 				}
 			}
+			for _, text := range strings.FieldsFunc(a.Wanted["policy-errors"], func(r rune) bool { return r == '\n' }) {
+				// What an annotation brings about, the command line shows there, and a pod's review at what came of it.
+				reason, message, _ := strings.Cut(text, " ")
+				_, message, _ = strings.Cut(message, ": ")
+				if !strings.Contains(stderr.String(), reason) || !strings.Contains(stderr.String(), message) {
+					t.Errorf("it doesn't tell of\n%s\nbut of\n%s", text, &stderr)
+				}
+				errs = append(errs, text)
+			}
+			if refused.MatchString(a.Wanted["policy-warnings"]) && !a.IsPod() {
+				errs = append(errs, a.Wanted["policy-warnings"]) // of the workload; the command line refuses it as its pods will be
+			}
 			if rejected := status == preview.Rejected; status == preview.Unusable || rejected != (len(errs) > 0) {
 				t.Fatalf("status %d, want errors %q, got\n%s", status, errs, &stderr)
 			}
@@ -60,6 +72,9 @@ func TestCorpus(t *testing.T) {
 
 // ofOthers is the start of a path into a Namespace or ServiceAccount, which the command line shows at that object.
 var ofOthers = regexp.MustCompile(`(namespaces|serviceaccounts)\[[^]]*\]\.`)
+
+// refused is the end of what pods are refused for: a level that is enforced, or a ceiling.
+var refused = regexp.MustCompile(`; namespace (label identity\.io/enforce=|annotation )`)
 
 func input(t *testing.T, path string) []byte {
 	t.Helper()

@@ -23,6 +23,7 @@ import (
 	"github.com/akv-injector/akv-injector/webhook/class"
 	"github.com/akv-injector/akv-injector/webhook/facts"
 	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/policy"
 	"github.com/akv-injector/akv-injector/webhook/review"
 )
 
@@ -82,6 +83,9 @@ func (r *run) decide(ctx context.Context) error {
 	r.source = &r.manifests
 	if r.options.Cluster != nil {
 		r.source = facts.Overlay(&r.manifests, r.options.Cluster)
+	}
+	if r.options.Level != policy.Off {
+		r.source = leveled{r.source, r.options.Level}
 	}
 	var objects [][]object
 	for _, f := range r.files {
@@ -271,9 +275,12 @@ func (r *run) object(ctx context.Context, o *object) ([]jsonpatch.Operation, []*
 	if result.NotOptedIn {
 		r.report(o, Warning, result.Warnings)
 		if len(result.Warnings) == 0 && api.Asked(subject.Annotations) {
-			return nil, nil, r.notOptedIn(ctx, o)
+			if err := r.notOptedIn(ctx, o); err != nil {
+				return nil, nil, err
+			}
 		}
-		return nil, nil, nil
+		_, err := r.policy(ctx, o, subject, &result)
+		return nil, nil, err
 	}
 	r.report(o, Error, result.AllErrors())
 	r.report(o, Warning, kept)
@@ -281,10 +288,24 @@ func (r *run) object(ctx context.Context, o *object) ([]jsonpatch.Operation, []*
 	if len(result.AllErrors()) > 0 {
 		return nil, nil, nil
 	}
+	if allowed, err := r.policy(ctx, o, subject, &result); err != nil || !allowed {
+		return nil, nil, err
+	}
 	if len(operations) > 0 {
 		subject.Meta = handedDown(&subject)
 	}
 	return pointed(append(operations, result.Change.Operations(&subject)...), o.pointer), result.Classes, nil
+}
+
+// policy holds what becomes of a subject against its namespace's policy, and reports whether that allows it.
+func (r *run) policy(ctx context.Context, o *object, subject inject.Subject, result *inject.Result) (bool, error) {
+	verdict, err := review.Policy(ctx, r.source, subject, result, r.in(o))
+	if err != nil {
+		return false, err
+	}
+	r.report(o, Error, verdict.Errors)
+	r.report(o, Warning, verdict.Warnings)
+	return len(verdict.Errors) == 0, nil
 }
 
 // handedDown is the template's metadata once it has the annotations that its workload hands down.

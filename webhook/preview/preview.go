@@ -10,6 +10,7 @@ import (
 
 	"github.com/akv-injector/akv-injector/webhook/facts"
 	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/policy"
 )
 
 // Status is how a run ended; it is the process's exit status.
@@ -38,6 +39,8 @@ type Options struct {
 	Cluster facts.Source
 	// Defaults are what the server's flags would say.
 	Defaults inject.Defaults
+	// Level is what is enforced in namespaces that have no label of policy; [policy.Off] for nothing.
+	Level policy.Level
 	// Stdin is what - reads.
 	Stdin io.Reader
 }

@@ -23,6 +23,10 @@ type Verdict struct {
 	Operations []jsonpatch.Operation
 	// Warnings are for the author to read, Errors the reasons to refuse the object; each carries its Reason.
 	Warnings, Errors field.ErrorList
+	// Audited is for the API server's audit log alone.
+	Audited field.ErrorList
+	// Owner is the pod's controller, as "KIND NAME", where a refusal is to name it; empty elsewhere.
+	Owner string
 }
 
 // Pod judges a pod that is about to be created.

@@ -1,0 +1,76 @@
+package review_test
+
+import (
+	"context"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/akv-injector/akv-injector/webhook/api"
+	"github.com/akv-injector/akv-injector/webhook/class"
+	"github.com/akv-injector/akv-injector/webhook/corpus"
+	"github.com/akv-injector/akv-injector/webhook/corpus/reviews"
+	"github.com/akv-injector/akv-injector/webhook/facts"
+	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/review"
+)
+
+// demanding is a source whose namespaces demand all that policy knows, and which holds managed classes.
+type demanding struct {
+	facts.Source
+	managed []*class.Class
+}
+
+func (d *demanding) Namespace(ctx context.Context, name string, fresh bool) (inject.Namespace, error) {
+	namespace, err := d.Source.Namespace(ctx, name, fresh)
+	namespace.Labels = map[string]string{api.Injection: api.InjectionEnabled, api.Enforce: "required", api.Warn: "required", api.Audit: "required"}
+	namespace.Annotations = map[string]string{api.AllowedVaults: "*-kv,*", api.AllowedNames: "checkout,settlement,access-*", api.Exempt: "system-*"}
+	return namespace, err
+}
+
+func (d *demanding) Facts(ctx context.Context, namespace string, needs inject.Needs, fresh bool) (inject.Facts, error) {
+	found, err := d.Source.Facts(ctx, namespace, needs, fresh)
+	found.Classes = append(found.Classes, d.managed...)
+	return found, err
+}
+
+// BenchmarkPolicy is what policy adds to a review, once the pod is decoded: of pods as the injector makes them of the recorded ones, in a
+// namespace that demands everything. A managed class is there, or is worked out first, as for the first pod that mounts it.
+func BenchmarkPolicy(b *testing.B) {
+	for _, recorded := range reviews.All() {
+		request, err := recorded.Request()
+		if err != nil {
+			b.Fatal(err)
+		}
+		source, err := reviews.Facts()
+		if err != nil {
+			b.Fatal(err)
+		}
+		subject := inject.Pod(&request.Object)
+		result, err := review.Decide(b.Context(), source, subject, request.Namespace, inject.Defaults{})
+		if err != nil || result.Outcome != inject.Injected {
+			b.Fatalf("outcome %s, %v", result.Outcome, err)
+		}
+		corpus.Mutate(subject.Meta, subject.Spec, &result.Change)
+		pod := &corev1.Pod{ObjectMeta: *subject.Meta, Spec: *subject.Spec}
+		there := &demanding{Source: source}
+		for _, spc := range result.Classes {
+			there.managed = append(there.managed, class.Read(spc))
+		}
+		sources := map[string]*demanding{"there": there}
+		if len(result.Classes) > 0 {
+			sources["new"] = &demanding{Source: source}
+		}
+		for name, source := range sources {
+			b.Run("review="+recorded.Size+"/class="+name, func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					v, err := review.PodPolicy(b.Context(), source, pod, nil, request.Namespace, inject.Defaults{})
+					if err != nil || v.Outcome != review.Allowed {
+						b.Fatalf("outcome %s, %v, %v", v.Outcome, err, v.Errors)
+					}
+				}
+			})
+		}
+	}
+}

@@ -1,0 +1,116 @@
+package review_test
+
+import (
+	"context"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/akv-injector/akv-injector/webhook/api"
+	"github.com/akv-injector/akv-injector/webhook/class"
+	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/review"
+)
+
+// cluster is a source of which a cache has seen less, or else, than there is.
+type cluster struct {
+	cached, live map[string]string // the namespace's labels
+	known, bound bool              // a binding, in the cache and live
+	class        *class.Class      // live alone
+	reads        int               // of the cluster itself
+}
+
+func (c *cluster) Namespace(_ context.Context, name string, fresh bool) (inject.Namespace, error) {
+	labels := c.cached
+	if fresh {
+		c.reads++
+		labels = c.live
+	}
+	return inject.Namespace{Name: name, Labels: labels}, nil
+}
+
+func (c *cluster) Facts(_ context.Context, _ string, needs inject.Needs, fresh bool) (inject.Facts, error) {
+	found := inject.Facts{Bound: needs.Selector != "" && c.known}
+	if fresh {
+		found.Bound = needs.Selector != "" && c.bound
+		if c.class != nil {
+			found.Classes = []*class.Class{c.class}
+		}
+	}
+	return found, nil
+}
+
+// TestNothingIsSaidOnStaleFacts shows that the cluster itself is asked before a pod is turned away or warned of, and only then.
+func TestNothingIsSaidOnStaleFacts(t *testing.T) {
+	enforced, warned := map[string]string{api.Enforce: "required"}, map[string]string{api.Warn: "required"}
+	for behaviour, test := range map[string]struct {
+		cluster cluster
+		pod     *corev1.Pod
+		want    inject.Outcome
+		told    int // errors and warnings
+		reads   int
+	}{
+		"what the cache knows is taken from it":             {cluster{cached: enforced, live: enforced, known: true, bound: true}, bound("blob"), review.Allowed, 0, 0},
+		"what it does not know yet is asked for":            {cluster{cached: enforced, live: enforced, bound: true}, bound("blob"), review.Allowed, 0, 1},
+		"what is not there is":                              {cluster{cached: enforced, live: enforced}, bound("blob"), inject.Forbidden, 1, 1},
+		"a level that was taken away holds no more":         {cluster{cached: enforced, live: map[string]string{api.Injection: "enabled"}}, bound("blob"), review.Allowed, 0, 1},
+		"a level that is enforced no more is warned of":     {cluster{cached: enforced, live: warned}, bound("blob"), review.Allowed, 1, 1},
+		"a namespace that seems to have no label is asked":  {cluster{live: enforced}, bound("blob"), inject.Forbidden, 1, 1},
+		"one that has none has no policy":                   {cluster{}, bound("blob"), review.Allowed, 0, 1},
+		"a class that the cache does not know is asked for": {cluster{cached: warned, live: warned, known: true, bound: true, class: &class.Class{Name: "app"}}, mounting(bound("blob"), "app"), review.Allowed, 0, 1},
+	} {
+		t.Run(behaviour, func(t *testing.T) {
+			v, err := review.PodPolicy(t.Context(), &test.cluster, test.pod, nil, "team-a", inject.Defaults{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if v.Outcome != test.want || len(v.Errors)+len(v.Warnings) != test.told {
+				t.Errorf("verdict is %+v, want %s and %d told", v, test.want, test.told)
+			}
+			if test.cluster.reads != test.reads {
+				t.Errorf("the cluster was asked %d times, want %d", test.cluster.reads, test.reads)
+			}
+		})
+	}
+}
+
+// TestWrongWorkloads shows that policy says nothing of a workload whose annotations are wrong: it has been told what is, and has no pods.
+func TestWrongWorkloads(t *testing.T) {
+	w := decode(t, `{"kind":"Deployment","metadata":{"annotations":{"keyvault.io/env":"everything"}},"spec":{"template":{"metadata":{},"spec":{"containers":[{"name":"app"}]}}}}`)
+	labels := map[string]string{api.Enforce: "required", api.Injection: "enabled"}
+	v, err := review.WorkloadPolicy(t.Context(), &cluster{cached: labels, live: labels}, w, "team-a", inject.Defaults{})
+	if err != nil || v.Outcome != inject.NotRequested || len(v.Errors)+len(v.Warnings) > 0 {
+		t.Errorf("verdict is %+v, %v; want none", v, err)
+	}
+}
+
+// TestPolicyLeavesItsInput shows that the reviews don't write into the objects that they are given: the labels that annotations bring
+// about stay with policy.
+func TestPolicyLeavesItsInput(t *testing.T) {
+	const template = `"spec":{"template":{"metadata":{"labels":{"app":"a"},"annotations":{"identity.io/name":"blob","identity.io/mode":"pod-identity"}},"spec":{"containers":[{"name":"app"}]}}}`
+	w := decode(t, `{"kind":"Deployment","metadata":{},`+template+`}`)
+	before := decode(t, `{"kind":"Deployment","metadata":{},`+template+`}`)
+	labels := map[string]string{api.Enforce: "required", api.Injection: "enabled"}
+	v, err := review.WorkloadPolicy(t.Context(), &cluster{cached: labels, live: labels}, w, "team-a", inject.Defaults{})
+	if err != nil || v.Outcome != review.Allowed || len(v.Errors) > 0 || len(v.Warnings) != 1 {
+		t.Errorf("verdict is %+v, %v; want one warning", v, err)
+	}
+	if diff := cmp.Diff(before, w); diff != "" {
+		t.Errorf("the workload (-before +after):\n%s", diff)
+	}
+}
+
+// bound is a pod with AAD pod identity's label.
+func bound(to string) *corev1.Pod {
+	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{api.PodIdentityBinding: to}}}
+}
+
+// mounting adds a volume of a class to a pod.
+func mounting(pod *corev1.Pod, name string) *corev1.Pod {
+	pod.Spec.Volumes = []corev1.Volume{{VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
+		Driver: class.Driver, VolumeAttributes: map[string]string{class.Attribute: name},
+	}}}}
+	return pod
+}
