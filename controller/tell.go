@@ -82,12 +82,12 @@ func action(note string) string {
 
 // outdatedNote says that a pod asks for something else than the class of that name, which is there as found says.
 func outdatedNote(name string, found *facts.ManagedClass, result *inject.Result) string {
-	state := "is missing"
+	state := "is missing and is not made"
 	switch {
 	case found != nil && found.Intact:
 		state = "is not kept for this pod"
 	case found != nil:
-		state = "was edited"
+		state = "was edited and is not put back"
 	}
 	why := "the annotations of the pod and its namespace ask for no managed class"
 	switch errs := result.AllErrors(); {

@@ -38,8 +38,8 @@ const (
 		`User "system:serviceaccount:akv-injector-system:akv-injector" cannot create resource "secretproviderclasses" ` +
 		`in API group "secrets-store.csi.x-k8s.io" in the namespace "default"; ` +
 		"raise the quota, or give the injector's ServiceAccount the rights of its ClusterRole"
-	noteMissing = "SecretProviderClass %[1]s is missing, since %[2]s; change that back, or replace the pod, for example by kubectl rollout restart"
-	noteEdited  = "SecretProviderClass %[1]s was edited, since %[2]s; change that back, or replace the pod, for example by kubectl rollout restart"
+	noteMissing = "SecretProviderClass %[1]s is missing and is not made, since %[2]s; change that back, or replace the pod, for example by kubectl rollout restart"
+	noteEdited  = "SecretProviderClass %[1]s was edited and is not put back, since %[2]s; change that back, or replace the pod, for example by kubectl rollout restart"
 )
 
 // eventsOf are what a pod was told for a reason.
