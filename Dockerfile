@@ -9,7 +9,7 @@ FROM --platform=${BUILDPLATFORM} ${GO_IMAGE} AS build
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
-COPY main.go ./
+COPY *.go ./
 COPY certs certs
 COPY controller controller
 COPY webhook webhook
