@@ -1,6 +1,7 @@
 // Package certs supplies the serving certificate of an HTTPS admission webhook: where it comes from, when it is
-// replaced, and whether the API server would accept it. A Source is one way to come by it: Files reads a directory
-// that somebody else fills, SelfSigned is its own authority and tells the API server so.
+// replaced, and whether the API server would accept it. A Source is one way to come by it: CertManager follows a Secret
+// that cert-manager fills, Files a directory that somebody else fills, SelfSigned is its own authority and tells the API
+// server so.
 //
 // The rule that every Source keeps: no review is lost to a certificate. A bad certificate never replaces a good one,
 // and a good one never replaces another before API servers had time to learn of its CA.

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"regexp"
 	"strconv"
 	"sync"
 	"time"
@@ -26,8 +27,14 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 )
 
+// errUnread is the end of what synced says before a first answer.
+var errUnread = errors.New("has not been read yet")
+
 // attempts is how often a write that met another one is tried again before it is left to the next round.
 const attempts = 5
+
+// currentTime is what crypto/x509 says of the clock, by which one and the same trouble would be news every second.
+var currentTime = regexp.MustCompile(`current time \S+ is`)
 
 // A configuration is what this package reads of a webhook configuration, of either kind.
 type configuration struct {
@@ -40,6 +47,19 @@ type webhook struct {
 	name     string
 	host     string // the name or address that the API server expects in the certificate
 	caBundle []byte // empty: the API server trusts the roots of its own system
+}
+
+// callersOf are the webhooks of several configurations.
+func callersOf(known []configuration) []webhook {
+	var all []webhook
+	for _, conf := range known {
+		all = append(all, conf.webhooks...)
+	}
+	return all
+}
+
+func (w webhook) equal(v webhook) bool {
+	return w.name == v.name && w.host == v.host && bytes.Equal(w.caBundle, v.caBundle)
 }
 
 func (c configuration) String() string { return c.kind + " " + c.name }
@@ -85,8 +105,8 @@ func (c *configurations) known() []configuration {
 	return known
 }
 
-// mismatches has an error for each webhook whose API server would not accept cert at that time.
-func (c *configurations) mismatches(cert *tls.Certificate, now time.Time) []error {
+// mismatches has an error for each webhook whose API server would not accept cert at that time. It speaks of cert as what.
+func mismatches(known []configuration, what string, cert *tls.Certificate, now time.Time) []error {
 	intermediates := x509.NewCertPool()
 	for _, der := range cert.Certificate[1:] {
 		if ca, err := x509.ParseCertificate(der); err == nil {
@@ -94,7 +114,7 @@ func (c *configurations) mismatches(cert *tls.Certificate, now time.Time) []erro
 		}
 	}
 	var errs []error
-	for _, conf := range c.known() {
+	for _, conf := range known {
 		for _, w := range conf.webhooks {
 			var roots *x509.CertPool
 			if len(w.caBundle) > 0 {
@@ -104,7 +124,8 @@ func (c *configurations) mismatches(cert *tls.Certificate, now time.Time) []erro
 			if _, err := cert.Leaf.Verify(x509.VerifyOptions{
 				DNSName: w.host, Roots: roots, Intermediates: intermediates, CurrentTime: now,
 			}); err != nil {
-				errs = append(errs, fmt.Errorf("the CA bundle of %s, webhook %s, does not verify the serving certificate: %w", conf, w.name, err))
+				errs = append(errs, fmt.Errorf("the CA bundle of %s, webhook %s, does not verify %s: %s",
+					conf, w.name, what, currentTime.ReplaceAllString(err.Error(), "now is")))
 			}
 		}
 	}
@@ -245,7 +266,7 @@ func (w *watcher) run(ctx context.Context, changed func()) error {
 		w.mu.Lock()
 		w.err = err
 		w.mu.Unlock()
-		if !w.HasSynced() {
+		if !w.HasSynced() || apierrors.IsForbidden(err) { // which waiting does not mend
 			log.FromContext(ctx).Error(err, "object not readable", "object", w.what)
 			return
 		}
@@ -274,7 +295,7 @@ func (w *watcher) synced() error {
 	if w.err != nil {
 		return fmt.Errorf("%s could not be read; it needs get, list and watch on it: %w", w.what, w.err)
 	}
-	return fmt.Errorf("%s has not been read yet", w.what)
+	return fmt.Errorf("%s %w", w.what, errUnread)
 }
 
 // object is nil while there is none.

@@ -16,8 +16,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	testingclock "k8s.io/utils/clock/testing"
 
 	"github.com/akv-injector/akv-injector/certs"
 )
@@ -66,24 +64,25 @@ func (m *mount) tamper(name string, data []byte) {
 
 type fileSource struct {
 	certs.Source
-	clock    *testingclock.FakeClock
+	t        *testing.T
+	clock    *pacer
 	registry *prometheus.Registry
 	book     *logbook
 }
 
 func startFiles(t *testing.T, dir string, o certs.Options) *fileSource {
 	t.Helper()
-	clock, registry := testingclock.NewFakeClock(birth), prometheus.NewPedanticRegistry()
+	clock, registry := newPacer(), prometheus.NewPedanticRegistry()
 	o.Clock, o.Metrics = clock, registry
 	src, err := certs.Files(dir, o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	book, _ := start(t, src)
-	return &fileSource{Source: src, clock: clock, registry: registry, book: book}
+	return &fileSource{Source: src, t: t, clock: clock, registry: registry, book: book}
 }
 
-func (s *fileSource) tick() { s.clock.Step(time.Second) }
+func (s *fileSource) tick() { s.clock.tick(s.t) }
 
 func (s *fileSource) refused(t *testing.T) float64 {
 	t.Helper()
@@ -195,6 +194,7 @@ func TestFilesRefuse(t *testing.T) {
 	good := issue(t, "good", ecdsaKey(t), ca, false, expiry)
 	other := issue(t, "other", ecdsaKey(t), ca, false, expiry)
 	expired := issue(t, "expired", ecdsaKey(t), ca, false, birth.Add(-time.Hour))
+	early := issue(t, "early", ecdsaKey(t), ca, false, expiry, notBefore(birth.Add(time.Hour)))
 	for behaviour, test := range map[string]struct {
 		harm func(*mount)
 		log  string
@@ -204,6 +204,7 @@ func TestFilesRefuse(t *testing.T) {
 		"a key that does not match":      {func(m *mount) { m.swap(good.crt, other.key) }, "private key does not match public key"},
 		"a pair of which half is copied": {func(m *mount) { m.tamper("tls.crt", other.crt) }, "private key does not match public key"},
 		"an expired pair":                {func(m *mount) { m.swap(expired.crt, expired.key) }, "expired on 2029-12-31T23:00:00Z"},
+		"a pair that is not valid yet":   {func(m *mount) { m.swap(early.crt, early.key) }, "not valid before 2030-01-01T01:00:00Z"},
 		"an emptied file":                {func(m *mount) { m.tamper("tls.crt", nil) }, "failed to find any PEM data"},
 		"a lost file":                    {func(m *mount) { m.must(os.Remove(filepath.Join(m.dir, "tls.key"))) }, "no such file"},
 	} {
@@ -248,6 +249,45 @@ func TestFilesRefuse(t *testing.T) {
 	}
 }
 
+func TestEmptyFilesAreRefusedAtTheStart(t *testing.T) {
+	m := newMount(t)
+	m.swap(nil, nil)
+	src := startFiles(t, m.dir, certs.Options{})
+	says(t, src, "no serving certificate: "+filepath.Join(m.dir, "tls.crt")+" and "+filepath.Join(m.dir, "tls.key")+
+		": tls: failed to find any PEM data in certificate input", src.tick)
+	for range 10 {
+		src.tick()
+	}
+	if got := src.refused(t); got != 1 {
+		t.Errorf("counted as refused %v times, want once", got)
+	}
+}
+
+func TestACertificateThatIsValidInAMomentIsServedThen(t *testing.T) {
+	ca := issue(t, "root", ecdsaKey(t), nil, true, birth.Add(validity))
+	old := issue(t, "old", ecdsaKey(t), ca, false, birth.Add(validity))
+	next := issue(t, "next", ecdsaKey(t), ca, false, birth.Add(validity), notBefore(birth.Add(10*time.Second)))
+	m := newMount(t)
+	m.swap(old.crt, old.key)
+	src := startFiles(t, m.dir, certs.Options{})
+	src.clock.round(t)
+	m.swap(next.crt, next.key)
+	for second := range 11 {
+		src.clock.round(t)
+		want := old
+		if second == 10 {
+			want = next
+		}
+		if got, err := src.GetCertificate(nil); err != nil || !got.Leaf.Equal(want.cert) {
+			t.Errorf("after %d seconds: %v, want %s", second, err, want.cert.Subject.CommonName)
+		}
+		src.clock.Step(time.Second)
+	}
+	if got := src.refused(t); got != 0 || src.book.count("certificate refused") > 0 {
+		t.Errorf("counted as refused %v times:\n%s", got, src.book)
+	}
+}
+
 // newMountLike makes the links of m whole again.
 func newMountLike(m *mount) *mount {
 	m.t.Helper()
@@ -267,38 +307,11 @@ func TestFilesReady(t *testing.T) {
 	src := startFiles(t, m.dir, certs.Options{Client: client, WebhookConfigurations: []string{configuration}})
 	says := func(want string) {
 		t.Helper()
-		eventually(t, "readiness", func() error {
-			got := "ready"
-			if err := src.Ready(nil); err != nil {
-				got = err.Error()
-			}
-			if !strings.Contains(got, want) {
-				return fmt.Errorf("%q lacks %q", got, want)
-			}
-			return nil
-		}, src.tick)
+		says(t, src, want, src.tick)
 	}
 	setBundles := func(bundle []byte) {
 		t.Helper()
-		admission := client.AdmissionregistrationV1()
-		mutating, err := admission.MutatingWebhookConfigurations().Get(t.Context(), configuration, metav1.GetOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		validating, err := admission.ValidatingWebhookConfigurations().Get(t.Context(), configuration, metav1.GetOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for i := range mutating.Webhooks {
-			mutating.Webhooks[i].ClientConfig.CABundle = bundle
-		}
-		validating.Webhooks[0].ClientConfig.CABundle = bundle
-		if _, err := admission.MutatingWebhookConfigurations().Update(t.Context(), mutating, metav1.UpdateOptions{}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := admission.ValidatingWebhookConfigurations().Update(t.Context(), validating, metav1.UpdateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		setBundles(t, client, bundle)
 	}
 
 	says("no serving certificate: open " + filepath.Join(m.dir, "tls.crt") + ": no such file or directory")
@@ -328,7 +341,36 @@ func TestFilesReady(t *testing.T) {
 
 	unnamed := issue(t, "root again", ecdsaKey(t), ca, true, expiry.Add(validity/2))
 	m.swap(unnamed.crt, unnamed.key)
-	says("webhook pods.keyvault.io, does not verify the serving certificate: x509: certificate is not valid for any names, but wanted to match " + serviceHost)
+	eventually(t, "refusal", func() error {
+		if src.book.count("is for no names, while our webhook configurations call "+serviceHost+", 127.0.0.1; issue it for these") == 0 {
+			return errors.New(src.book.String())
+		}
+		return nil
+	}, src.tick)
+	says("ready")
+	if got, err := src.GetCertificate(nil); err != nil || !got.Leaf.Equal(renewed.cert) {
+		t.Errorf("a certificate without names is served: %v", err)
+	}
+}
+
+func TestACAThatHasExpiredIsLoggedOnce(t *testing.T) {
+	ca := issue(t, "root", ecdsaKey(t), nil, true, birth.Add(time.Hour))
+	good := issue(t, "good", ecdsaKey(t), ca, false, birth.Add(validity))
+	_, client := newAPIServer(t, webhookConfigurations()...)
+	setBundles(t, client, ca.crt)
+	m := newMount(t)
+	m.swap(good.crt, good.key)
+	src := startFiles(t, m.dir, certs.Options{Client: client, WebhookConfigurations: []string{configuration}})
+	says(t, src, "ready", src.tick)
+	before := src.book.count("certificate not ready")
+	src.clock.Step(2 * time.Hour)
+	says(t, src, "expired or is not yet valid: now is after "+birth.Add(time.Hour).Format(time.RFC3339), src.tick)
+	for range 10 {
+		src.tick()
+	}
+	if got := src.book.count("certificate not ready") - before; got != 1 {
+		t.Errorf("logged %d times, want once:\n%s", got, src.book)
+	}
 }
 
 func TestConfigure(t *testing.T) {

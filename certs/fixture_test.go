@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	certmanagerv1 "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
 	"github.com/go-logr/logr/funcr"
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -30,10 +31,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/kubernetes/scheme"
 	clienttesting "k8s.io/client-go/testing"
+	"k8s.io/utils/clock"
+	testingclock "k8s.io/utils/clock/testing"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/akv-injector/akv-injector/certs"
@@ -56,7 +60,11 @@ type apiServer struct {
 
 func newAPIServer(t *testing.T, objects ...runtime.Object) (*apiServer, *fake.Clientset) {
 	t.Helper()
-	api := &apiServer{ObjectTracker: clienttesting.NewObjectTracker(scheme.Scheme, scheme.Codecs.UniversalDecoder())}
+	kinds := runtime.NewScheme()
+	if err := errors.Join(scheme.AddToScheme(kinds), certmanagerv1.AddToScheme(kinds)); err != nil {
+		t.Fatal(err)
+	}
+	api := &apiServer{ObjectTracker: clienttesting.NewObjectTracker(kinds, serializer.NewCodecFactory(kinds).UniversalDecoder())}
 	for _, obj := range objects {
 		api.bump(obj)
 		if err := api.Add(obj); err != nil {
@@ -183,6 +191,47 @@ func bundles(t *testing.T, client *fake.Clientset) []string {
 	return all
 }
 
+// setBundles gives every webhook the same CA bundle.
+func setBundles(t *testing.T, client *fake.Clientset, bundle []byte) {
+	t.Helper()
+	setMutatingBundles(t, client, bundle)
+	admission := client.AdmissionregistrationV1().ValidatingWebhookConfigurations()
+	validating, err := admission.Get(t.Context(), configuration, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	validating.Webhooks[0].ClientConfig.CABundle = bundle
+	if _, err := admission.Update(t.Context(), validating, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func setMutatingBundles(t *testing.T, client *fake.Clientset, bundle []byte) {
+	t.Helper()
+	admission := client.AdmissionregistrationV1().MutatingWebhookConfigurations()
+	mutating, err := admission.Get(t.Context(), configuration, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range mutating.Webhooks {
+		mutating.Webhooks[i].ClientConfig.CABundle = bundle
+	}
+	if _, err := admission.Update(t.Context(), mutating, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// silenceSecrets makes client never answer a list of Secrets.
+func silenceSecrets(t *testing.T, client *fake.Clientset) {
+	t.Helper()
+	client.PrependReactor("list", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
+		client.Unlock() // which the reactor's caller holds
+		defer client.Lock()
+		<-t.Context().Done()
+		return true, nil, t.Context().Err()
+	})
+}
+
 // verbs are those that were used, but for some that the test itself used.
 func verbs(actions []clienttesting.Action, except ...string) []string {
 	var used []string
@@ -204,6 +253,42 @@ func readSecret(t *testing.T, client *fake.Clientset) *corev1.Secret {
 	return secret
 }
 
+// A pacer is a clock that only the test moves, and whose tickers tick when the test says so.
+type pacer struct {
+	*testingclock.FakeClock
+	ticks chan time.Time
+}
+
+func newPacer() *pacer {
+	return &pacer{FakeClock: testingclock.NewFakeClock(birth), ticks: make(chan time.Time)}
+}
+
+func (p *pacer) NewTicker(time.Duration) clock.Ticker { return ticker(p.ticks) }
+
+type ticker chan time.Time
+
+func (t ticker) C() <-chan time.Time { return t }
+func (t ticker) Stop()               {}
+
+// round returns when whoever listens has taken a whole round since.
+func (p *pacer) round(t *testing.T) {
+	t.Helper()
+	for range 2 { // the second is taken when the first has been seen to
+		select {
+		case p.ticks <- p.Now():
+		case <-t.Context().Done():
+			t.Error(t.Context().Err())
+		}
+	}
+}
+
+// tick moves the clock by a second, and takes a round.
+func (p *pacer) tick(t *testing.T) {
+	t.Helper()
+	p.Step(time.Second)
+	p.round(t)
+}
+
 // logbook keeps what was logged, at every verbosity.
 type logbook struct {
 	mu    sync.Mutex
@@ -216,6 +301,19 @@ func (l *logbook) into(ctx context.Context) context.Context {
 		defer l.mu.Unlock()
 		l.lines = append(l.lines, prefix+" "+args)
 	}, funcr.Options{Verbosity: 1}))
+}
+
+// count is how many lines contain a text.
+func (l *logbook) count(text string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := 0
+	for _, line := range l.lines {
+		if strings.Contains(line, text) {
+			n++
+		}
+	}
+	return n
 }
 
 func (l *logbook) String() string {
@@ -246,6 +344,21 @@ func start(t *testing.T, src certs.Source) (book *logbook, stop func()) {
 	return book, stop
 }
 
+// says waits until what readiness says contains a text; a source that is ready says ready.
+func says(t *testing.T, src certs.Source, want string, step func()) {
+	t.Helper()
+	eventually(t, "readiness", func() error {
+		got := "ready"
+		if err := src.Ready(nil); err != nil {
+			got = err.Error()
+		}
+		if !strings.Contains(got, want) {
+			return fmt.Errorf("%q lacks %q", got, want)
+		}
+		return nil
+	}, step)
+}
+
 // eventually waits until check returns nil. It calls step between tries, which may move a clock.
 func eventually(t *testing.T, what string, check func() error, step func()) {
 	t.Helper()
@@ -267,10 +380,12 @@ func eventually(t *testing.T, what string, check func() error, step func()) {
 }
 
 // serveTLS serves handshakes on loopback with what src supplies.
-func serveTLS(t *testing.T, src certs.Source, minVersion uint16) (address string) {
+func serveTLS(t *testing.T, src certs.Source, minVersion uint16, options ...func(*tls.Config)) (address string) {
 	t.Helper()
 	config := &tls.Config{}
-	certs.Configure(src, minVersion)(config)
+	for _, apply := range append(options, certs.Configure(src, minVersion)) {
+		apply(config)
+	}
 	listener, err := tls.Listen("tcp", "127.0.0.1:0", config)
 	if err != nil {
 		t.Fatal(err)
@@ -304,9 +419,13 @@ func serveTLS(t *testing.T, src certs.Source, minVersion uint16) (address string
 func handshake(address, host string, bundle []byte, now time.Time) (*x509.Certificate, error) {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(bundle)
-	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: 10 * time.Second}, "tcp", address, &tls.Config{
+	return dial(address, &tls.Config{
 		RootCAs: roots, ServerName: host, Time: func() time.Time { return now }, MinVersion: tls.VersionTLS12,
 	})
+}
+
+func dial(address string, config *tls.Config) (*x509.Certificate, error) {
+	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: 10 * time.Second}, "tcp", address, config)
 	if err != nil {
 		return nil, err
 	}
@@ -325,7 +444,7 @@ type keyPair struct {
 }
 
 // issue makes a certificate that parent signs, or a self-signed CA without one.
-func issue(t *testing.T, name string, signer crypto.Signer, parent *keyPair, isCA bool, notAfter time.Time) *keyPair {
+func issue(t *testing.T, name string, signer crypto.Signer, parent *keyPair, isCA bool, notAfter time.Time, change ...func(*x509.Certificate)) *keyPair {
 	t.Helper()
 	template := &x509.Certificate{
 		Subject:   pkix.Name{CommonName: name},
@@ -337,6 +456,9 @@ func issue(t *testing.T, name string, signer crypto.Signer, parent *keyPair, isC
 	if !isCA {
 		template.DNSNames = []string{serviceHost}
 		template.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
+	}
+	for _, f := range change {
+		f(template)
 	}
 	issuer, issuerKey := template, signer
 	if parent != nil {
@@ -377,4 +499,8 @@ func rsaKey(t *testing.T) crypto.Signer {
 		t.Fatal(err)
 	}
 	return key
+}
+
+func notBefore(at time.Time) func(*x509.Certificate) {
+	return func(c *x509.Certificate) { c.NotBefore = at }
 }

@@ -53,7 +53,6 @@ type Authority struct {
 	*serving
 	o      SelfSignedOptions
 	secret *watcher
-	wake   chan struct{}
 	seen   map[string]time.Time // since when all webhook configurations have a CA, by its raw bytes
 
 	mu    sync.Mutex // guards changes of state against CABundle; only Start's goroutine makes them
@@ -81,7 +80,7 @@ func SelfSigned(o SelfSignedOptions) (*Authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Authority{serving: s, o: o, wake: make(chan struct{}, 1), seen: map[string]time.Time{}}
+	a := &Authority{serving: s, o: o, seen: map[string]time.Time{}}
 	if o.Client != nil {
 		a.secret = newWatcher("Secret "+o.Namespace+"/"+o.SecretName, o.Namespace+"/"+o.SecretName,
 			coreinformers.NewFilteredSecretInformer(o.Client, o.Namespace, 0, nil, only(o.SecretName)))
@@ -109,25 +108,13 @@ func (a *Authority) Ready(*http.Request) error {
 // Start makes, publishes, renews and repairs the certificate until ctx ends.
 func (a *Authority) Start(ctx context.Context) error {
 	ctx = log.IntoContext(ctx, log.FromContext(ctx).WithName("certs"))
-	var watches sync.WaitGroup
-	defer watches.Wait()
 	watchers := slices.Clone(a.configurations.watchers)
 	if a.secret != nil {
 		watchers = append(watchers, a.secret)
 	}
-	for _, w := range watchers {
-		watches.Go(func() {
-			if err := w.run(ctx, a.changed); err != nil {
-				log.FromContext(ctx).Error(err, "certificate objects not watched")
-			}
-		})
-	}
-	for _, w := range watchers {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-w.HasSyncedChecker().Done():
-		}
+	defer a.watch(ctx, watchers)()
+	if !a.readFirst(ctx, watchers) {
+		return nil
 	}
 
 	var backoff *wait.Backoff
@@ -143,6 +130,7 @@ func (a *Authority) Start(ctx context.Context) error {
 			}
 			rest = min(rest, backoff.Step())
 		}
+		a.report(ctx, a.Ready(nil))
 		timer := a.clock.NewTimer(rest)
 		select {
 		case <-ctx.Done():
@@ -155,11 +143,21 @@ func (a *Authority) Start(ctx context.Context) error {
 	}
 }
 
-func (a *Authority) changed() {
-	select {
-	case a.wake <- struct{}{}:
-	default: // a round is due already and will see this change too
+// readFirst waits until everything has been read once, and says what has not. It is false when ctx ends before.
+func (a *Authority) readFirst(ctx context.Context, watchers []*watcher) bool {
+	ticker := a.clock.NewTicker(lookInterval)
+	defer ticker.Stop()
+	for len(watchers) > 0 {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-watchers[0].HasSyncedChecker().Done():
+			watchers = watchers[1:]
+		case <-ticker.C():
+			a.report(ctx, a.Ready(nil))
+		}
 	}
+	return true
 }
 
 // reconcile takes one round and returns how long the next can wait.
@@ -215,7 +213,7 @@ func (a *Authority) agree(ctx context.Context, now time.Time) error {
 			}
 			if want.next != nil && (a.state.next == nil || !want.next.ca.Equal(a.state.next.ca)) {
 				log.FromContext(ctx).Info("next certificate made, served when API servers trust its CA",
-					"serial", want.next.cert.Leaf.SerialNumber.Text(16), "delay", a.o.PropagationDelay.String())
+					"serial", serial(want.next.cert), "delay", a.o.PropagationDelay.String())
 			}
 			a.adopt(want)
 			return nil

@@ -778,3 +778,24 @@ func TestSelfSignedOptionsAreChecked(t *testing.T) {
 		})
 	}
 }
+
+func TestSelfSignedSaysThatTheAPIServerIsSilent(t *testing.T) {
+	const unread = "no serving certificate: Secret " + namespace + "/" + secretName + " has not been read yet"
+	_, client := newAPIServer(t, webhookConfigurations()...)
+	silenceSecrets(t, client)
+	clock := newPacer()
+	src, err := certs.SelfSigned(certs.SelfSignedOptions{
+		Options:   certs.Options{Client: client, WebhookConfigurations: []string{configuration}, Clock: clock},
+		Namespace: namespace, SecretName: secretName, Hosts: []string{serviceHost},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	book, _ := start(t, src)
+	for range 20 {
+		clock.tick(t)
+	}
+	if got := book.count(unread); got != 1 {
+		t.Errorf("logged %d times, want once:\n%s", got, book)
+	}
+}

@@ -14,12 +14,18 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 )
 
+// startup is how long what has not been read yet is not worth a line in the log.
+const startup = 10 * time.Second
+
 // serving is the certificate that is presented now, and the judgement over it. Every Source embeds one.
 type serving struct {
 	clock          clock.WithTicker
 	configurations *configurations
 	remedy         string // what mends a certificate that the CA bundle does not cover
 	refused        prometheus.Counter
+	wake           chan struct{}
+	born           time.Time
+	reported       string // the standing that was logged last; only Start's goroutine uses it
 
 	mu      sync.RWMutex
 	cert    *tls.Certificate
@@ -32,12 +38,14 @@ func newServing(o Options, remedy string) (*serving, error) {
 	}
 	s := &serving{
 		clock:          o.Clock,
+		born:           o.Clock.Now(),
 		configurations: newConfigurations(o.Client, o.WebhookConfigurations),
 		remedy:         remedy,
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "akv_injector_certificate_reload_errors_total",
-			Help: "Certificates that were found and refused, because they were unreadable, expired or did not match their key. The one before kept serving.",
+			Help: "Certificates that were found and refused, because they were unreadable, not valid now, for other names or not of their key. The one before kept serving.",
 		}),
+		wake:    make(chan struct{}, 1),
 		trouble: errors.New("none has been loaded yet"),
 	}
 	if o.Metrics == nil {
@@ -90,7 +98,7 @@ func (s *serving) Ready(*http.Request) error {
 		return err
 	}
 	if mismatches := s.mismatches(); len(mismatches) > 0 {
-		return fmt.Errorf("%w; %s", errors.Join(append(mismatches, trouble)...), s.remedy)
+		return errors.Join(fmt.Errorf("%w; %s", errors.Join(mismatches...), s.remedy), trouble)
 	}
 	return nil
 }
@@ -100,7 +108,13 @@ func (s *serving) mismatches() []error {
 	if err != nil {
 		return nil
 	}
-	return s.configurations.mismatches(cert, s.clock.Now())
+	return mismatches(s.configurations.known(), "the serving certificate", cert, s.clock.Now())
+}
+
+// usable says whether what is served has not expired.
+func (s *serving) usable() bool {
+	cert := s.presented()
+	return cert != nil && !s.clock.Now().After(cert.Leaf.NotAfter)
 }
 
 func (s *serving) expiry() float64 {
@@ -116,7 +130,7 @@ func (s *serving) present(ctx context.Context, cert *tls.Certificate) {
 	s.cert = cert
 	s.mu.Unlock()
 	log.FromContext(ctx).Info("serving certificate loaded",
-		"serial", cert.Leaf.SerialNumber.Text(16), "notAfter", cert.Leaf.NotAfter.UTC())
+		"serial", serial(cert), "notAfter", cert.Leaf.NotAfter.UTC())
 }
 
 // presented is what is served now, nil while there is none.
@@ -132,3 +146,59 @@ func (s *serving) troubled(err error) {
 	defer s.mu.Unlock()
 	s.trouble = err
 }
+
+// report logs how the certificate stands whenever that changed, which the health endpoint does not.
+func (s *serving) report(ctx context.Context, unready error) {
+	if errors.Is(unready, errUnread) && s.clock.Since(s.born) < startup {
+		return
+	}
+	s.mu.RLock()
+	trouble := s.trouble
+	s.mu.RUnlock()
+	message, reason := "certificate ready", ""
+	switch {
+	case unready != nil:
+		message, reason = "certificate not ready", unready.Error()
+	case trouble != nil:
+		message, reason = "certificate ready, its successor is not", trouble.Error()
+	}
+	if message+reason == s.reported {
+		return
+	}
+	s.reported = message + reason
+	if reason == "" {
+		log.FromContext(ctx).Info(message)
+		return
+	}
+	log.FromContext(ctx).Info(message, "reason", reason)
+}
+
+// watch follows objects until ctx ends, and wakes Start's goroutine when they have been read and after each change. It
+// returns at once; the function that it returns waits for the end.
+func (s *serving) watch(ctx context.Context, watchers []*watcher) (wait func()) {
+	var watches sync.WaitGroup
+	for _, w := range watchers {
+		watches.Go(func() {
+			if err := w.run(ctx, s.changed); err != nil {
+				log.FromContext(ctx).Error(err, "certificate objects not watched")
+			}
+		})
+		watches.Go(func() {
+			select {
+			case <-ctx.Done():
+			case <-w.HasSyncedChecker().Done():
+				s.changed() // that there is no object is news too
+			}
+		})
+	}
+	return watches.Wait
+}
+
+func (s *serving) changed() {
+	select {
+	case s.wake <- struct{}{}:
+	default: // a round is due already and will see this change too
+	}
+}
+
+func serial(cert *tls.Certificate) string { return cert.Leaf.SerialNumber.Text(16) }

@@ -1,0 +1,186 @@
+package certs
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"sigs.k8s.io/controller-runtime/pkg/log"
+)
+
+const (
+	// lookInterval is how long a changed file waits to be noticed, and a decision that hangs on the clock to be taken.
+	lookInterval = time.Second
+	// propagation is how long API servers are given to learn of a CA bundle that somebody else wrote. Their watches
+	// usually take milliseconds.
+	propagation = 5 * time.Second
+	// skew is how much the clock of an issuer may be ahead of ours without a line in the log: cert-manager's certificates
+	// are valid from the very second in which they are made.
+	skew = 10 * time.Second
+)
+
+// A guard stands between the certificates that somebody else supplies and the one that is served. It refuses those that
+// no API server would accept, and holds back those that API servers would not accept yet. Only the goroutine of Start
+// uses it.
+type guard struct {
+	*serving
+	origin string // where the certificates come from, for errors
+
+	found   found
+	newest  *tls.Certificate // what was found, nil while that can't be read
+	flaw    error            // why it can't be read
+	refusal string           // what was counted and logged last
+
+	known []configuration // as of this round
+	since time.Time       // since when their webhooks trust what they trust
+}
+
+// found is what one look at the origin gave.
+type found struct {
+	crt, key []byte // PEM
+	err      string
+}
+
+func (f found) equal(g found) bool {
+	return bytes.Equal(f.crt, g.crt) && bytes.Equal(f.key, g.key) && f.err == g.err
+}
+
+// follow takes a round at once, after each change of what is watched and every second, until ctx ends.
+func (g *guard) follow(ctx context.Context, round func(context.Context), watchers ...*watcher) {
+	defer g.watch(ctx, append(watchers, g.configurations.watchers...))()
+	ticker := g.clock.NewTicker(lookInterval)
+	defer ticker.Stop()
+	for {
+		round(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-g.wake:
+		case <-ticker.C():
+		}
+	}
+}
+
+// offer presents the certificate that was found, as soon as that does no harm. Its error says why that can't be.
+func (g *guard) offer(ctx context.Context, now found) error {
+	g.observe()
+	unjudged := g.newest == nil && g.flaw == nil // the zero found is one too: empty files, an empty Secret
+	if unjudged || !now.equal(g.found) {
+		g.found, g.refusal = now, ""
+		g.newest, g.flaw = g.read(now)
+	}
+	served := g.presented()
+	same := served != nil && g.newest != nil && slices.EqualFunc(served.Certificate, g.newest.Certificate, bytes.Equal)
+	if err := g.judge(); err != nil {
+		if text := err.Error(); !same && text != g.refusal && !g.early() {
+			g.refusal = text
+			g.refused.Inc()
+			log.FromContext(ctx).Error(err, "certificate refused")
+		}
+		g.troubled(err)
+		return err
+	}
+	g.refusal = ""
+	if same {
+		g.troubled(nil)
+		return nil
+	}
+	if reason := g.hold(served); reason != nil {
+		g.troubled(fmt.Errorf("certificate %s of %s is held back: %w", serial(g.newest), g.origin, reason))
+		return nil
+	}
+	g.present(ctx, g.newest)
+	g.troubled(nil)
+	return nil
+}
+
+func (g *guard) read(now found) (*tls.Certificate, error) {
+	if now.err != "" {
+		return nil, errors.New(now.err)
+	}
+	cert, err := tls.X509KeyPair(now.crt, now.key)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", g.origin, err)
+	}
+	return &cert, nil
+}
+
+// judge says why no API server would accept what was found, whatever it trusts.
+func (g *guard) judge() error {
+	if g.flaw != nil {
+		return g.flaw
+	}
+	leaf, now := g.newest.Leaf, g.clock.Now()
+	switch {
+	case now.After(leaf.NotAfter):
+		return fmt.Errorf("%s: expired on %s; renew it", g.origin, leaf.NotAfter.UTC().Format(time.RFC3339))
+	case now.Before(leaf.NotBefore):
+		return fmt.Errorf("%s: not valid before %s; it is then served, or see to the clocks of this node and of the issuer",
+			g.origin, leaf.NotBefore.UTC().Format(time.RFC3339))
+	}
+	var names []string
+	for _, w := range callersOf(g.known) {
+		if leaf.VerifyHostname(w.host) == nil {
+			return nil
+		}
+		if !slices.Contains(names, w.host) {
+			names = append(names, w.host)
+		}
+	}
+	if len(names) > 0 {
+		return fmt.Errorf("%s: is for %s, while our webhook configurations call %s; issue it for these",
+			g.origin, named(leaf), strings.Join(names, ", "))
+	}
+	return nil
+}
+
+// early says whether the newest certificate is valid in a moment.
+func (g *guard) early() bool {
+	if g.newest == nil {
+		return false
+	}
+	wait := -g.clock.Since(g.newest.Leaf.NotBefore)
+	return 0 < wait && wait <= skew
+}
+
+// named are the names that a certificate is for, in words.
+func named(leaf *x509.Certificate) string {
+	if names := hosts(leaf); len(names) > 0 {
+		return strings.Join(names, ", ")
+	}
+	return "no names"
+}
+
+// hold says why the newest certificate should not replace the served one now.
+func (g *guard) hold(served *tls.Certificate) error {
+	if !g.usable() {
+		return nil
+	}
+	now := g.clock.Now()
+	amiss := mismatches(g.known, "it", g.newest, now)
+	settled := g.since.Add(propagation)
+	switch {
+	case len(amiss) < len(mismatches(g.known, "the other", served, now)):
+		return nil // for some webhook nothing else will do
+	case len(amiss) > 0:
+		return fmt.Errorf("%w; %s", amiss[0], g.remedy)
+	case now.Before(settled):
+		return fmt.Errorf("the CA bundle changed a moment ago; it is served from %s on", settled.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+// observe looks at our webhook configurations, and notes when their CA bundles changed last.
+func (g *guard) observe() {
+	known := g.configurations.known()
+	if !slices.EqualFunc(callersOf(known), callersOf(g.known), webhook.equal) {
+		g.since = g.clock.Now()
+	}
+	g.known = known
+}
