@@ -13,6 +13,9 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/go-logr/logr"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -76,7 +79,7 @@ func (h *handler[T]) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), code)
 		return
 	}
-	// The request's context ends with the order to stop, and a review in flight is to be finished.
+	// The request's context ends when the API server hangs up. The review is finished all the same, and told as what it is.
 	ctx, cancel := context.WithDeadline(context.WithoutCancel(r.Context()), deadline)
 	defer cancel()
 	verdict, err := h.judgeSafely(ctx, req)
@@ -90,7 +93,25 @@ func (h *handler[T]) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	h.respond(w, response)
 	h.metrics.observe(outcome, reason, start)
+	note(ctx, req.UID, outcome, reason)
 	h.logReview(req, outcome, reason, len(verdict.Warnings), time.Since(start), err)
+}
+
+// note tells the span of a review, if there is one, what came of it. No text that an author wrote belongs there; the UID leads to the line
+// of the log.
+func note(ctx context.Context, uid types.UID, outcome inject.Outcome, reason api.Reason) {
+	span := trace.SpanFromContext(ctx)
+	if !span.IsRecording() {
+		return
+	}
+	span.SetAttributes(
+		attribute.String("akv_injector.review.uid", api.Cut(string(uid), maxName)),
+		attribute.String("akv_injector.review.outcome", string(outcome)),
+		attribute.String("akv_injector.review.reason", string(reason)),
+	)
+	if outcome == failed { // the HTTP status is 200 all the same
+		span.SetStatus(codes.Error, "")
+	}
 }
 
 func (h *handler[T]) logReview(req *request[T], outcome inject.Outcome, reason api.Reason, warnings int, took time.Duration, err error) {

@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -25,29 +26,50 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "akv_injector_review_duration_seconds",
 			Help:    "Seconds from the first byte of a review read to the last byte of its answer written, by webhook path.",
-			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5},
+			Buckets: []float64{.00005, .0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5},
 		}, []string{"path"}),
 	}
 	registry.MustRegister(m.reviews, m.duration)
 	return m
 }
 
-// pathMetrics are the metrics of one path.
+// pathMetrics are the metrics of one path. All of its series are there from the start, so that the first refusal is an increase
+// already, and no text of a review can make another.
 type pathMetrics struct {
-	reviews  *prometheus.CounterVec
+	reviews  map[result]prometheus.Counter
 	duration prometheus.Observer
 }
 
-// at are the metrics of a path, with the outcomes that everyone asks for there from the start.
-func (m *Metrics) at(path string) *pathMetrics {
-	reviews := m.reviews.MustCurryWith(prometheus.Labels{"path": path})
-	for _, outcome := range []inject.Outcome{inject.NotRequested, inject.Unchanged, inject.Injected, failed, malformed} {
-		reviews.WithLabelValues(string(outcome), "")
-	}
-	return &pathMetrics{reviews: reviews, duration: m.duration.WithLabelValues(path)}
+// result is what came of a review, as it is counted.
+type result struct {
+	outcome inject.Outcome
+	reason  api.Reason
 }
 
-func (m *pathMetrics) observe(outcome inject.Outcome, reason api.Reason, start time.Time) {
-	m.reviews.WithLabelValues(string(outcome), string(reason)).Inc()
-	m.duration.Observe(time.Since(start).Seconds())
+// at are the metrics of a path where reviews come to outcomes, if they come to anything.
+func (m *Metrics) at(path string, outcomes []inject.Outcome) *pathMetrics {
+	p := &pathMetrics{reviews: map[result]prometheus.Counter{}, duration: m.duration.WithLabelValues(path)}
+	add := func(outcome inject.Outcome, reason api.Reason) {
+		p.reviews[result{outcome, reason}] = m.reviews.WithLabelValues(path, string(outcome), string(reason))
+	}
+	for _, outcome := range slices.Concat(outcomes, []inject.Outcome{failed, malformed}) {
+		if outcome != inject.Invalid && outcome != inject.Forbidden {
+			add(outcome, "")
+			continue
+		}
+		for _, doc := range api.Reasons {
+			add(outcome, doc.Reason)
+		}
+	}
+	return p
+}
+
+// observe counts a review. One that comes to what its path does not know is a fault of ours.
+func (p *pathMetrics) observe(outcome inject.Outcome, reason api.Reason, start time.Time) {
+	counter, known := p.reviews[result{outcome, reason}]
+	if !known {
+		counter = p.reviews[result{outcome: failed}]
+	}
+	counter.Inc()
+	p.duration.Observe(time.Since(start).Seconds())
 }

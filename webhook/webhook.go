@@ -38,10 +38,12 @@ type Options struct {
 
 // Register puts every webhook at its path.
 func Register(register func(path string, handler http.Handler), o Options) {
-	register(MutatePods, &handler[corev1.Pod]{path: MutatePods, log: o.Log, metrics: o.Metrics.at(MutatePods), judge: o.pod})
-	register(MutateWorkloads, &handler[inject.Workload]{path: MutateWorkloads, log: o.Log, metrics: o.Metrics.at(MutateWorkloads), judge: o.workload})
-	register(ValidatePods, &handler[corev1.Pod]{path: ValidatePods, log: o.Log, metrics: o.Metrics.at(ValidatePods), judge: o.podPolicy})
-	register(ValidateWorkloads, &handler[inject.Workload]{path: ValidateWorkloads, log: o.Log, metrics: o.Metrics.at(ValidateWorkloads), judge: o.workloadPolicy})
+	mutated := []inject.Outcome{inject.NotRequested, inject.Unchanged, inject.Injected, inject.Invalid, inject.Forbidden}
+	judged := []inject.Outcome{inject.NotRequested, review.Allowed, inject.Forbidden}
+	register(MutatePods, &handler[corev1.Pod]{path: MutatePods, log: o.Log, metrics: o.Metrics.at(MutatePods, mutated), judge: o.pod})
+	register(MutateWorkloads, &handler[inject.Workload]{path: MutateWorkloads, log: o.Log, metrics: o.Metrics.at(MutateWorkloads, mutated), judge: o.workload})
+	register(ValidatePods, &handler[corev1.Pod]{path: ValidatePods, log: o.Log, metrics: o.Metrics.at(ValidatePods, judged), judge: o.podPolicy})
+	register(ValidateWorkloads, &handler[inject.Workload]{path: ValidateWorkloads, log: o.Log, metrics: o.Metrics.at(ValidateWorkloads, judged), judge: o.workloadPolicy})
 }
 
 // pod judges the creation of a pod; its other operations are nobody's business here.
