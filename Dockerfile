@@ -1,23 +1,29 @@
-# The injector's image, for any Linux architecture that Go knows, with nothing but the binary inside:
+# The injector's image: one static binary, and the licences of what is in it, on a base without a shell.
 #
-#   docker build --build-arg VERSION="$(git describe --tags --always --dirty)" --tag akv-injector .
+#   make image DISTROLESS=REGISTRY/distroless IMAGE=REGISTRY/akv-injector:TAG
+#
+# Both images that it is made from are named by the digest of an index, which has a manifest for each platform: a tag that moves changes
+# nothing, and a mirror can't hand out other bytes. DISTROLESS says where the distroless project's images come from.
+ARG DISTROLESS
 
-ARG GO_IMAGE=golang:1.26
-ARG BASE_IMAGE=scratch
-
-FROM --platform=${BUILDPLATFORM} ${GO_IMAGE} AS build
+FROM --platform=${BUILDPLATFORM} golang:1.26.8@sha256:6c2a5538f964f1c82f97ad14988bf05de100d922d159d0e398b54c7b0ca0c6c9 AS build
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
-COPY *.go ./
-COPY certs certs
-COPY controller controller
-COPY webhook webhook
+# .dockerignore says what there is to copy.
+COPY . .
 ARG TARGETOS TARGETARCH VERSION=dev
 RUN CGO_ENABLED=0 GOOS=${TARGETOS} GOARCH=${TARGETARCH} \
-    go build -trimpath -ldflags "-s -w -X main.version=${VERSION}" -o /akv-injector .
+    go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=${VERSION}" -o akv-injector .
 
-FROM ${BASE_IMAGE}
-COPY --from=build /akv-injector /akv-injector
+FROM ${DISTROLESS:?}/static-debian13:nonroot@sha256:e2e927ec666bae08560abb3c55d0659eceabb657f56b6782ab500a9fc7f555e3
+ARG VERSION=dev REVISION=unknown
+LABEL org.opencontainers.image.title="akv-injector" \
+      org.opencontainers.image.description="Identity and Key Vault secrets for pods on Azure Kubernetes, by annotations" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+COPY LICENSE THIRD_PARTY_NOTICES /licenses/
+COPY --from=build /src/akv-injector /akv-injector
 USER 65532:65532
 ENTRYPOINT ["/akv-injector"]
