@@ -33,6 +33,7 @@ const name = "akv-injector"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the program at once
 	root := &cobra.Command{
 		Use:           name,
 		Short:         "Identity and Key Vault secrets for pods on Azure Kubernetes, by annotations",

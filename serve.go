@@ -8,13 +8,17 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"strconv"
+	"net/http"
+	"strings"
+	"time"
 
+	certmanagerclient "github.com/cert-manager/cert-manager/pkg/client/clientset/versioned/typed/certmanager/v1"
 	"github.com/go-logr/logr"
 	"github.com/go-logr/zapr"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
@@ -27,23 +31,32 @@ import (
 
 	"github.com/akv-injector/akv-injector/certs"
 	"github.com/akv-injector/akv-injector/controller"
+	"github.com/akv-injector/akv-injector/tracing"
 	"github.com/akv-injector/akv-injector/webhook"
 	"github.com/akv-injector/akv-injector/webhook/facts"
 	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/registration"
+	"github.com/akv-injector/akv-injector/webhook/serving"
 )
 
 // The values of --certs.
 const (
-	certsSelfSigned = "self-signed"
-	certsFiles      = "files"
+	certsCertManager = "cert-manager"
+	certsSelfSigned  = "self-signed"
+	certsFiles       = "files"
 )
 
 // serveOptions are the flags of serve.
 type serveOptions struct {
-	certs, certDir                            string
+	certs, certDir, clientCA                  string
+	certificate, certificateSecret            string
+	propagationDelay                          time.Duration
 	webhookAddress, metricsAddress, probeAddr string
 	kubeconfig, namespace, service            string
 	tlsMin, logLevel                          string
+	pprofAddress                              string
+	tracing                                   bool
+	drainPeriod                               time.Duration
 	defaults                                  func() (inject.Defaults, error)
 }
 
@@ -56,25 +69,36 @@ to their pod templates, and hold all pods against their namespaces' policy. It n
 ValidatingWebhookConfiguration named akv-injector that call it. Beside that, make the managed classes that injected pods
 mount, and keep them as long as these do.
 
-With --certs=self-signed it makes its own serving certificate, keeps it in a Secret, renews it in time and writes the CA
-bundle into the webhook configurations. With --certs=files it serves what another program, such as cert-manager, puts
-into --cert-dir.`,
+When told to end it is unready at once, and for another --drain-period answers reviews and keeps all else up, so that none
+is lost while the API server finds its way to other replicas. A second signal ends it at once.
+
+With --certs=cert-manager it serves what cert-manager keeps in the Secret of a Certificate, and while there is none its
+readiness says why. With --certs=self-signed it makes its own serving certificate, keeps it in a Secret, renews it in time
+and writes the CA bundle into the webhook configurations. With --certs=files it serves what another program puts into
+--cert-dir.`,
 		Example: "  akv-injector serve --tenant-id 11111111-2222-3333-4444-555555555555\n" +
 			"  akv-injector serve --certs files --cert-dir /tls --log-level debug\n" +
 			"  akv-injector serve --kubeconfig ~/.kube/config --webhook-bind-address 192.0.2.7:9443 # outside the cluster",
 		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), &o, cmd.ErrOrStderr()) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.certs, "certs", certsSelfSigned, "where the serving certificate comes from: "+certsSelfSigned+", "+certsFiles)
+	f.StringVar(&o.certs, "certs", certsCertManager, "where the serving certificate comes from: "+strings.Join([]string{certsCertManager, certsSelfSigned, certsFiles}, ", "))
+	f.StringVar(&o.certificate, "certificate", name, "with --certs=cert-manager: the Certificate, in --namespace")
+	f.StringVar(&o.certificateSecret, "certificate-secret", name+"-tls", "with --certs=cert-manager: the Secret that its spec.secretName says")
 	f.StringVar(&o.certDir, "cert-dir", "/tls", "with --certs=files: the folder of tls.crt and tls.key, read again when they change")
+	f.DurationVar(&o.propagationDelay, "propagation-delay", time.Minute, "with --certs=self-signed: how long API servers are given to learn of a new CA before its certificate is served")
+	f.StringVar(&o.clientCA, "client-ca", "", "file of the CAs, in PEM, one of which must have signed the certificate that API servers present; by default they need none")
 	f.StringVar(&o.webhookAddress, "webhook-bind-address", ":9443", "where reviews are served, by HTTPS")
 	f.StringVar(&o.metricsAddress, "metrics-bind-address", ":8080", "where /metrics is served, by HTTP; 0 for nowhere")
 	f.StringVar(&o.probeAddr, "health-probe-bind-address", ":8081", "where /healthz and /readyz are served, by HTTP; 0 for nowhere")
+	f.DurationVar(&o.drainPeriod, "drain-period", 15*time.Second, "how long reviews are still answered after SIGTERM or SIGINT, while readiness is false already; 0 for not at all")
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "file that says how to reach the cluster; by default as kubectl does, or from inside a pod")
 	f.StringVar(&o.namespace, "namespace", name+"-system", "the injector's own namespace, which holds its certificate")
 	f.StringVar(&o.service, "service", name, "the Service by which the API server calls")
 	f.StringVar(&o.tlsMin, "tls-min-version", "1.3", "oldest TLS version that is served: 1.2, 1.3")
 	f.StringVar(&o.logLevel, "log-level", "info", "how much is logged: error, info, debug")
+	f.StringVar(&o.pprofAddress, "pprof-bind-address", "0", "where /debug/pprof is served, by HTTP and to anyone who reaches it; 0 for nowhere")
+	f.BoolVar(&o.tracing, "tracing", false, "send spans of reviews by OTLP over HTTP, as the environment variables OTEL_EXPORTER_OTLP_* and OTEL_TRACES_SAMPLER* say")
 	o.defaults = defaultsFlags(cmd)
 	return cmd
 }
@@ -92,24 +116,44 @@ func serve(ctx context.Context, o *serveOptions, logTo io.Writer) error {
 	ctrl.SetLogger(log)
 	klog.SetLogger(log.WithName("client"))
 	slog.SetDefault(slog.New(logr.ToSlogHandler(log.WithName("http")))) // of net/http, which writes to the standard logger
-	host, port, err := splitAddress(o.webhookAddress)
+	host, _, err := net.SplitHostPort(o.webhookAddress)
 	if err != nil {
 		return fmt.Errorf("--webhook-bind-address: %w", err)
+	}
+	if o.drainPeriod < 0 {
+		return fmt.Errorf("--drain-period: must be 0 or more, is %s", o.drainPeriod)
+	}
+	if o.propagationDelay <= 0 {
+		return fmt.Errorf("--propagation-delay: must be above 0, is %s", o.propagationDelay)
 	}
 	tlsMin, ok := map[string]uint16{"1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13}[o.tlsMin]
 	if !ok {
 		return fmt.Errorf("--tls-min-version: must be 1.2 or 1.3, is %q", o.tlsMin)
 	}
-	if o.certs != certsSelfSigned && o.certs != certsFiles {
-		return fmt.Errorf("--certs: must be %s or %s, is %q", certsSelfSigned, certsFiles, o.certs)
+	if o.certs != certsCertManager && o.certs != certsSelfSigned && o.certs != certsFiles {
+		return fmt.Errorf("--certs: must be %s, %s or %s, is %q", certsCertManager, certsSelfSigned, certsFiles, o.certs)
 	}
 	config, err := clusterConfig(o.kubeconfig, "run in a pod")
 	if err != nil {
 		return err
 	}
+	traced := func(_ string, handler http.Handler) http.Handler { return handler }
+	if o.tracing {
+		t, err := tracing.New(ctx, name, buildVersion(), log.WithName("tracing"))
+		if err != nil {
+			return fmt.Errorf("--tracing: %w", err)
+		}
+		defer t.Stop(context.WithoutCancel(ctx)) // which ends before the last spans are made
+		config.Wrap(t.Transport)
+		traced = t.Handler
+	}
 	source, err := newCertificates(o, config, host)
 	if err != nil {
 		return err
+	}
+	clients, err := certs.NewClientAuth(o.clientCA, nil)
+	if err != nil {
+		return fmt.Errorf("--client-ca: %w", err)
 	}
 	live, err := facts.NewLive(config)
 	if err != nil {
@@ -117,18 +161,29 @@ func serve(ctx context.Context, o *serveOptions, logTo io.Writer) error {
 	}
 	cluster := facts.NewCluster(live, log.WithName("facts"))
 	cluster.Register(metrics.Registry)
-	server := ctrlwebhook.NewServer(ctrlwebhook.Options{Host: host, Port: port, TLSOpts: []func(*tls.Config){
-		certs.Configure(source, tlsMin),
-		func(c *tls.Config) { c.NextProtos = []string{"h2", "http/1.1"} },
-	}})
-	webhook.Register(server.Register, webhook.Options{
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return fmt.Errorf("reach the cluster: %w", err)
+	}
+	watcher := registration.NewWatcher(registration.Options{
+		Client: client, Service: types.NamespacedName{Namespace: o.namespace, Name: o.service},
+		Log: log.WithName("registration"), Metrics: metrics.Registry,
+	})
+	hooks := ctrlwebhook.NewServer(ctrlwebhook.Options{}) // for its metrics; it has neither a drain nor limits of ours, and is not started
+	register := func(path string, handler http.Handler) { hooks.Register(path, traced(path, handler)) }
+	webhook.Register(register, webhook.Options{
 		Source: cluster, Defaults: defaults, Log: log.WithName("webhook"), Metrics: webhook.NewMetrics(metrics.Registry),
 	})
+	drain := &serving.Drain{Period: o.drainPeriod, Log: log.WithName("drain")}
+	server, err := serving.NewServer(o.webhookAddress, drain.Handler(hooks.WebhookMux()), certs.Configure(source, tlsMin), clients.Configure)
+	if err != nil {
+		return fmt.Errorf("--webhook-bind-address: %w", err)
+	}
 	mgr, err := manager.New(config, manager.Options{
 		Logger:                 log,
-		WebhookServer:          server,
 		Metrics:                metricsserver.Options{BindAddress: o.metricsAddress},
 		HealthProbeBindAddress: o.probeAddr,
+		PprofBindAddress:       o.pprofAddress,
 	})
 	if err != nil {
 		return fmt.Errorf("set up: %w", err)
@@ -140,15 +195,18 @@ func serve(ctx context.Context, o *serveOptions, logTo io.Writer) error {
 		return err
 	}
 	err = errors.Join(
-		mgr.Add(server), mgr.Add(source), mgr.Add(cluster),
+		mgr.Add(server), mgr.Add(source), mgr.Add(clients), mgr.Add(cluster), mgr.Add(watcher),
 		mgr.AddHealthzCheck("ping", healthz.Ping),
 		mgr.AddReadyzCheck("certificate", source.Ready),
 		mgr.AddReadyzCheck("cluster", cluster.Ready),
+		mgr.AddReadyzCheck("drain", drain.Ready),
 	)
 	if err != nil {
 		return fmt.Errorf("set up: %w", err)
 	}
 	log.Info("Starting", "version", buildVersion(), "certs", o.certs, "identityMode", defaults.Mode)
+	ctx, end := drain.Outlast(ctx)
+	defer end()
 	return mgr.Start(ctx)
 }
 
@@ -159,15 +217,26 @@ func newCertificates(o *serveOptions, config *rest.Config, host string) (certs.S
 		return nil, fmt.Errorf("reach the cluster: %w", err)
 	}
 	options := certs.Options{Client: client, WebhookConfigurations: []string{name}, Metrics: metrics.Registry}
-	if o.certs == certsFiles {
+	switch o.certs {
+	case certsFiles:
 		return certs.Files(o.certDir, options)
+	case certsCertManager:
+		certManager, err := certmanagerclient.NewForConfig(config)
+		if err != nil {
+			return nil, fmt.Errorf("reach the cluster: %w", err)
+		}
+		return certs.CertManager(certs.CertManagerOptions{
+			Options: options, CertManager: certManager, Namespace: o.namespace, Certificate: o.certificate, Secret: o.certificateSecret,
+		})
 	}
 	service := o.service + "." + o.namespace
 	hosts := []string{service + ".svc", service + ".svc.cluster.local"}
 	if host != "" {
 		hosts = append(hosts, host) // outside a cluster the API server calls by the address itself
 	}
-	return certs.SelfSigned(certs.SelfSignedOptions{Options: options, Namespace: o.namespace, SecretName: name + "-serving-cert", Hosts: hosts})
+	return certs.SelfSigned(certs.SelfSignedOptions{
+		Options: options, Namespace: o.namespace, SecretName: name + "-serving-cert", Hosts: hosts, PropagationDelay: o.propagationDelay,
+	})
 }
 
 // newLog makes the JSON log: a line an event, times in RFC 3339.
@@ -181,16 +250,4 @@ func newLog(level string, to io.Writer) (logr.Logger, error) {
 	encoder.EncodeTime = zapcore.RFC3339NanoTimeEncoder
 	core := zapcore.NewCore(zapcore.NewJSONEncoder(encoder), zapcore.Lock(zapcore.AddSync(to)), enabled)
 	return zapr.NewLogger(zap.New(core)), nil
-}
-
-func splitAddress(address string) (host string, port int, err error) {
-	host, text, err := net.SplitHostPort(address)
-	if err != nil {
-		return "", 0, err
-	}
-	port, err = strconv.Atoi(text)
-	if err != nil || port < 1 || port > 65535 {
-		return "", 0, fmt.Errorf("must have a port from 1 to 65535, is %q", text)
-	}
-	return host, port, nil
 }

@@ -1,5 +1,5 @@
-// Command generate writes the parts of the documentation that the code knows best: the annotation tables, the list of Reasons and
-// the rules of policy. It is run by go generate, and rewrites what stands between its marks:
+// Command generate writes the parts of the documentation that the code knows best: the annotation tables, the list of Reasons,
+// the rules of policy and the metrics. It is run by go generate, and rewrites what stands between its marks:
 //
 //	<!-- generated: NAME -->
 //	<!-- end -->
@@ -19,7 +19,7 @@ import (
 func main() {
 	_, file, _, _ := runtime.Caller(0)
 	root := filepath.Join(filepath.Dir(file), "..", "..")
-	for _, name := range []string{"README.md", "docs/annotations.md", "docs/policy.md", "docs/troubleshooting.md"} {
+	for _, name := range []string{"README.md", "docs/annotations.md", "docs/metrics.md", "docs/policy.md", "docs/troubleshooting.md"} {
 		if err := rewrite(filepath.Join(root, name)); err != nil {
 			fmt.Fprintf(os.Stderr, "generate %s: %v\n", name, err)
 			os.Exit(1)
@@ -28,7 +28,7 @@ func main() {
 }
 
 // parts are what can stand between marks.
-var parts = map[string]func(*bytes.Buffer) error{"keys": keys, "reasons": reasons, "reasons-short": reasonsShort, "rules": rules}
+var parts = map[string]func(*bytes.Buffer) error{"keys": keys, "metrics": metrics, "reasons": reasons, "reasons-short": reasonsShort, "rules": rules}
 
 const (
 	begin = "<!-- generated: "

@@ -108,7 +108,7 @@ func (c *ControlPlane) start(ctx context.Context, opts Options) error {
 		return err
 	}
 	c.addresses = addresses
-	etcdURL, peerURL := "http://"+addresses[0], "http://"+addresses[1]
+	etcdURL := "http://" + addresses[0]
 	apiHost, apiPort, err := net.SplitHostPort(addresses[2])
 	if err != nil {
 		return err
@@ -118,16 +118,9 @@ func (c *ControlPlane) start(ctx context.Context, opts Options) error {
 	}
 	keyFile := filepath.Join(c.Dir, "apiserver.key")
 
-	etcd, err := c.run(&c.etcd, "etcd",
-		"--data-dir="+filepath.Join(c.Dir, "etcd"), "--unsafe-no-fsync", "--log-level=warn",
-		"--listen-client-urls="+etcdURL, "--advertise-client-urls="+etcdURL, "--listen-peer-urls="+peerURL)
-	if err != nil {
+	if err := c.startEtcd(ctx); err != nil {
 		return err
 	}
-	if err := etcd.Await(ctx, func(ctx context.Context) error { return process.Healthy(ctx, etcdURL+"/health") }); err != nil {
-		return err
-	}
-
 	c.apiServerArgs = slices.Concat([]string{
 		"--etcd-servers=" + etcdURL,
 		"--bind-address=" + apiHost, "--secure-port=" + apiPort, "--advertise-address=" + apiHost,
@@ -153,6 +146,18 @@ func (c *ControlPlane) start(ctx context.Context, opts Options) error {
 		return nil
 	}
 	return c.startControllers(ctx, keyFile)
+}
+
+// startEtcd returns when etcd is healthy.
+func (c *ControlPlane) startEtcd(ctx context.Context) error {
+	url := "http://" + c.addresses[0]
+	etcd, err := c.run(&c.etcd, "etcd",
+		"--data-dir="+filepath.Join(c.Dir, "etcd"), "--unsafe-no-fsync", "--log-level=warn",
+		"--listen-client-urls="+url, "--advertise-client-urls="+url, "--listen-peer-urls=http://"+c.addresses[1])
+	if err != nil {
+		return err
+	}
+	return etcd.Await(ctx, func(ctx context.Context) error { return process.Healthy(ctx, url+"/health") })
 }
 
 // startAPIServer returns when the API server is ready.
@@ -230,6 +235,18 @@ func (c *ControlPlane) RestartAPIServer(ctx context.Context) error {
 	}
 	if err := c.startAPIServer(ctx); err != nil {
 		return fmt.Errorf("restart the API server: %w", err)
+	}
+	return nil
+}
+
+// RestartEtcd stops etcd and starts it again, with the same data at the same address, and returns when it is healthy. Its log begins
+// anew. The API server runs on, and answers with errors meanwhile.
+func (c *ControlPlane) RestartEtcd(ctx context.Context) error {
+	if err := stop(c.take(&c.etcd)); err != nil {
+		return fmt.Errorf("restart etcd: %w", err)
+	}
+	if err := c.startEtcd(ctx); err != nil {
+		return fmt.Errorf("restart etcd: %w", err)
 	}
 	return nil
 }

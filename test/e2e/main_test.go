@@ -170,7 +170,7 @@ func startReplica(t *testing.T, args ...string) *replica {
 	}
 	r := &replica{address: addresses[0], metrics: addresses[1], probes: addresses[2]}
 	r.Process, err = process.Start(dir, binary, append([]string{
-		"serve", "--kubeconfig=" + filepath.Join(server.Dir, "kubeconfig"), "--namespace=" + injectorNamespace,
+		"serve", "--certs=self-signed", "--drain-period=0", "--kubeconfig=" + filepath.Join(server.Dir, "kubeconfig"), "--namespace=" + injectorNamespace,
 		"--webhook-bind-address=" + r.address, "--metrics-bind-address=" + r.metrics, "--health-probe-bind-address=" + r.probes,
 	}, args...)...)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -17,54 +18,107 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// TestReinvocation lets another webhook add a container after the injector has had its turn. The injector is asked again, and
-// gives the container what it gave the others.
-func TestReinvocation(t *testing.T) {
+// sidecars is the patch by which the webhook of a service mesh would give a pod a container before all others, an init container that stays,
+// and a volume of their own. It leaves alone a pod that has them.
+func sidecars(pod *corev1.Pod) string {
+	if slices.ContainsFunc(pod.Spec.Containers, func(c corev1.Container) bool { return c.Name == "sidecar" }) {
+		return ""
+	}
+	return `[
+		{"op": "add", "path": "/spec/containers/0", "value":
+			{"name": "sidecar", "image": "sidecar", "env": [{"name": "MESH", "value": "on"}], "volumeMounts": [{"name": "mesh", "mountPath": "/mesh"}]}},
+		{"op": "add", "path": "/spec/initContainers", "value":
+			[{"name": "mesh-init", "image": "sidecar", "restartPolicy": "Always", "volumeMounts": [{"name": "mesh", "mountPath": "/mesh"}]}]},
+		{"op": "add", "path": "/spec/volumes/0", "value": {"name": "mesh", "emptyDir": {}}}
+	]`
+}
+
+// TestSidecars lets another webhook add containers before the injector has its turn, and after. Either way they get what the author's own
+// containers get, unless the annotation leaves them out, and nobody loses anything.
+func TestSidecars(t *testing.T) {
 	t.Parallel()
-	const namespace = "reinvocation"
-	newNamespace(t, namespace, "enabled", cluster()...)
-	addWebhook(t, "zz-sidecar", namespace, nil, `[{"op":"add","path":"/spec/containers/-","value":{"name":"sidecar","image":"sidecar"}}]`)
-	got := createThroughBoth(t, namespace, document(pod).GetAnnotations(), func(pod *corev1.Pod) bool { return len(pod.Spec.Containers) == 2 })
-	app, sidecar := &got.Spec.Containers[0], &got.Spec.Containers[1]
-	if sidecar.Name != "sidecar" || len(sidecar.Env) == 0 {
-		t.Fatalf("the container that was added later has no env vars: %+v", sidecar)
-	}
-	if diff := cmp.Diff(app.Env, sidecar.Env); diff != "" {
-		t.Errorf("env vars (-app +sidecar):\n%s", diff)
-	}
-	if diff := cmp.Diff(app.VolumeMounts, sidecar.VolumeMounts, cmp.FilterValues(isTokenMount, cmp.Ignore())); diff != "" {
-		t.Errorf("mounts (-app +sidecar):\n%s", diff)
-	}
-	if err := injected(got); err != nil {
-		t.Error(err)
-	}
-	var status struct{ Containers []string }
-	if err := json.Unmarshal([]byte(got.Annotations["keyvault.io/status"]), &status); err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff([]string{"app", "sidecar"}, status.Containers); diff != "" {
-		t.Errorf("containers of the status (-want +got):\n%s", diff)
+	for configuration, position := range map[string]string{"aa-mesh": "before", "zz-mesh": "after"} {
+		for name, test := range map[string]struct {
+			containers string   // the annotation
+			want       []string // that are injected
+			again      string   // what comes of the pod when it is reviewed again, with the sidecars that came after
+		}{
+			"all":        {"", []string{"mesh-init", "sidecar", "app"}, "injected"},
+			"app-only":   {"app", []string{"app"}, "unchanged"},
+			"no-sidecar": {"!sidecar,!mesh-*", []string{"app"}, "unchanged"},
+		} {
+			t.Run(position+"/"+name, func(t *testing.T) {
+				t.Parallel()
+				namespace := "mesh-" + position + "-" + name
+				newNamespace(t, namespace, "enabled", cluster()...)
+				addWebhook(t, configuration+"-"+name, namespace, nil, sidecars)
+				asks := document(pod).GetAnnotations()
+				if test.containers != "" {
+					asks["keyvault.io/containers"] = test.containers
+				}
+				got := createThroughBoth(t, namespace, asks, func(pod *corev1.Pod) bool { return len(pod.Spec.Containers) == 2 })
+				if err := injected(got); err != nil {
+					t.Error(err)
+				}
+				if len(got.Spec.Volumes) != 3 { // the mesh's, ours, and that of the ServiceAccount's token
+					t.Errorf("volumes: %v", got.Spec.Volumes)
+				}
+				for _, c := range slices.Concat(got.Spec.InitContainers, got.Spec.Containers) {
+					var mounts, env []string
+					for _, m := range c.VolumeMounts {
+						if !tokenVolume.MatchString(m.Name) {
+							mounts = append(mounts, m.Name)
+						}
+					}
+					for _, e := range c.Env {
+						env = append(env, e.Name)
+					}
+					var wantMounts, wantEnv []string
+					if c.Name != "app" {
+						wantMounts = append(wantMounts, "mesh")
+					}
+					if slices.Contains(test.want, c.Name) {
+						wantMounts, wantEnv = append(wantMounts, "keyvault"), append(wantEnv, "KEYVAULT_SECRET")
+					}
+					if c.Name == "sidecar" {
+						wantEnv = append(wantEnv, "MESH")
+					}
+					if diff := cmp.Diff(wantMounts, mounts); diff != "" {
+						t.Errorf("mounts of %s (-want +got):\n%s", c.Name, diff)
+					}
+					if diff := cmp.Diff(wantEnv, env); diff != "" {
+						t.Errorf("env vars of %s (-want +got):\n%s", c.Name, diff)
+					}
+				}
+				var status struct{ Containers []string }
+				if err := json.Unmarshal([]byte(got.Annotations["keyvault.io/status"]), &status); err != nil {
+					t.Fatal(err)
+				}
+				if diff := cmp.Diff(slices.Sorted(slices.Values(test.want)), slices.Sorted(slices.Values(status.Containers))); diff != "" {
+					t.Errorf("containers of the status (-want +got):\n%s", diff)
+				}
+				want := []string{"injected", test.again}
+				if position == "before" {
+					want[1] = "unchanged" // the API server has given the sidecars the ServiceAccount's token meanwhile
+				}
+				if diff := cmp.Diff(want, outcomes(t, namespace, "app")); diff != "" {
+					t.Errorf("outcomes of the reviews (-want +got):\n%s", diff)
+				}
+			})
+		}
 	}
 }
 
-func isTokenMount(a, b corev1.VolumeMount) bool {
-	return tokenVolume.MatchString(a.Name) && tokenVolume.MatchString(b.Name)
-}
-
-// TestBeforeWorkloadIdentity shows that Azure's own webhook, which selects pods by a label that the injector sets, is called for
-// them: a webhook that the label passed by in the first round would not be called in a second.
-func TestBeforeWorkloadIdentity(t *testing.T) {
-	t.Parallel()
-	const namespace = "workload-identity"
-	newNamespace(t, namespace, "enabled", document(
-		`{apiVersion: v1, kind: ServiceAccount, metadata: {name: blob-sa, annotations: {azure.workload.identity/client-id: 6f1c8f2e-1f2b-4c51-9a55-111111111111}}}`))
-	addWebhook(t, "azure-wi-webhook-mutating-webhook-configuration", namespace, map[string]string{"azure.workload.identity/use": "true"},
-		`[{"op":"add","path":"/spec/containers/0/env","value":[{"name":"AZURE_CLIENT_ID","value":"6f1c8f2e-1f2b-4c51-9a55-111111111111"}]}]`)
-	asks := map[string]string{"identity.io/mode": "workload-identity", "identity.io/name": "blob-sa"}
-	got := createThroughBoth(t, namespace, asks, func(pod *corev1.Pod) bool { return len(pod.Spec.Containers[0].Env) == 1 })
-	if got.Spec.ServiceAccountName != "blob-sa" || got.Labels["azure.workload.identity/use"] != "true" {
-		t.Errorf("the pod has ServiceAccount %s and labels %v", got.Spec.ServiceAccountName, got.Labels)
+// outcomes are what came of the reviews in which a pod could be injected, without those of dry runs.
+func outcomes(t *testing.T, namespace, name string) []string {
+	t.Helper()
+	var all []string
+	for _, review := range logged(t, namespace) {
+		if review["path"] == "/mutate/pods" && review["name"] == name && review["dryRun"] == false {
+			all = append(all, fmt.Sprint(review["outcome"]))
+		}
 	}
+	return all
 }
 
 // createThroughBoth creates a pod as soon as the API server calls the other webhook too.
@@ -88,21 +142,30 @@ func createThroughBoth(t *testing.T, namespace string, annotations map[string]st
 	return got
 }
 
-// addWebhook runs a webhook that makes the same patch of every pod of a namespace with the labels.
-func addWebhook(t *testing.T, name, namespace string, labels map[string]string, patch string) {
+// addWebhook runs a webhook that patches the pods of a namespace with the labels, and is asked again when others change them after it.
+func addWebhook(t *testing.T, name, namespace string, labels map[string]string, patch func(*corev1.Pod) string) {
 	t.Helper()
 	other := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var review admissionv1.AdmissionReview
-		if err := json.NewDecoder(r.Body).Decode(&review); err != nil || review.Request == nil {
-			http.Error(w, errors.Join(errors.New("no review"), err).Error(), http.StatusBadRequest)
+		var pod corev1.Pod
+		err := json.NewDecoder(r.Body).Decode(&review)
+		if err == nil && review.Request == nil {
+			err = errors.New("no review")
+		}
+		if err == nil {
+			err = json.Unmarshal(review.Request.Object.Raw, &pod)
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
-		patchType := admissionv1.PatchTypeJSONPatch
-		review.Response = &admissionv1.AdmissionResponse{UID: review.Request.UID, Allowed: true, Patch: []byte(patch), PatchType: &patchType}
+		review.Response = &admissionv1.AdmissionResponse{UID: review.Request.UID, Allowed: true}
+		if text := patch(&pod); text != "" {
+			review.Response.Patch, review.Response.PatchType = []byte(text), new(admissionv1.PatchTypeJSONPatch)
+		}
 		_ = json.NewEncoder(w).Encode(&review)
 	}))
 	t.Cleanup(other.Close)
-	fail, none := admissionregistrationv1.Fail, admissionregistrationv1.SideEffectClassNone
 	webhook := admissionregistrationv1.MutatingWebhook{
 		Name: "other.webhook.example",
 		ClientConfig: admissionregistrationv1.WebhookClientConfig{
@@ -114,19 +177,25 @@ func addWebhook(t *testing.T, name, namespace string, labels map[string]string, 
 		}},
 		NamespaceSelector:       &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelMetadataName: namespace}},
 		ObjectSelector:          &metav1.LabelSelector{MatchLabels: labels},
-		FailurePolicy:           &fail,
-		SideEffects:             &none,
+		FailurePolicy:           new(admissionregistrationv1.Fail),
+		SideEffects:             new(admissionregistrationv1.SideEffectClassNone),
+		ReinvocationPolicy:      new(admissionregistrationv1.IfNeededReinvocationPolicy),
 		AdmissionReviewVersions: []string{"v1"},
 	}
-	configurations := client.AdmissionregistrationV1().MutatingWebhookConfigurations()
-	_, err := configurations.Create(t.Context(), &admissionregistrationv1.MutatingWebhookConfiguration{
+	addConfiguration(t, &admissionregistrationv1.MutatingWebhookConfiguration{
 		ObjectMeta: metav1.ObjectMeta{Name: name}, Webhooks: []admissionregistrationv1.MutatingWebhook{webhook},
-	}, metav1.CreateOptions{})
-	if err != nil {
+	})
+}
+
+// addConfiguration makes a configuration that is gone with the test.
+func addConfiguration(t *testing.T, c *admissionregistrationv1.MutatingWebhookConfiguration) {
+	t.Helper()
+	configurations := client.AdmissionregistrationV1().MutatingWebhookConfigurations()
+	if _, err := configurations.Create(t.Context(), c, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := configurations.Delete(context.Background(), name, metav1.DeleteOptions{}); err != nil {
+		if err := configurations.Delete(context.Background(), c.Name, metav1.DeleteOptions{}); err != nil {
 			t.Error(err)
 		}
 	})

@@ -367,7 +367,9 @@ func TestLabelledLater(t *testing.T) {
 	const namespace = "policy-labelled-later"
 	newGoverned(t, namespace, `{identity.io/enforce: bound}`, `{identity.io/allowed-names: access-*}`, document(binding))
 	checkForbidden(t, tryPod(t.Context(), namespace, bound("app", "access-blob")), "")
-	addWebhook(t, "zz-label", namespace, nil, `[{"op":"add","path":"/metadata/labels/aadpodidbinding","value":"admin"}]`)
+	addWebhook(t, "zz-label", namespace, nil, func(*corev1.Pod) string {
+		return `[{"op":"add","path":"/metadata/labels/aadpodidbinding","value":"admin"}]`
+	})
 	var err error
 	waitFor(t, "the API server to call the other webhook", func(ctx context.Context) error {
 		if err = tryPod(ctx, namespace, bound("app", "access-blob")); err == nil {

@@ -1,6 +1,6 @@
 // Package injector runs the injector beside a control plane as it runs in a cluster: its own ServiceAccount's token and
 // what deploy/kustomize ships, RBAC and webhook configuration, so that a test shows these to be enough. Only the way by
-// which the API server calls is another: a URL on loopback instead of a Service.
+// which the API server calls is another: a URL on loopback, or a Service that leads to loopback.
 //
 // It knows nothing of what the injector decides.
 package injector
@@ -17,6 +17,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -36,8 +37,12 @@ const (
 type Options struct {
 	// Binary is the program. Empty means that of the function Build.
 	Binary string
-	// Args are added to serve's own, each as "--flag=value"; the last one of a flag holds.
+	// Args are added to serve's own, each as "--flag=value"; the last one of a flag holds. Without any of them it does not drain.
 	Args []string
+	// Service is the address on loopback that the Service of the injector leads to. The API server then calls as it does in a
+	// cluster: by HTTP/1.1 on connections that it keeps, with the Service's name in the certificate. Whoever says an address listens
+	// there, and passes connections on. Empty means that the API server calls the URL of the injector that was started last.
+	Service string
 }
 
 // Injector is a running injector. Whoever starts one must stop it, before the control plane.
@@ -45,6 +50,10 @@ type Injector struct {
 	*process.Process
 	// URL is where it serves reviews, over HTTPS; the paths are those of the webhook configuration.
 	URL string
+	// Address is the host and port of URL.
+	Address string
+	// Readiness is the URL of its readiness probe.
+	Readiness string
 	// Metrics is the URL of its metrics.
 	Metrics string
 	// Dir has its kubeconfig and its log, akv-injector.log. It is a folder in that of the control plane.
@@ -82,8 +91,17 @@ func Start(ctx context.Context, plane *controlplane.ControlPlane, opts Options) 
 	if err != nil {
 		return nil, fmt.Errorf("start the injector: %w", err)
 	}
-	i := &Injector{URL: "https://" + addresses[0], Metrics: "http://" + addresses[1] + "/metrics", Dir: dir}
-	if err := apply(ctx, plane.Config, i.URL); err != nil {
+	i := &Injector{
+		URL: "https://" + addresses[0], Address: addresses[0], Dir: dir,
+		Metrics: "http://" + addresses[1] + "/metrics", Readiness: "http://" + addresses[2] + "/readyz",
+	}
+	route := func(object *unstructured.Unstructured) error { return callByURL(object, i.URL) }
+	if opts.Service != "" {
+		if route, err = byService(ctx, plane.Config, opts.Service); err != nil {
+			return nil, err
+		}
+	}
+	if err := apply(ctx, plane.Config, route); err != nil {
 		return nil, err
 	}
 	kubeconfig, err := writeKubeconfig(ctx, plane.Config, dir)
@@ -91,7 +109,7 @@ func Start(ctx context.Context, plane *controlplane.ControlPlane, opts Options) 
 		return nil, err
 	}
 	i.Process, err = process.Start(dir, opts.Binary, append([]string{
-		"serve", "--certs=self-signed", "--kubeconfig=" + kubeconfig, "--namespace=" + namespace,
+		"serve", "--certs=self-signed", "--drain-period=0", "--kubeconfig=" + kubeconfig, "--namespace=" + namespace,
 		"--webhook-bind-address=" + addresses[0],
 		"--metrics-bind-address=" + addresses[1],
 		"--health-probe-bind-address=" + addresses[2],
@@ -99,7 +117,7 @@ func Start(ctx context.Context, plane *controlplane.ControlPlane, opts Options) 
 	if err != nil {
 		return nil, err
 	}
-	ready := func(ctx context.Context) error { return process.Healthy(ctx, "http://"+addresses[2]+"/readyz") }
+	ready := func(ctx context.Context) error { return process.Healthy(ctx, i.Readiness) }
 	if err := i.Await(ctx, ready); err != nil {
 		return nil, errors.Join(fmt.Errorf("start the injector: %w", err), i.Stop())
 	}

@@ -16,14 +16,15 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// Shipped reads one of the files of deploy/kustomize, such as "mutating-webhook-configuration.yaml". The webhooks in it call
-// url instead of a Service, by the same paths; nothing else is changed.
+// Shipped reads one of the files of deploy/kustomize/self-signed, which are rendered from the chart, such as
+// "mutating-webhook-configuration.yaml". The webhooks in it call url instead of a Service, by the same paths, unless url is
+// empty; nothing else is changed.
 func Shipped(ctx context.Context, file, url string) ([]*unstructured.Unstructured, error) {
 	root, err := tree(ctx)
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.Open(filepath.Join(root, "deploy", "kustomize", file))
+	f, err := os.Open(filepath.Join(root, "deploy", "kustomize", "self-signed", file))
 	if err != nil {
 		return nil, fmt.Errorf("read what is shipped: %w", err)
 	}
@@ -35,7 +36,7 @@ func Shipped(ctx context.Context, file, url string) ([]*unstructured.Unstructure
 		if errors.Is(err, io.EOF) {
 			return objects, nil
 		}
-		if err == nil {
+		if err == nil && url != "" {
 			err = callByURL(object, url)
 		}
 		if err != nil {
@@ -68,18 +69,21 @@ func callByURL(object *unstructured.Unstructured, url string) error {
 	return unstructured.SetNestedSlice(object.Object, webhooks, "webhooks")
 }
 
-// apply applies what the injector needs of what is shipped.
-func apply(ctx context.Context, cfg *rest.Config, url string) error {
+// apply applies what the injector needs of what is shipped. Route changes by which way webhooks are called.
+func apply(ctx context.Context, cfg *rest.Config, route func(*unstructured.Unstructured) error) error {
 	client, err := dynamic.NewForConfig(cfg)
 	if err != nil {
 		return fmt.Errorf("make a client: %w", err)
 	}
-	for _, file := range []string{"namespace.yaml", "rbac.yaml", "mutating-webhook-configuration.yaml", "validating-webhook-configuration.yaml"} {
-		objects, err := Shipped(ctx, file, url)
+	for _, file := range []string{"../namespace/namespace.yaml", "rbac.yaml", "mutating-webhook-configuration.yaml", "validating-webhook-configuration.yaml"} {
+		objects, err := Shipped(ctx, file, "")
 		if err != nil {
 			return err
 		}
 		for _, object := range objects {
+			if err := route(object); err != nil {
+				return fmt.Errorf("route %s: %w", file, err)
+			}
 			resource, _ := meta.UnsafeGuessKindToResource(object.GroupVersionKind())
 			_, err := client.Resource(resource).Namespace(object.GetNamespace()).
 				Apply(ctx, object.GetName(), object, metav1.ApplyOptions{FieldManager: name + "-test", Force: true})

@@ -3,6 +3,8 @@ package main
 import (
 	"slices"
 	"time"
+
+	"github.com/akv-injector/akv-injector/test/measure"
 )
 
 // figures are what one run comes to: times in milliseconds, CPU in seconds per 1000 reviews, memory in MiB.
@@ -12,14 +14,8 @@ type figures struct {
 
 // figuresOf has the percentiles of latencies, and nothing else.
 func figuresOf(latencies []time.Duration) figures {
-	slices.Sort(latencies)
-	percentile := func(p float64) float64 {
-		if len(latencies) == 0 {
-			return 0
-		}
-		return float64(latencies[int(p*float64(len(latencies)-1))]) / float64(time.Millisecond)
-	}
-	return figures{p50: percentile(0.50), p99: percentile(0.99), p999: percentile(0.999)}
+	l := measure.NewLatencies(latencies)
+	return figures{p50: l.Percentile(0.50), p99: l.Percentile(0.99), p999: l.Percentile(0.999)}
 }
 
 // medians has the median of each figure over several runs.

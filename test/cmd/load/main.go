@@ -9,17 +9,17 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/akv-injector/akv-injector/test/measure"
 )
 
 // limit bounds the whole run, building of the control plane included.
@@ -48,7 +48,7 @@ func run(ctx context.Context) error {
 		flag.Usage()
 		return fmt.Errorf("must be called with tls, apiserver or nothing, not %q", strings.Join(flag.Args(), " "))
 	}
-	fmt.Println(machine())
+	fmt.Println(measure.Machine())
 	if flag.Arg(0) != "apiserver" {
 		if err := overTLS(ctx, time.Duration(*seconds)*time.Second, *rounds); err != nil {
 			return err
@@ -58,18 +58,4 @@ func run(ctx context.Context) error {
 		return atAPIServer(ctx, *pods)
 	}
 	return nil
-}
-
-// machine says where the figures come from.
-func machine() string {
-	model, load := "unknown processor", "?"
-	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {
-		_, rest, _ := strings.Cut(string(info), "model name\t: ")
-		line, _, _ := strings.Cut(rest, "\n")
-		model = cmp.Or(line, model)
-	}
-	if average, err := os.ReadFile("/proc/loadavg"); err == nil {
-		load, _, _ = strings.Cut(string(average), " ")
-	}
-	return fmt.Sprintf("%d cores of %s, %s, %s/%s, load average %s at the start", runtime.NumCPU(), model, runtime.Version(), runtime.GOOS, runtime.GOARCH, load)
 }

@@ -4,11 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
-	"strconv"
-	"strings"
+	"path/filepath"
 
 	"github.com/go-logr/zapr"
 	"go.uber.org/zap"
@@ -19,6 +17,7 @@ import (
 
 	"github.com/akv-injector/akv-injector/webhook"
 	"github.com/akv-injector/akv-injector/webhook/corpus/reviews"
+	"github.com/akv-injector/akv-injector/webhook/serving"
 )
 
 // serveCommand is how the program calls itself for a server in a process of its own, whose CPU and memory are its alone.
@@ -37,68 +36,26 @@ func serve(ctx context.Context, kind, address, certDir string) error {
 	encoder.EncodeTime = zapcore.RFC3339NanoTimeEncoder
 	log := zapr.NewLogger(zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(encoder), zapcore.Lock(os.Stderr), zapcore.InfoLevel)))
 	ctrl.SetLogger(log)
-	host, portText, err := net.SplitHostPort(address)
+	pair, err := tls.LoadX509KeyPair(filepath.Join(certDir, "tls.crt"), filepath.Join(certDir, "tls.key"))
 	if err != nil {
-		return err
+		return fmt.Errorf("load the serving certificate: %w", err)
 	}
-	port, err := strconv.Atoi(portText)
-	if err != nil {
-		return err
-	}
-	server := ctrlwebhook.NewServer(ctrlwebhook.Options{Host: host, Port: port, CertDir: certDir, TLSOpts: []func(*tls.Config){
-		func(c *tls.Config) { c.MinVersion, c.NextProtos = tls.VersionTLS13, []string{"h2", "http/1.1"} },
-	}})
+	hooks := ctrlwebhook.NewServer(ctrlwebhook.Options{}) // counts, as in the product
 	switch kind {
 	case echo:
-		server.Register(webhook.MutatePods, http.HandlerFunc(reviews.Echo))
+		hooks.Register(webhook.MutatePods, http.HandlerFunc(reviews.Echo))
 	case ours:
 		source, err := reviews.Facts()
 		if err != nil {
 			return err
 		}
-		webhook.Register(server.Register, webhook.Options{Source: source, Log: log, Metrics: webhook.NewMetrics(metrics.Registry)})
+		webhook.Register(hooks.Register, webhook.Options{Source: source, Log: log, Metrics: webhook.NewMetrics(metrics.Registry)})
 	default:
 		return fmt.Errorf("must be %s or %s, not %q", ours, echo, kind)
 	}
+	server, err := serving.NewServer(address, hooks.WebhookMux(), func(c *tls.Config) { c.Certificates = []tls.Certificate{pair} })
+	if err != nil {
+		return err
+	}
 	return server.Start(ctx)
-}
-
-// usage is what a process has used so far.
-type usage struct {
-	// cpu is in seconds, to a hundredth; peak is the largest resident set, in MiB.
-	cpu, peak float64
-}
-
-// usageOf reads what proc(5) says of a process.
-func usageOf(pid int) (usage, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return usage{}, err
-	}
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return usage{}, err
-	}
-	// What follows the command's name, which may hold spaces, starts with the third field; utime is the 14th, stime the 15th.
-	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-	if len(fields) < 13 {
-		return usage{}, fmt.Errorf("read the CPU time of process %d: too few fields", pid)
-	}
-	const ticks = 100 // a second, on every Linux that Go runs on
-	var u usage
-	for _, field := range fields[11:13] {
-		n, err := strconv.ParseFloat(field, 64)
-		if err != nil {
-			return usage{}, fmt.Errorf("read the CPU time of process %d: %w", pid, err)
-		}
-		u.cpu += n / ticks
-	}
-	_, rest, _ := strings.Cut(string(status), "VmHWM:")
-	line, _, _ := strings.Cut(rest, "kB")
-	kib, err := strconv.ParseFloat(strings.TrimSpace(line), 64)
-	if err != nil {
-		return usage{}, fmt.Errorf("read the memory of process %d: %w", pid, err)
-	}
-	u.peak = kib / 1024
-	return u, nil
 }

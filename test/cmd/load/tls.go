@@ -12,11 +12,11 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"time"
 
 	"k8s.io/client-go/util/cert"
 
+	"github.com/akv-injector/akv-injector/test/measure"
 	"github.com/akv-injector/akv-injector/test/process"
 	"github.com/akv-injector/akv-injector/webhook"
 	"github.com/akv-injector/akv-injector/webhook/corpus/reviews"
@@ -68,7 +68,7 @@ func overTLS(ctx context.Context, duration time.Duration, rounds int) error {
 		figures := map[string][]figures{}
 		for range rounds {
 			for _, kind := range []string{ours, echo} {
-				f, err := measure(ctx, dir, kind, trusted, l, duration)
+				f, err := runOnce(ctx, dir, kind, trusted, l, duration)
 				if err != nil {
 					return fmt.Errorf("measure %s: %w", kind, err)
 				}
@@ -84,8 +84,8 @@ func overTLS(ctx context.Context, duration time.Duration, rounds int) error {
 	return nil
 }
 
-// measure starts a server, warms it up, and measures one run.
-func measure(ctx context.Context, dir, kind string, trusted *x509.CertPool, l load, duration time.Duration) (f figures, err error) {
+// runOnce starts a server, warms it up, and measures one run.
+func runOnce(ctx context.Context, dir, kind string, trusted *x509.CertPool, l load, duration time.Duration) (f figures, err error) {
 	addresses, err := process.FreeAddresses(1)
 	if err != nil {
 		return f, err
@@ -115,7 +115,7 @@ func measure(ctx context.Context, dir, kind string, trusted *x509.CertPool, l lo
 	if _, err := c.closedLoop(ctx, l.connections, func(n int, _ time.Duration) bool { return n < warmUp }); err != nil {
 		return f, err
 	}
-	before, err := usageOf(server.PID())
+	before, err := measure.UsageOf(server.PID())
 	if err != nil {
 		return f, err
 	}
@@ -130,14 +130,14 @@ func measure(ctx context.Context, dir, kind string, trusted *x509.CertPool, l lo
 		return f, err
 	}
 	took := time.Since(begin)
-	after, err := usageOf(server.PID())
+	after, err := measure.UsageOf(server.PID())
 	if err != nil {
 		return f, err
 	}
 	f = figuresOf(latencies)
 	f.throughput = float64(len(latencies)) / took.Seconds()
-	f.cpu = (after.cpu - before.cpu) / float64(len(latencies)) * 1000
-	f.peak = after.peak
+	f.cpu = (after.CPU - before.CPU).Seconds() / float64(len(latencies)) * 1000
+	f.peak = after.Peak
 	return f, nil
 }
 
@@ -193,7 +193,7 @@ func (c *client) constantRate(ctx context.Context, l load, duration time.Duratio
 		defer close(due)
 		begin, interval := time.Now(), time.Second/time.Duration(l.rate)
 		for at := begin; at.Sub(begin) < duration && ctx.Err() == nil; at = at.Add(interval) {
-			sleepUntil(at)
+			measure.SleepUntil(at)
 			due <- at
 		}
 	}()
@@ -228,12 +228,4 @@ func each(n int, loop func(work func(since time.Time) error) error, work func() 
 		all = append(all, l...)
 	}
 	return all, errors.Join(errs...)
-}
-
-// sleepUntil is exact to some 0.1 ms, where [time.Sleep] in an idle process may be a millisecond late.
-func sleepUntil(at time.Time) {
-	for left := time.Until(at); left > 0; left = time.Until(at) {
-		wait := syscall.NsecToTimespec(left.Nanoseconds())
-		_ = syscall.Nanosleep(&wait, nil) // an interrupted sleep is begun again
-	}
 }

@@ -127,10 +127,11 @@ func (c *cluster) createNamespace(ctx context.Context, n int) error {
 	if _, err := c.client.CoreV1().Namespaces().Create(ctx, namespace, metav1.CreateOptions{}); err != nil {
 		return fmt.Errorf("create a namespace: %w", err)
 	}
-	for name, annotations := range map[string]map[string]string{
-		"default": nil,
-		account:   {api.WorkloadIdentityClientID: clientID},
-	} {
+	accounts := map[string]map[string]string{"default": nil, account: {api.WorkloadIdentityClientID: clientID}}
+	for i := range c.accountsEach() - len(accounts) {
+		accounts[fmt.Sprintf("%s-%d", account, i)] = accounts[account]
+	}
+	for name, annotations := range accounts {
 		object := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: annotations}}
 		if _, err := c.client.CoreV1().ServiceAccounts(namespace.Name).Create(ctx, object, metav1.CreateOptions{}); err != nil {
 			return fmt.Errorf("create a ServiceAccount: %w", err)

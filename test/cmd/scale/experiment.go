@@ -13,6 +13,7 @@ import (
 
 	"github.com/akv-injector/akv-injector/test/controlplane"
 	"github.com/akv-injector/akv-injector/test/injector"
+	"github.com/akv-injector/akv-injector/test/measure"
 )
 
 // experiment is what is measured with a filled cluster.
@@ -90,11 +91,11 @@ func (e *experiment) makeClasses(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	took := newLatencies(len(times), func(i int) time.Duration { return times[i].Sub(following) })
+	took := latencies(len(times), func(i int) time.Duration { return times[i].Sub(following) })
 	if _, err := e.writesInAll(ctx); err != nil { // the injector is left to finish
 		return err
 	}
-	fmt.Printf("\nWhere no class is there, all %d are %.1f s after the injector has read the pods.\n", len(keys), took.percentile(1)/1000)
+	fmt.Printf("\nWhere no class is there, all %d are %.1f s after the injector has read the pods.\n", len(keys), took.Percentile(1)/1000)
 	return nil
 }
 
@@ -121,7 +122,7 @@ func (e *experiment) startBesideAll(ctx context.Context) (_ *injector.Injector, 
 	if pods != e.pods {
 		return nil, fmt.Errorf("the injector follows %d pods, want %d", pods, e.pods)
 	}
-	early, err := usageOf(started.PID())
+	early, err := measure.UsageOf(started.PID())
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +133,7 @@ func (e *experiment) startBesideAll(ctx context.Context) (_ *injector.Injector, 
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	late, err := usageOf(started.PID())
+	late, err := measure.UsageOf(started.PID())
 	if err != nil {
 		return nil, err
 	}
@@ -141,12 +142,12 @@ func (e *experiment) startBesideAll(ctx context.Context) (_ *injector.Injector, 
 		return nil, err
 	}
 	fmt.Print("\nA start of the injector where all of that is there:\n\n| | |\n|---|--:|\n")
-	fmt.Printf("| ready after, s | %.2f |\n", ready.Sub(early.started).Seconds())
-	fmt.Printf("| pods and classes read after, s | %.2f |\n", following.Sub(early.started).Seconds())
-	fmt.Printf("| CPU until then, s | %.2f |\n", early.cpu.Seconds())
-	fmt.Printf("| RSS then, MiB | %.0f (peak %.0f) |\n", early.rss, early.peak)
-	fmt.Printf("| RSS %s later, MiB | %.0f (peak %.0f) |\n", e.settle, late.rss, late.peak)
-	fmt.Printf("| CPU in between, s | %.2f |\n", (late.cpu - early.cpu).Seconds())
+	fmt.Printf("| ready after, s | %.2f |\n", ready.Sub(early.Started).Seconds())
+	fmt.Printf("| pods and classes read after, s | %.2f |\n", following.Sub(early.Started).Seconds())
+	fmt.Printf("| CPU until then, s | %.2f |\n", early.CPU.Seconds())
+	fmt.Printf("| RSS then, MiB | %.0f (peak %.0f) |\n", early.RSS, early.Peak)
+	fmt.Printf("| RSS %s later, MiB | %.0f (peak %.0f) |\n", e.settle, late.RSS, late.Peak)
+	fmt.Printf("| CPU in between, s | %.2f |\n", (late.CPU - early.CPU).Seconds())
 	fmt.Printf("| writes to classes and events (goal: none) | %d |\n", after.all-before.all)
 	return started, nil
 }
@@ -184,7 +185,7 @@ func (e *experiment) load(ctx context.Context, what string, pod func(n int) *cor
 		if err != nil {
 			return err
 		}
-		class = fmt.Sprintf("| %.1f | %.1f | %.1f |", l.percentile(0.50), l.percentile(0.99), l.percentile(1))
+		class = fmt.Sprintf("| %.1f | %.1f | %.1f |", l.Percentile(0.50), l.Percentile(0.99), l.Percentile(1))
 	}
 	writesAfter, err := e.writesInAll(ctx)
 	if err != nil {
@@ -195,15 +196,15 @@ func (e *experiment) load(ctx context.Context, what string, pod func(n int) *cor
 		return err
 	}
 	n := float64(len(creations))
-	creation := newLatencies(len(creations), func(i int) time.Duration { return creations[i].answered.Sub(creations[i].due) })
+	creation := latencies(len(creations), func(i int) time.Duration { return creations[i].answered.Sub(creations[i].due) })
 	fmt.Printf("| %s | %.0f | %.1f | %.1f %s %.3f | %d | %.2f |\n",
-		what, n/took.Seconds(), creation.percentile(0.50), creation.percentile(0.99), class,
+		what, n/took.Seconds(), creation.Percentile(0.50), creation.Percentile(0.99), class,
 		float64(writesAfter.all-writesBefore.all)/n, writesAfter.failed-writesBefore.failed, (cpuAfter-cpuBefore).Seconds()*1000/n)
 	return nil
 }
 
 // lateness waits for the classes of the pods, and returns how long after its pod each was there.
-func (e *experiment) lateness(ctx context.Context, creations []creation) (latencies, error) {
+func (e *experiment) lateness(ctx context.Context, creations []creation) (measure.Latencies, error) {
 	keys := make([]types.NamespacedName, len(creations))
 	for i := range creations {
 		keys[i] = creations[i].class
@@ -212,18 +213,18 @@ func (e *experiment) lateness(ctx context.Context, creations []creation) (latenc
 	if err != nil {
 		return nil, err
 	}
-	return newLatencies(len(times), func(i int) time.Duration { return times[i].Sub(creations[i].answered) }), nil
+	return latencies(len(times), func(i int) time.Duration { return times[i].Sub(creations[i].answered) }), nil
 }
 
 // cpuOf is what the replicas have used together.
 func cpuOf(replicas []*injector.Injector) (time.Duration, error) {
 	var sum time.Duration
 	for _, r := range replicas {
-		u, err := usageOf(r.PID())
+		u, err := measure.UsageOf(r.PID())
 		if err != nil {
 			return 0, err
 		}
-		sum += u.cpu
+		sum += u.CPU
 	}
 	return sum, nil
 }

@@ -2,12 +2,12 @@ package main
 
 import (
 	"context"
-	"slices"
-	"syscall"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/akv-injector/akv-injector/test/measure"
 )
 
 // creation is that of a pod.
@@ -24,7 +24,7 @@ func (c *cluster) createAtRate(ctx context.Context, pod func(n int) *corev1.Pod)
 	err := inParallel(ctx, "new pods", len(creations), func(ctx context.Context, n int) error {
 		request := pod(n)
 		due := begin.Add(time.Duration(n) * interval)
-		sleepUntil(due)
+		measure.SleepUntil(due)
 		created, err := c.create(ctx, request)
 		if err != nil {
 			return err
@@ -35,27 +35,11 @@ func (c *cluster) createAtRate(ctx context.Context, pod func(n int) *corev1.Pod)
 	return creations, err
 }
 
-// sleepUntil is exact to some 0.1 ms, where [time.Sleep] in an idle process may be a millisecond late.
-func sleepUntil(at time.Time) {
-	for left := time.Until(at); left > 0; left = time.Until(at) {
-		wait := syscall.NsecToTimespec(left.Nanoseconds())
-		_ = syscall.Nanosleep(&wait, nil) // an interrupted sleep is begun again
+// latencies are those of n things.
+func latencies(n int, of func(int) time.Duration) measure.Latencies {
+	all := make([]time.Duration, n)
+	for i := range all {
+		all[i] = of(i)
 	}
-}
-
-// latencies are in order, from the shortest.
-type latencies []time.Duration
-
-func newLatencies(n int, of func(int) time.Duration) latencies {
-	l := make(latencies, n)
-	for i := range l {
-		l[i] = of(i)
-	}
-	slices.Sort(l)
-	return l
-}
-
-// percentile is in milliseconds; p is from 0 to 1.
-func (l latencies) percentile(p float64) float64 {
-	return float64(l[int(p*float64(len(l)-1))]) / float64(time.Millisecond)
+	return measure.NewLatencies(all)
 }

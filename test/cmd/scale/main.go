@@ -10,20 +10,19 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/akv-injector/akv-injector/test/controlplane"
 	"github.com/akv-injector/akv-injector/test/injector"
+	"github.com/akv-injector/akv-injector/test/measure"
 )
 
 // limit bounds a run without the building of programs before it. At the default sizes a run takes half of that.
@@ -31,12 +30,15 @@ const limit = 15 * time.Minute
 
 // sizes say how much there is, and how much comes.
 type sizes struct {
-	namespaces, pods, classes int
+	namespaces, accounts, pods, classes int
 	// rate is how many pods are created a second.
 	rate int
 	// duration is how long they are, settle how long the injector is left alone after its start.
 	duration, settle time.Duration
 }
+
+// accountsEach is how many ServiceAccounts a namespace has: the two that are needed, and others.
+func (s *sizes) accountsEach() int { return max(2, s.accounts/s.namespaces) }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -50,6 +52,7 @@ func main() {
 func run(ctx context.Context) error {
 	var s sizes
 	flag.IntVar(&s.namespaces, "namespaces", 2000, "how many namespaces there are")
+	flag.IntVar(&s.accounts, "accounts", 10000, "how many ServiceAccounts there are, as many in each namespace; at least two are")
 	flag.IntVar(&s.pods, "pods", 20000, "how many injected pods there are")
 	flag.IntVar(&s.classes, "classes", 2000, "how many managed classes they mount, one each")
 	flag.IntVar(&s.rate, "rate", 100, "how many pods are created a second")
@@ -72,19 +75,19 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println(machine())
+	fmt.Println(measure.Machine())
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, errors.New("it takes too long"))
 	defer cancel()
 	begin := time.Now()
-	if err := measure(ctx, s, program, controlplane.Options{Binaries: binaries, NoControllers: true, Keep: *keep}); err != nil {
+	if err := fillAndRun(ctx, s, program, controlplane.Options{Binaries: binaries, NoControllers: true, Keep: *keep}); err != nil {
 		return err
 	}
 	progress("all of it took %s", time.Since(begin).Round(time.Second))
 	return nil
 }
 
-// measure runs a control plane and prints the tables.
-func measure(ctx context.Context, s sizes, program string, options controlplane.Options) (err error) {
+// fillAndRun runs a control plane and prints the tables.
+func fillAndRun(ctx context.Context, s sizes, program string, options controlplane.Options) (err error) {
 	plane, err := controlplane.Start(ctx, options)
 	if err != nil {
 		return err
@@ -110,25 +113,11 @@ func measure(ctx context.Context, s sizes, program string, options controlplane.
 		return err
 	}
 	e := &experiment{cluster: c, plane: plane, program: program, watch: watch}
-	fmt.Printf("\n%d namespaces, %d injected pods of %.1f KB (JSON), %d classes; no kube-controller-manager\n", s.namespaces, s.pods, c.podSize()/1000, s.classes)
+	fmt.Printf("\n%d namespaces, %d ServiceAccounts, %d injected pods of %.1f KB (JSON), %d classes; no kube-controller-manager\n", s.namespaces, s.namespaces*s.accountsEach(), s.pods, c.podSize()/1000, s.classes)
 	return e.run(ctx)
 }
 
 // progress tells whoever waits.
 func progress(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, format+"\n", args...)
-}
-
-// machine says where the figures come from.
-func machine() string {
-	model, load := "unknown processor", "?"
-	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {
-		_, rest, _ := strings.Cut(string(info), "model name\t: ")
-		line, _, _ := strings.Cut(rest, "\n")
-		model = cmp.Or(line, model)
-	}
-	if average, err := os.ReadFile("/proc/loadavg"); err == nil {
-		load, _, _ = strings.Cut(string(average), " ")
-	}
-	return fmt.Sprintf("%d cores of %s, %s, %s/%s, load average %s at the start", runtime.NumCPU(), model, runtime.Version(), runtime.GOOS, runtime.GOARCH, load)
 }

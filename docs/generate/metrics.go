@@ -1,0 +1,111 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/akv-injector/akv-injector/certs"
+	"github.com/akv-injector/akv-injector/controller"
+	"github.com/akv-injector/akv-injector/webhook"
+	"github.com/akv-injector/akv-injector/webhook/facts"
+	"github.com/akv-injector/akv-injector/webhook/registration"
+)
+
+// metrics writes the table of the injector's own metrics, as serve registers them. Nothing of it is started.
+func metrics(out *bytes.Buffer) error {
+	config, registered := &rest.Config{Host: "127.0.0.1:1"}, &registry{}
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return err
+	}
+	live, err := facts.NewLive(config)
+	if err != nil {
+		return err
+	}
+	cluster := facts.NewCluster(live, logr.Discard())
+	cluster.Register(registered)
+	webhook.NewMetrics(registered)
+	registration.NewWatcher(registration.Options{Client: client, Metrics: registered})
+	if _, err := certs.Files(".", certs.Options{Client: client, Metrics: registered}); err != nil {
+		return err
+	}
+	mgr, err := manager.New(config, manager.Options{Logger: logr.Discard(), Metrics: metricsserver.Options{BindAddress: "0"}})
+	if err != nil {
+		return err
+	}
+	if err := controller.AddTo(mgr, controller.Options{Live: live, Cluster: cluster, Log: logr.Discard(), Metrics: registered}); err != nil {
+		return err
+	}
+	if registered.err != nil {
+		return registered.err
+	}
+	slices.SortFunc(registered.metrics, func(a, b metric) int { return cmp.Compare(a.name, b.name) })
+	registered.metrics = slices.CompactFunc(registered.metrics, func(a, b metric) bool { return a.name == b.name })
+	out.WriteString("| metric | labels | what it says |\n|---|---|---|\n")
+	for _, m := range registered.metrics {
+		fmt.Fprintf(out, "| `%s` | %s | %s |\n", m.name, m.labels, m.help)
+	}
+	return nil
+}
+
+type metric struct{ name, labels, help string }
+
+// registry notes what is registered. A real one tells only of metrics that have been counted.
+type registry struct {
+	metrics []metric
+	err     error
+}
+
+// description is how a prometheus.Desc prints itself: it has no other way to tell what it is.
+var description = regexp.MustCompile(`^Desc{fqName: ("[^"]*"), help: ("(?:[^"\\]|\\.)*"), unit: "[^"]*", constLabels: {(.*)}, variableLabels: {(.*)}}$`)
+
+// label is the name of a label, and a fixed value if it has one.
+var label = regexp.MustCompile(`([a-z_]+)(="[^"]*")?`)
+
+// Register implements [prometheus.Registerer].
+func (r *registry) Register(c prometheus.Collector) error {
+	described := make(chan *prometheus.Desc)
+	go func() {
+		defer close(described)
+		c.Describe(described)
+	}()
+	for desc := range described {
+		parts := description.FindStringSubmatch(desc.String())
+		if parts == nil {
+			r.err = errors.Join(r.err, fmt.Errorf("read %s: it prints itself in another way", desc))
+			continue
+		}
+		name, err := strconv.Unquote(parts[1])
+		help, helpErr := strconv.Unquote(parts[2])
+		r.err = errors.Join(r.err, err, helpErr)
+		var labels []string
+		for _, found := range label.FindAllStringSubmatch(parts[3]+","+parts[4], -1) {
+			labels = append(labels, "`"+found[1]+"`")
+		}
+		r.metrics = append(r.metrics, metric{name, strings.Join(labels, ", "), help})
+	}
+	return nil
+}
+
+// MustRegister implements [prometheus.Registerer].
+func (r *registry) MustRegister(list ...prometheus.Collector) {
+	for _, c := range list {
+		r.err = errors.Join(r.err, r.Register(c))
+	}
+}
+
+// Unregister implements [prometheus.Registerer].
+func (r *registry) Unregister(prometheus.Collector) bool { return false }

@@ -1,0 +1,8 @@
+//go:build !linux
+
+package measure
+
+import "time"
+
+// SleepUntil may be a millisecond late.
+func SleepUntil(at time.Time) { time.Sleep(time.Until(at)) }
