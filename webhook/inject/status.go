@@ -14,11 +14,17 @@ type Status struct {
 	Identity *StatusIdentity `json:"identity,omitzero"`
 	Volumes  []StatusVolume  `json:"volumes,omitempty"`
 	Env      []StatusEnv     `json:"env,omitempty"`
+	// EnvChanges says, wherever there is an env var, when it follows its Secret: not as the files follow the vault, where the driver
+	// rotates.
+	EnvChanges string `json:"envChanges,omitempty"`
 	// Containers are those that have the volumes mounted.
 	Containers []string `json:"containers,omitempty"`
 	// From says of each key of the request that anybody wrote: pod, serviceaccount, namespace or flag.
 	From map[string]string `json:"from,omitempty"`
 }
+
+// Kubernetes sets env vars as a container starts; the driver's rotation reaches mounted files, and the Secret.
+const envChanges = "on-container-restart"
 
 // StatusIdentity is the identity of the pod: a selector or a ServiceAccount, and how it is bound.
 type StatusIdentity struct {
@@ -81,6 +87,7 @@ func (d *decision) status() string {
 	for i := range d.env {
 		if e := &d.env[i]; e.set {
 			s.Env = append(s.Env, StatusEnv{Name: e.name, Secret: e.secret, Key: e.key})
+			s.EnvChanges = envChanges
 		}
 	}
 	if len(d.mounts) > 0 {
