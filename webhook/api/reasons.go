@@ -29,6 +29,7 @@ const (
 	EnvConflict             Reason = "EnvConflict"
 	MountPathConflict       Reason = "MountPathConflict"
 	VolumeInvalid           Reason = "VolumeInvalid"
+	FileUnreadable          Reason = "FileUnreadable"
 	VaultRequired           Reason = "VaultRequired"
 	TenantIDRequired        Reason = "TenantIDRequired"
 	ClientIDRequired        Reason = "ClientIDRequired"
@@ -79,6 +80,7 @@ var Reasons = [...]ReasonDoc{
 	{EnvConflict, "A container sets an env var by itself that an item sets too: a warning where its own was kept, a rejection where `keyvault.io/on-conflict` is `fail`.", "Remove one of the two, or set `keyvault.io/on-conflict: override`."},
 	{MountPathConflict, "The mount path is taken by another volume or device of the container, holds one, or lies in one that is read-only. Or the annotations changed after injection, and the pod mounts what they asked for before.", "Set `keyvault.io/mount-path` to another path, or leave the container out by `keyvault.io/containers: \"!name\"`."},
 	{VolumeInvalid, "A volume of the pod mounts the class without `readOnly: true`, which the driver refuses; has the name that ours needs; or names no class.", "Set `readOnly: true` or the attribute `secretProviderClass`, or remove or rename the volume."},
+	{FileUnreadable, "A warning: the `filePermission` of an item lets nobody but root read the file, and all containers that mount it run as somebody else. The files belong to root; the pod's `fsGroup` does not change that, as the driver's CSIDriver object is.", "Let others read it, as `\"0444\"` does, or make an env var of it."},
 	{VaultRequired, "An item of a managed class names no Key Vault, and there is no default.", "Set `keyvault.io/vault` on the pod or its namespace, or write `VAULT/` before the object."},
 	{TenantIDRequired, "A managed class needs a Microsoft Entra tenant, and nobody says one.", "Annotate the ServiceAccount, the pod or the namespace as the message says, or run the injector with `--tenant-id`."},
 	{ClientIDRequired, "A managed class in a workload mode needs a client id, and nobody says one.", "Annotate the ServiceAccount with `azure.workload.identity/client-id`, or the pod with `identity.io/client-id`."},

@@ -120,6 +120,7 @@ func (p *Plan) Decide(facts Facts) Result {
 	}
 	d := p.decision(&facts)
 	d.selectContainers()
+	d.files()
 	d.existingClasses()
 	if !p.request.Illegible(api.IdentityName, api.IdentityMode, api.Class) {
 		d.identity()
