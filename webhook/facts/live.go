@@ -85,8 +85,13 @@ func (l *Live) Facts(ctx context.Context, namespace string, needs inject.Needs, 
 		return inject.Facts{}, err
 	}
 	if fresh && len(facts.Classes) < len(needs.Classes) {
-		if facts.Available.Classes, err = l.names(ctx, class.Resource, namespace); err != nil {
+		classes, known, err := l.list(ctx, class.Resource, namespace)
+		if err != nil {
 			return inject.Facts{}, err
+		}
+		facts.Available.NoDriver = !known
+		for i := range classes {
+			facts.Available.Classes = append(facts.Available.Classes, classes[i].Name)
 		}
 	}
 	nameless := fresh && (lacksClient(needs.ServiceAccount, facts.ServiceAccount) || lacksClient(needs.NamedServiceAccount, facts.NamedServiceAccount))
@@ -97,13 +102,13 @@ func (l *Live) Facts(ctx context.Context, namespace string, needs inject.Needs, 
 		facts.Bound = binds(facts.Available.Selectors, needs.Selector)
 	}
 	if nameless || needs.Identities || (fresh && needs.Selector != "" && !facts.Bound) {
-		accounts, err := l.list(ctx, serviceAccountResource, namespace)
+		accounts, _, err := l.list(ctx, serviceAccountResource, namespace)
 		if err != nil {
 			return inject.Facts{}, err
 		}
 		for i := range accounts {
 			facts.Available.ServiceAccounts = append(facts.Available.ServiceAccounts, accounts[i].Name)
-			if sa := serviceAccount(&accounts[i]); needs.Identities && sa.ClientID != "" {
+			if sa := serviceAccount(&accounts[i]); sa.ClientID != "" {
 				facts.Available.Clients = append(facts.Available.Clients, sa.Name)
 			}
 		}
@@ -170,29 +175,16 @@ func canExist(name string) bool {
 	return len(validation.IsDNS1123Subdomain(name)) == 0
 }
 
-// names are those of the objects of a kind, up to a limit.
-func (l *Live) names(ctx context.Context, resource schema.GroupVersionResource, namespace string) ([]string, error) {
-	list, err := l.list(ctx, resource, namespace)
-	if err != nil || list == nil {
-		return nil, err
-	}
-	names := make([]string, len(list))
-	for i := range list {
-		names[i] = list[i].Name
-	}
-	return names, nil
-}
-
-// list is the metadata of the objects of a kind, up to a limit; none where there is no such kind.
-func (l *Live) list(ctx context.Context, resource schema.GroupVersionResource, namespace string) ([]metav1.PartialObjectMetadata, error) {
+// list is the metadata of the objects of a kind, up to a limit, and whether the cluster knows the kind.
+func (l *Live) list(ctx context.Context, resource schema.GroupVersionResource, namespace string) (objects []metav1.PartialObjectMetadata, known bool, err error) {
 	list, err := l.Metadata.Resource(resource).Namespace(namespace).List(ctx, metav1.ListOptions{Limit: maxNames})
 	if apierrors.IsNotFound(err) {
-		return nil, nil
+		return nil, false, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("list names of %s: %w", resource.Resource, err)
+		return nil, false, fmt.Errorf("list names of %s: %w", resource.Resource, err)
 	}
-	return list.Items, nil
+	return list.Items, true, nil
 }
 
 // selectors are those of the namespace's AzureIdentityBindings.

@@ -69,20 +69,21 @@ func TestLive(t *testing.T) {
 			fresh: true,
 			want: inject.Facts{
 				ServiceAccount: allOfIt.ServiceAccount,
-				Available:      inject.Available{ServiceAccounts: []string{"blob-sa", "default"}, Selectors: []string{"access-blob"}},
+				Available:      inject.Available{ServiceAccounts: []string{"blob-sa", "default"}, Clients: []string{"blob-sa"}, Selectors: []string{"access-blob"}},
 			},
 			asked: []string{getAccount + "default", listBindings, listAccounts},
 		},
 		"the names of identities where no binding has the selector": {
 			needs: inject.Needs{Selector: "acces-blob"},
 			fresh: true,
-			want:  inject.Facts{Available: inject.Available{ServiceAccounts: []string{"blob-sa", "default"}, Selectors: []string{"access-blob"}}},
+			want:  inject.Facts{Available: inject.Available{ServiceAccounts: []string{"blob-sa", "default"}, Clients: []string{"blob-sa"}, Selectors: []string{"access-blob"}}},
 			asked: []string{listBindings, listAccounts},
 		},
 		"classes of a kind that the cluster does not know": {
 			needs:  inject.Needs{Classes: []string{"key-vault"}},
 			fresh:  true,
 			forget: classes,
+			want:   inject.Facts{Available: inject.Available{NoDriver: true}},
 			asked:  []string{getClass + "key-vault", listClasses},
 		},
 		"bindings of a kind that the cluster does not know": {
@@ -163,6 +164,7 @@ func TestOverlay(t *testing.T) {
 	for name, test := range map[string]struct {
 		documents []string
 		cluster   []string
+		forget    string
 		needs     inject.Needs
 		want      inject.Facts
 		asked     int
@@ -173,7 +175,7 @@ func TestOverlay(t *testing.T) {
 			needs:     inject.Needs{Classes: []string{"key-vault"}, NamedServiceAccount: "blob-sa"},
 			want: inject.Facts{
 				Classes: []*class.Class{ourClass}, NamedServiceAccount: blob,
-				Available: inject.Available{Classes: []string{"key-vault"}, ServiceAccounts: []string{"blob-sa"}},
+				Available: inject.Available{Classes: []string{"key-vault"}, ServiceAccounts: []string{"blob-sa"}, Clients: []string{"blob-sa"}},
 			},
 		},
 		"the cluster for the rest": {
@@ -182,7 +184,7 @@ func TestOverlay(t *testing.T) {
 			needs:     everything,
 			want: inject.Facts{
 				Classes: []*class.Class{ourClass}, ServiceAccount: allOfIt.ServiceAccount, NamedServiceAccount: blob, Bound: true,
-				Available: allOfIt.Available,
+				Available: inject.Available{Classes: []string{"key-vault"}, ServiceAccounts: []string{"blob-sa", "default"}, Clients: []string{"blob-sa"}, Selectors: []string{"access-blob"}},
 			},
 			asked: 4,
 		},
@@ -191,17 +193,27 @@ func TestOverlay(t *testing.T) {
 			needs:     inject.Needs{Selector: "access-blob"},
 			want:      inject.Facts{Bound: true, Available: inject.Available{Selectors: []string{"access-blob"}}},
 		},
+		"a class that neither has, since the cluster does not know its kind": {
+			documents: []string{ours},
+			forget:    classes,
+			needs:     inject.Needs{Classes: []string{"gone"}},
+			want:      inject.Facts{Available: inject.Available{Classes: []string{"key-vault"}, NoDriver: true}},
+			asked:     2,
+		},
 		"the names of both, each once": {
 			documents: []string{blobBinding, defaultSA},
 			cluster:   []string{blobBinding, defaultSA, blobSA},
 			needs:     inject.Needs{Selector: "gone"},
-			want:      inject.Facts{Available: inject.Available{Selectors: []string{"access-blob"}, ServiceAccounts: []string{"default", "blob-sa"}}},
+			want:      inject.Facts{Available: inject.Available{Selectors: []string{"access-blob"}, ServiceAccounts: []string{"default", "blob-sa"}, Clients: []string{"blob-sa"}}},
 			asked:     2,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			server := startAPIServer(t, test.cluster...)
+			if test.forget != "" {
+				server.forget(test.forget)
+			}
 			got := lookUp(t, facts.Overlay(objects(t, test.documents...), live(t, server)), test.needs, true)
 			if diff := cmp.Diff(test.want, got); diff != "" {
 				t.Errorf("facts (-want +got):\n%s", diff)

@@ -99,7 +99,7 @@ func (o *Objects) Facts(_ context.Context, namespace string, needs inject.Needs,
 
 // facts picks what is needed and names the rest.
 func (h *held) facts(needs inject.Needs) inject.Facts {
-	facts := inject.Facts{Available: inject.Available{Selectors: h.selectors}}
+	facts := inject.Facts{Available: inject.Available{Selectors: h.selectors, Clients: clients(h.serviceAccounts)}}
 	for _, c := range h.classes {
 		facts.Available.Classes = append(facts.Available.Classes, c.Name)
 		for _, name := range needs.Classes {
@@ -116,9 +116,6 @@ func (h *held) facts(needs inject.Needs) inject.Facts {
 		case needs.NamedServiceAccount:
 			facts.NamedServiceAccount = sa
 		}
-	}
-	if needs.Identities {
-		facts.Available.Clients = clients(h.serviceAccounts)
 	}
 	for _, selector := range h.selectors {
 		facts.Bound = facts.Bound || (selector == needs.Selector && selector != "")

@@ -57,6 +57,7 @@ func (o *overlay) Facts(ctx context.Context, namespace string, needs inject.Need
 		ServiceAccounts: union(facts.Available.ServiceAccounts, rest.Available.ServiceAccounts),
 		Clients:         union(facts.Available.Clients, rest.Available.Clients),
 		Selectors:       union(facts.Available.Selectors, rest.Available.Selectors),
+		NoDriver:        rest.Available.NoDriver,
 	}
 	return facts, nil
 }

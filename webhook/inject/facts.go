@@ -38,9 +38,12 @@ type ServiceAccount struct {
 	ClientID, TenantID string
 }
 
-// Available lists names of a namespace. Clients are the ServiceAccounts with a client id, which are listed where all identities were needed.
+// Available lists names of a namespace. Clients are the ServiceAccounts with a client id, which are sure to be listed where all identities
+// were needed, or something was looked up afresh and is missing.
 type Available struct {
 	Classes, ServiceAccounts, Clients, Selectors []string
+	// NoDriver is true where the cluster doesn't know the kind of the classes.
+	NoDriver bool
 }
 
 // class is the fact about the class of that name, or nil.
@@ -76,5 +79,5 @@ func (n Needs) IsEmpty() bool {
 
 // identities are the names that an identity could have had.
 func (a *Available) identities() []string {
-	return slices.Concat(a.Selectors, a.ServiceAccounts)
+	return slices.Concat(a.Selectors, a.Clients)
 }

@@ -261,7 +261,7 @@ func (d *decision) managedIdentity() bool {
 		d.unresolved(api.IdentityRequired, field.Required(d.identityPath(), fmt.Sprintf(
 			"must be set, or ServiceAccount %s must have annotation %s: a managed class reads the vault as some identity%s",
 			own, api.WorkloadIdentityClientID,
-			d.available("", "identity", slices.DeleteFunc(d.facts.Available.identities(), func(name string) bool { return name == own })))))
+			d.available("", "identity", d.facts.Available.identities()))))
 		return false
 	case d.isWorkloadMode() && d.request.Identity != "" && d.namedServiceAccount() == nil:
 		return false // told already: whose ids there would be, does not exist

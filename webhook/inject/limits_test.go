@@ -122,18 +122,20 @@ func TestFixIsRead(t *testing.T) {
 		Driver: class.Driver, VolumeAttributes: map[string]string{class.Attribute: "kv-0123456789"},
 	}}}}
 	for behaviour, test := range map[string]struct {
-		pod   *corev1.Pod
-		class *class.Class
-		fix   string
+		pod       *corev1.Pod
+		class     *class.Class
+		available inject.Available
+		fix       string
 	}{
 		"a class that syncs nothing":    {pod: podOf(1, wanted), class: a, fix: "spec: secretObjects: [{secretName: payments-kv, type: Opaque, data: [{objectName: db-password, key: db-password}]}]"},
 		"a class that syncs something":  {pod: podOf(1, wanted), class: &synced, fix: "data of Secret payments-database: {objectName: db-password, key: db-password}"},
 		"a mount in the way":            {pod: mounted, class: a, fix: "move it, or set keyvault.io/mount-path"},
+		"a cluster without the driver":  {pod: podOf(1, wanted), class: &class.Class{Name: "other"}, available: inject.Available{NoDriver: true}, fix: "install the Secrets Store CSI driver"},
 		"annotations that were changed": {pod: injected, class: a, fix: "name its configuration to sort before akv-injector's"},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			subject := inject.Pod(test.pod)
-			facts := inject.Facts{Classes: []*class.Class{test.class}, ServiceAccount: &inject.ServiceAccount{Name: "default"}}
+			facts := inject.Facts{Classes: []*class.Class{test.class}, ServiceAccount: &inject.ServiceAccount{Name: "default"}, Available: test.available}
 			result := inject.NewPlan(subject, enabled, inject.Defaults{}).Decide(facts)
 			errs := result.AllErrors()
 			if len(errs) != 1 {

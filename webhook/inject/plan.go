@@ -233,7 +233,10 @@ func (d *decision) existingClasses() {
 			m.vault = c.Vault
 		} else {
 			err := field.NotFound(m.asked, name)
-			err.Detail = "must be a SecretProviderClass in namespace " + d.namespace.Name + d.available(name, class.Kind, d.facts.Available.Classes)
+			err.Detail = "must be a SecretProviderClass in namespace " + d.namespace.Name
+			if d.offer() {
+				err.Detail += api.AvailableClasses(name, d.facts.Available.Classes, d.facts.Available.NoDriver)
+			}
 			d.unresolved(api.ClassNotFound, err)
 		}
 		d.mounts = append(d.mounts, m)
@@ -399,11 +402,16 @@ const maxOffers = 5
 
 // available is [api.Available] for the first few of a decision's misses.
 func (d *decision) available(name, kind string, names []string) string {
-	if d.offers == maxOffers {
+	if !d.offer() {
 		return ""
 	}
-	d.offers++
 	return api.Available(name, kind, names)
+}
+
+// offer counts an answer to a miss, and reports whether there may be another one.
+func (d *decision) offer() bool {
+	d.offers++
+	return d.offers <= maxOffers
 }
 
 func whyUnreadable(c *class.Class) string {

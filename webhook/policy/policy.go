@@ -156,6 +156,8 @@ type ServiceAccount struct {
 // AzureIdentityBindings.
 type Available struct {
 	Classes, ServiceAccounts, Clients, Selectors []string
+	// NoDriver is true where the cluster doesn't know the kind of the classes.
+	NoDriver bool
 }
 
 func (f *Facts) class(name string) *class.Class {

@@ -145,7 +145,8 @@ func classExists(s *subject) field.ErrorList {
 func (s *subject) noClass(v *Volume) *field.Error {
 	name := api.Echo(v.class()) // nobody has checked it, not even its length
 	err := field.NotFound(v.classPath(), name)
-	err.Detail = "must be a SecretProviderClass in namespace " + s.namespace.Name + api.Available(name, class.Kind, s.facts.Available.Classes)
+	err.Detail = "must be a SecretProviderClass in namespace " + s.namespace.Name +
+		api.AvailableClasses(name, s.facts.Available.Classes, s.facts.Available.NoDriver)
 	return err
 }
 

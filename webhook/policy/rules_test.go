@@ -180,6 +180,10 @@ var rules = map[string]map[string]scene{
 			volumes: mounts(mount("key-vault")), demands: bound, facts: policy.Facts{Available: policy.Available{Classes: []string{"key-vault-2", "other"}}},
 			want: []string{`class-exists: [ClassNotFound] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Not found: "key-vault": must be a SecretProviderClass in namespace team-a; did you mean key-vault-2?`},
 		},
+		"a class where the cluster knows none": {
+			volumes: mounts(mount("kv")), demands: bound, facts: policy.Facts{Available: policy.Available{NoDriver: true}},
+			want: []string{`class-exists: [ClassNotFound] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Not found: "kv": must be a SecretProviderClass in namespace team-a; this cluster doesn't know that kind: install the Secrets Store CSI driver, or a newer one`},
+		},
 		"a class of another provider": {volumes: mounts(mount("kv")), demands: bound, facts: classes(provided("kv", "vault"))},
 		"a second volume whose class is not there": {
 			volumes: mounts(mount("kv"), mount("other")), demands: bound, facts: classes(azure("kv")),

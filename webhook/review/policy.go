@@ -245,6 +245,7 @@ func lookUp(ctx context.Context, source facts.Source, p *policy.Pod, namespace p
 	}
 	known := &policy.Facts{Classes: found.Classes, Bound: found.Bound, Available: policy.Available{
 		Classes: found.Available.Classes, ServiceAccounts: found.Available.ServiceAccounts, Clients: found.Available.Clients, Selectors: found.Available.Selectors,
+		NoDriver: found.Available.NoDriver,
 	}}
 	if found.ServiceAccount != nil {
 		known.ServiceAccount = &policy.ServiceAccount{Name: found.ServiceAccount.Name, ClientID: found.ServiceAccount.ClientID}
