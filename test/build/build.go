@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,7 +28,7 @@ func Program(ctx context.Context, dir, target string, args ...string) error {
 	}
 	defer os.RemoveAll(work)
 	var out bytes.Buffer
-	cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-o", target}, args...)...)
+	cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-buildvcs=false", "-o", target}, args...)...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOTMPDIR="+work)
 	cmd.Stdout, cmd.Stderr = &out, &out
@@ -40,4 +41,15 @@ func Program(ctx context.Context, dir, target string, args ...string) error {
 		return fmt.Errorf("build %s: %w\n%s", filepath.Base(target), err, bytes.TrimSpace(out.Bytes()))
 	}
 	return nil
+}
+
+// Announced builds something, with a line before and after where it is slow: name is what it builds, takes how long that is.
+func Announced(progress io.Writer, name, takes string, build func() error) error {
+	begin := time.Now()
+	slow := time.AfterFunc(5*time.Second, func() { fmt.Fprintf(progress, "building %s (%s on 2 cores) ...\n", name, takes) })
+	err := build()
+	if !slow.Stop() && err == nil {
+		fmt.Fprintf(progress, "done in %s\n", time.Since(begin).Round(time.Second))
+	}
+	return err
 }

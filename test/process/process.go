@@ -36,12 +36,18 @@ type Process struct {
 
 // Start runs the program at path, with the file NAME.log in dir as its output.
 func Start(dir, path string, args ...string) (*Process, error) {
-	name := filepath.Base(path)
+	return StartCommand(dir, exec.Command(path, args...))
+}
+
+// StartCommand does as Start does with a command that has more to it than arguments. Its output and its attributes are not the
+// caller's to set.
+func StartCommand(dir string, cmd *exec.Cmd) (*Process, error) {
+	name := filepath.Base(cmd.Path)
 	log, err := os.Create(filepath.Join(dir, name+".log"))
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	p := &Process{name: name, log: log.Name(), cmd: exec.Command(path, args...), done: make(chan struct{})}
+	p := &Process{name: name, log: log.Name(), cmd: cmd, done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	p.cmd.SysProcAttr = childAttributes()
 	started := make(chan error)
@@ -163,4 +169,29 @@ func FreeAddresses(n int) ([]string, error) {
 		addresses = append(addresses, l.Addr().String())
 	}
 	return addresses, nil
+}
+
+// SaveLogs puts all logs below dir into one file of the user's cache folder, and says in a sentence where, or why not.
+func SaveLogs(dir, name string) string {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return err.Error()
+	}
+	var logs []byte
+	err = filepath.WalkDir(dir, func(file string, _ os.DirEntry, err error) error {
+		if err != nil || filepath.Ext(file) != ".log" {
+			return err
+		}
+		log, err := os.ReadFile(file)
+		logs = fmt.Appendf(logs, "==> %s\n%s\n", filepath.Base(file), log)
+		return err
+	})
+	if err != nil {
+		return err.Error()
+	}
+	file := filepath.Join(cache, "akv-injector", name+".log")
+	if err := os.WriteFile(file, logs, 0o600); err != nil {
+		return err.Error()
+	}
+	return "The servers' logs are in " + file
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/akv-injector/akv-injector/test/controlplane"
 	"github.com/akv-injector/akv-injector/test/injector"
+	"github.com/akv-injector/akv-injector/test/page"
 	"github.com/akv-injector/akv-injector/test/process"
 )
 
@@ -28,7 +29,7 @@ const patience = time.Minute
 // demo is one run.
 type demo struct {
 	dir      string // has the manifests, and the servers' folders
-	out      *page
+	out      *page.Page
 	begin    time.Time
 	plane    *controlplane.ControlPlane
 	injector *injector.Injector
@@ -71,8 +72,8 @@ func (d *demo) start(ctx context.Context) error {
 	defer building.Wait()
 	defer cancel()
 
-	d.out.say("")
-	err = d.out.step("Kubernetes: etcd, API server and controllers, on 127.0.0.1", func() (err error) {
+	d.out.Say("")
+	err = d.out.Step("Kubernetes: etcd, API server and controllers, on 127.0.0.1", func() (err error) {
 		d.plane, err = controlplane.Start(ctx, controlplane.Options{Binaries: binaries, TempDir: d.dir, Keep: true})
 		if err != nil {
 			return err
@@ -86,7 +87,7 @@ func (d *demo) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return d.out.step("akv-injector: built from this tree; RBAC and webhooks as shipped", func() (err error) {
+	return d.out.Step("akv-injector: built from this tree; RBAC and webhooks as shipped", func() (err error) {
 		if building.Wait(); buildErr != nil {
 			return buildErr
 		}
@@ -120,7 +121,7 @@ func (d *demo) show(ctx context.Context) error {
 }
 
 func (d *demo) optIn(ctx context.Context) error {
-	d.out.title("1. A namespace opts in. A class and a binding are there as ever.")
+	d.out.Title("1. A namespace opts in. A class and a binding are there as ever.")
 	_, err := d.kubectl(ctx, true, "label", "namespace", "default", "keyvault.io/injection=enabled")
 	if err != nil {
 		return err
@@ -132,7 +133,7 @@ func (d *demo) optIn(ctx context.Context) error {
 }
 
 func (d *demo) inject(ctx context.Context) error {
-	d.out.title("2. Three annotations on the Deployment do the rest.")
+	d.out.Title("2. Three annotations on the Deployment do the rest.")
 	if _, err := d.kubectl(ctx, true, "apply", "-f", "deployment.yaml"); err != nil {
 		return err
 	}
@@ -148,22 +149,22 @@ func (d *demo) inject(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var request []line
+	var request []page.Line
 	for text := range strings.Lines(string(written)) {
-		request = append(request, line{text: strings.TrimRight(text, "\n")})
+		request = append(request, page.Line{Text: strings.TrimRight(text, "\n")})
 	}
-	d.out.say("")
-	d.out.columns("deployment.yaml, as you write it", request, "its pod, + what is injected", fields)
+	d.out.Say("")
+	d.out.Columns("deployment.yaml, as you write it", request, "its pod, + what is injected", fields)
 	return d.sameAsByHand(pod)
 }
 
 func (d *demo) manage(ctx context.Context) error {
-	d.out.title("3. Where the namespace says the vault, one line is enough: the class is made for the pod.")
+	d.out.Title("3. Where the namespace says the vault, one line is enough: the class is made for the pod.")
 	if _, err := d.kubectl(ctx, true, "apply", "-f", "managed.yaml"); err != nil {
 		return err
 	}
-	d.out.say("")
-	d.out.output("The Deployment's only annotation is keyvault.io/secrets: KEYVAULT_SECRET=secret-425\n")
+	d.out.Say("")
+	d.out.Output("The Deployment's only annotation is keyvault.io/secrets: KEYVAULT_SECRET=secret-425\n")
 	const classes = "secretproviderclasses"
 	if err := d.await(ctx, "the class", func(ctx context.Context) error {
 		out, err := d.plane.Kubectl(ctx, "get", classes, "--namespace=shop", "-o=name").Output()
@@ -183,7 +184,7 @@ func (d *demo) manage(ctx context.Context) error {
 }
 
 func (d *demo) misspell(ctx context.Context) error {
-	d.out.title("4. A misspelt annotation is refused at once.")
+	d.out.Title("4. A misspelt annotation is refused at once.")
 	out, err := d.kubectl(ctx, false, "apply", "-f", "misspelt.yaml")
 	if err != nil {
 		return err
@@ -192,7 +193,7 @@ func (d *demo) misspell(ctx context.Context) error {
 }
 
 func (d *demo) missClass(ctx context.Context) error {
-	d.out.title("5. A class that is missing may still come: a warning, and no pod until it does.")
+	d.out.Title("5. A class that is missing may still come: a warning, and no pod until it does.")
 	wants := []string{"[ClassNotFound] metadata.annotations[keyvault.io/class][0]", "did you mean key-vault-secret?"}
 	out, err := d.kubectl(ctx, true, "apply", "-f", "no-class.yaml")
 	if err != nil {
@@ -221,14 +222,14 @@ func (d *demo) missClass(ctx context.Context) error {
 // command ends as it should.
 func (d *demo) kubectl(ctx context.Context, succeeds bool, args ...string) (string, error) {
 	command := "kubectl " + strings.Join(args, " ")
-	d.out.command(command)
+	d.out.Command(command)
 	cmd := d.plane.Kubectl(ctx, args...)
 	cmd.Dir = d.dir
 	out, err := cmd.CombinedOutput()
 	if ctx.Err() != nil {
 		return "", context.Cause(ctx)
 	}
-	d.out.output(string(out))
+	d.out.Output(string(out))
 	switch {
 	case err != nil && succeeds:
 		return "", fmt.Errorf("%s: %w", command, err)
@@ -277,8 +278,8 @@ func shows(text string, wants ...string) error {
 
 // wait says how to use what runs, and returns when ctx is done or a server has ended by itself: then stop tells which.
 func (d *demo) wait(ctx context.Context) {
-	d.out.title(fmt.Sprintf("All as it should be, after %.1f s. It keeps running; in another terminal:", time.Since(d.begin).Seconds()))
-	d.out.say(fmt.Sprintf(`
+	d.out.Title(fmt.Sprintf("All as it should be, after %.1f s. It keeps running; in another terminal:", time.Since(d.begin).Seconds()))
+	d.out.Say(fmt.Sprintf(`
   export KUBECONFIG=%s
   export PATH=%s:$PATH
 

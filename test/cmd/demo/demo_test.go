@@ -1,59 +1,13 @@
 package main
 
 import (
-	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"sigs.k8s.io/yaml"
+
+	"github.com/akv-injector/akv-injector/test/page"
 )
-
-func TestWrap(t *testing.T) {
-	for behaviour, test := range map[string]struct {
-		text  string
-		width int
-		want  []string
-	}{
-		"what fits stays whole":                   {"  key: value", 12, []string{"  key: value"}},
-		"a value goes on below its key, deeper":   {"  key: value", 11, []string{"  key:", "    value"}},
-		"a list's dash belongs to the indent":     {"- name: value", 11, []string{"- name:", "    value"}},
-		"a long text goes on as often as needed":  {"one two three four", 9, []string{"one two", "  three", "  four"}},
-		"a word that is too long stays whole":     {"one twothreefour five", 8, []string{"one", "  twothreefour", "  five"}},
-		"a single word that is too long, as well": {"twothreefour", 8, []string{"twothreefour"}},
-		"JSON is cut off":                         {`status: '{"a":"b"}'`, 12, []string{`status: '{"…`}},
-	} {
-		t.Run(behaviour, func(t *testing.T) {
-			if diff := cmp.Diff(test.want, wrap(test.text, test.width)); diff != "" {
-				t.Errorf("(-want +got)\n%s", diff)
-			}
-		})
-	}
-}
-
-func TestColumns(t *testing.T) {
-	out, err := os.Create(filepath.Join(t.TempDir(), "out"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer out.Close()
-	(&page{to: out, width: 44}).columns(
-		"left", []line{{text: "kind: Deployment"}, {text: "key: a-long-value"}},
-		"right", []line{{text: "kind: Pod"}, {text: "labels:", added: true}, {text: "  key: a-long-value", added: true}})
-	got, err := os.ReadFile(out.Name())
-	if err != nil {
-		t.Fatal(err)
-	}
-	const want = `  left                right
-  ─────────────────   ─────────────────────
-  kind: Deployment      kind: Pod
-  key: a-long-value   + labels:
-                      +   key: a-long-value
-`
-	if diff := cmp.Diff(want, string(got)); diff != "" {
-		t.Errorf("(-want +got)\n%s", diff)
-	}
-}
 
 func TestContains(t *testing.T) {
 	const pod = `{labels: {a: b}, containers: [{name: x, image: y, env: [{name: V, value: "1"}]}, {name: z}]}`
@@ -84,18 +38,18 @@ func TestManifest(t *testing.T) {
 		parse(t, `{labels: {app: web, injected: "true"}, spec: {dns: first, containers: [{image: i, name: c, env: [{name: V}], policy: Always}]}}`),
 		parse(t, `{labels: {app: web}, spec: {dns: first, containers: [{image: i, name: c, policy: Always}]}}`),
 		parse(t, `{labels: {app: web}, spec: {containers: [{name: c, image: i}]}}`), "")
-	want := []line{
-		{text: "labels:"},
-		{text: "  app: web"},
-		{text: `  injected: "true"`, added: true},
-		{text: "spec:"},
-		{text: "  containers:"},
-		{text: "  - name: c"},
-		{text: "    image: i"},
-		{text: "    env:", added: true},
-		{text: "    - name: V", added: true},
+	want := []page.Line{
+		{Text: "labels:"},
+		{Text: "  app: web"},
+		{Text: `  injected: "true"`, Added: true},
+		{Text: "spec:"},
+		{Text: "  containers:"},
+		{Text: "  - name: c"},
+		{Text: "    image: i"},
+		{Text: "    env:", Added: true},
+		{Text: "    - name: V", Added: true},
 	}
-	if diff := cmp.Diff(want, got, cmp.AllowUnexported(line{})); diff != "" {
+	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 }

@@ -15,17 +15,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/yaml"
-)
 
-// line is a line of a manifest.
-type line struct {
-	text  string
-	added bool // by the injector
-}
+	"github.com/akv-injector/akv-injector/test/page"
+)
 
 // compare returns those fields of a Deployment's pod that its author wrote or the injector added, as YAML. What else the
 // API server sets is found by asking it for a pod of the same template without annotations.
-func (d *demo) compare(ctx context.Context, deployment []byte, pod *corev1.Pod) ([]line, error) {
+func (d *demo) compare(ctx context.Context, deployment []byte, pod *corev1.Pod) ([]page.Line, error) {
 	var written struct {
 		Metadata metav1.ObjectMeta `json:"metadata"`
 		Spec     struct {
@@ -59,7 +55,7 @@ func (d *demo) compare(ctx context.Context, deployment []byte, pod *corev1.Pod) 
 	if err != nil {
 		return nil, err
 	}
-	return slices.Concat([]line{{text: "apiVersion: v1"}, {text: "kind: Pod"}}, manifest(has, had, author, "")), nil
+	return slices.Concat([]page.Line{{Text: "apiVersion: v1"}, {Text: "kind: Pod"}}, manifest(has, had, author, "")), nil
 }
 
 // sameAsByHand is an error unless the pod has each field of the pod that people write by hand, and nothing more of the kind.
@@ -171,8 +167,8 @@ func named(list, like any) any {
 
 // manifest prints those fields that were not there before, and those that their author wrote. Nil before means that the
 // injector added all.
-func manifest(fields, before, author map[string]any, indent string) []line {
-	var lines []line
+func manifest(fields, before, author map[string]any, indent string) []page.Line {
+	var lines []page.Line
 	for _, key := range slices.SortedFunc(maps.Keys(fields), byImportance) {
 		value := fields[key]
 		was, there := before[key]
@@ -183,18 +179,18 @@ func manifest(fields, before, author map[string]any, indent string) []line {
 		}
 		switch value := value.(type) {
 		case map[string]any:
-			lines = append(lines, line{indent + key + ":", added})
+			lines = append(lines, page.Line{Text: indent + key + ":", Added: added})
 			lines = append(lines, manifest(value, object(was), object(wrote), indent+"  ")...)
 		case []any:
-			lines = append(lines, line{indent + key + ":", added})
+			lines = append(lines, page.Line{Text: indent + key + ":", Added: added})
 			for _, element := range value {
 				was := named(was, element)
 				item := manifest(object(element), object(was), object(named(wrote, element)), indent+"  ")
-				item[0].text = indent + "- " + strings.TrimPrefix(item[0].text, indent+"  ")
+				item[0].Text = indent + "- " + strings.TrimPrefix(item[0].Text, indent+"  ")
 				lines = append(lines, item...)
 			}
 		default:
-			lines = append(lines, line{indent + key + ": " + scalar(value), added})
+			lines = append(lines, page.Line{Text: indent + key + ": " + scalar(value), Added: added})
 		}
 	}
 	return lines

@@ -15,18 +15,21 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/akv-injector/akv-injector/test/page"
+	"github.com/akv-injector/akv-injector/test/process"
 )
 
 func main() {
 	keep := flag.Bool("keep", false, "leave it running until interrupted")
 	flag.Parse()
-	// Not even a closed pipe may leave servers behind.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
+	// Not even a closed pipe may leave servers behind: that nobody reads on is an error of writing, then.
+	signal.Ignore(syscall.SIGPIPE)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	err := run(ctx, *keep)
+	err := run(ctx, stop, *keep)
 	switch {
 	case err == nil:
 	case ctx.Err() != nil:
@@ -38,49 +41,24 @@ func main() {
 	}
 }
 
-// run runs the demo in a folder of its own, which it removes. The logs survive a failure.
-func run(ctx context.Context, keep bool) (err error) {
+// run runs the demo in a folder of its own, which it removes. The logs survive a failure. Stop ends ctx.
+func run(ctx context.Context, stop func(), keep bool) (err error) {
 	dir, err := os.MkdirTemp("", "akv-injector-demo-")
 	if err != nil {
 		return fmt.Errorf("make a folder: %w", err)
 	}
 	defer func() {
 		if err != nil && ctx.Err() == nil {
-			err = fmt.Errorf("%w\n\n%s", err, saveLogs(dir))
+			err = fmt.Errorf("%w\n\n%s", err, process.SaveLogs(dir, "demo"))
 		}
 		err = errors.Join(err, os.RemoveAll(dir))
 	}()
-	d := &demo{dir: dir, out: newPage(os.Stdout)}
+	d := &demo{dir: dir, out: page.New(os.Stdout, stop)}
 	if err := d.run(ctx, keep); err != nil {
 		return err
 	}
 	if !keep {
-		d.out.say(fmt.Sprintf("\nAll as it should be, and all stopped again, in %.1f s.", time.Since(d.begin).Seconds()))
+		d.out.Say(fmt.Sprintf("\nAll as it should be, and all stopped again, in %.1f s.", time.Since(d.begin).Seconds()))
 	}
 	return nil
-}
-
-// saveLogs puts all logs into one file that stays, and says where.
-func saveLogs(dir string) string {
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return err.Error()
-	}
-	var logs []byte
-	err = filepath.WalkDir(dir, func(name string, _ os.DirEntry, err error) error {
-		if err != nil || filepath.Ext(name) != ".log" {
-			return err
-		}
-		log, err := os.ReadFile(name)
-		logs = fmt.Appendf(logs, "==> %s\n%s\n", filepath.Base(name), log)
-		return err
-	})
-	if err != nil {
-		return err.Error()
-	}
-	file := filepath.Join(cache, "akv-injector", "demo.log")
-	if err := os.WriteFile(file, logs, 0o600); err != nil {
-		return err.Error()
-	}
-	return "The servers' logs are in " + file
 }

@@ -1,4 +1,8 @@
-package main
+// Package page is where the demonstrations print: titles, commands with what they print, and manifests side by side, on a
+// terminal or into a file.
+//
+// It knows nothing of what is shown.
+package page
 
 import (
 	"fmt"
@@ -17,15 +21,18 @@ const (
 	gutter = 3 // between the columns
 )
 
-// page is where the demo prints: a terminal, whose width and colours it uses, or a file.
-type page struct {
+// Page is a terminal, whose width and colours it uses, or a file.
+type Page struct {
 	to       *os.File
 	width    int
 	coloured bool
+	lost     func()
 }
 
-func newPage(to *os.File) *page {
-	p := &page{to: to, width: 110}
+// New returns a page on a terminal or a file. The environment's COLUMNS and NO_COLOR say more of it. What can't be printed any more,
+// since nobody reads on, is reported to lost; for that, signal SIGPIPE must be ignored.
+func New(to *os.File, lost func()) *Page {
+	p := &Page{to: to, width: 110, lost: lost}
 	if term.IsTerminal(int(to.Fd())) {
 		p.coloured = os.Getenv("NO_COLOR") == ""
 		if width, _, err := term.GetSize(int(to.Fd())); err == nil {
@@ -39,46 +46,61 @@ func newPage(to *os.File) *page {
 	return p
 }
 
-func (p *page) say(text string) { fmt.Fprintln(p.to, text) }
+// Say prints a text as it is.
+func (p *Page) Say(text string) { p.print(text + "\n") }
 
-func (p *page) colour(colour, text string) string {
+func (p *Page) print(text string) {
+	if _, err := p.to.WriteString(text); err != nil {
+		p.lost()
+	}
+}
+
+func (p *Page) colour(colour, text string) string {
 	if !p.coloured || colour == "" {
 		return text
 	}
 	return colour + text + plain
 }
 
-func (p *page) title(text string) { p.say("\n" + p.colour(bold, text)) }
+// Title prints what comes next.
+func (p *Page) Title(text string) { p.Say("\n" + p.colour(bold, text)) }
 
-// step prints what is done, does it, and prints how long it took.
-func (p *page) step(what string, do func() error) error {
+// Step prints what is done, does it, and prints how long it took.
+func (p *Page) Step(what string, do func() error) error {
 	begin := time.Now()
-	fmt.Fprintf(p.to, "%-70s", what+" ...")
+	p.print(fmt.Sprintf("%-70s", what+" ..."))
 	if err := do(); err != nil {
-		p.say("")
+		p.Say("")
 		return err
 	}
-	p.say(fmt.Sprintf("%5.1f s", time.Since(begin).Seconds()))
+	p.Say(fmt.Sprintf("%5.1f s", time.Since(begin).Seconds()))
 	return nil
 }
 
-// command prints a command as it is typed.
-func (p *page) command(text string) {
+// Command prints a command as it is typed.
+func (p *Page) Command(text string) {
 	lines := wrap(text, p.width-len("  $  \\"))
-	p.say("\n  " + p.colour(bold, "$ "+strings.Join(lines, " \\\n    ")))
+	p.Say("\n  " + p.colour(bold, "$ "+strings.Join(lines, " \\\n    ")))
 }
 
-// output prints what a command printed.
-func (p *page) output(text string) {
-	for text := range strings.Lines(text) {
+// Output prints what a command printed, but for blank lines at its end.
+func (p *Page) Output(text string) {
+	for text := range strings.Lines(strings.TrimRight(text, "\n ")) {
 		for _, part := range wrap(strings.TrimRight(text, "\n"), p.width-4) {
-			p.say("  " + part)
+			p.Say("  " + part)
 		}
 	}
 }
 
-// columns prints two manifests side by side. YAML that is too wide goes on below, where it still means the same.
-func (p *page) columns(leftTitle string, left []line, rightTitle string, right []line) {
+// Line is a line of a manifest.
+type Line struct {
+	Text string
+	// Added is for a line that wasn't there before.
+	Added bool
+}
+
+// Columns prints two manifests side by side. YAML that is too wide goes on below, where it still means the same.
+func (p *Page) Columns(leftTitle string, left []Line, rightTitle string, right []Line) {
 	const mark = 2
 	room := p.width - 2 - gutter
 	leftWidth := min(widest(left), room/2)
@@ -87,22 +109,22 @@ func (p *page) columns(leftTitle string, left []line, rightTitle string, right [
 
 	var leftCells, rightCells []string
 	for _, l := range left {
-		leftCells = append(leftCells, wrap(l.text, leftWidth)...)
+		leftCells = append(leftCells, wrap(l.Text, leftWidth)...)
 	}
 	var added []bool
 	for _, r := range right {
 		sign := "  "
-		if r.added {
+		if r.Added {
 			sign = "+ "
 		}
-		for _, part := range wrap(r.text, rightWidth-mark) {
+		for _, part := range wrap(r.Text, rightWidth-mark) {
 			rightCells = append(rightCells, sign+part)
-			added = append(added, r.added)
+			added = append(added, r.Added)
 		}
 	}
 	row := func(left, leftColour, right, rightColour string) {
 		pad := strings.Repeat(" ", max(0, leftWidth-utf8.RuneCountInString(left))+gutter)
-		p.say(strings.TrimRight("  "+p.colour(leftColour, left)+pad+p.colour(rightColour, right), " "))
+		p.Say(strings.TrimRight("  "+p.colour(leftColour, left)+pad+p.colour(rightColour, right), " "))
 	}
 	row(leftTitle, bold, rightTitle, bold)
 	row(strings.Repeat("─", leftWidth), dim, strings.Repeat("─", rightWidth), dim)
@@ -121,11 +143,11 @@ func (p *page) columns(leftTitle string, left []line, rightTitle string, right [
 	}
 }
 
-func widest(lines []line) int {
+func widest(lines []Line) int {
 	width := 0
 	for _, l := range lines {
-		if !isJSON(l.text) {
-			width = max(width, utf8.RuneCountInString(l.text))
+		if !isJSON(l.Text) {
+			width = max(width, utf8.RuneCountInString(l.Text))
 		}
 	}
 	return width
