@@ -40,11 +40,27 @@ var binaries = []binary{
 	{"kubectl", kubernetesModule, kubernetesModule + "/cmd/kubectl", "half a minute"},
 }
 
+// nodeBinaries are what a node adds.
+var nodeBinaries = []binary{
+	{"kube-scheduler", kubernetesModule, kubernetesModule + "/cmd/kube-scheduler", "half a minute"},
+	{"kubelet", kubernetesModule, kubernetesModule + "/cmd/kubelet", "a minute"},
+}
+
 // Binaries returns a folder that has etcd, kube-apiserver, kube-controller-manager and kubectl. It looks in
 // $KUBEBUILDER_ASSETS, then in what setup-envtest has installed, and builds what is missing there into the user's cache
 // folder, with a line on progress before and after each build. Processes that need the same build wait for one another.
 // The go command must find this package's module: call it from a folder inside.
 func Binaries(ctx context.Context, progress io.Writer) (string, error) {
+	return folder(ctx, binaries, progress)
+}
+
+// NodeBinaries returns a folder that has kubelet and kube-scheduler, by the ways of Binaries.
+func NodeBinaries(ctx context.Context, progress io.Writer) (string, error) {
+	return folder(ctx, nodeBinaries, progress)
+}
+
+// folder returns a folder that has all of wanted.
+func folder(ctx context.Context, wanted []binary, progress io.Writer) (string, error) {
 	kubernetes, err := moduleVersion(ctx, kubernetesModule)
 	if err != nil {
 		return "", err
@@ -57,7 +73,7 @@ func Binaries(ctx context.Context, progress io.Writer) (string, error) {
 
 	prebuilt := prebuiltFolder(ctx, kubernetes)
 	var missing []binary
-	for _, b := range binaries {
+	for _, b := range wanted {
 		if prebuilt == "" || !isFile(filepath.Join(prebuilt, b.name)) {
 			missing = append(missing, b)
 		}
@@ -75,10 +91,10 @@ func Binaries(ctx context.Context, progress io.Writer) (string, error) {
 	if err := buildMissing(ctx, dir, missing, versions, flags, progress); err != nil {
 		return "", err
 	}
-	if len(missing) == len(binaries) {
+	if len(missing) == len(wanted) {
 		return dir, nil
 	}
-	return combine(dir, prebuilt, missing)
+	return combine(dir, prebuilt, wanted, missing)
 }
 
 // prebuiltFolder returns the folder of ready-made binaries, or nothing where there is none.
@@ -161,15 +177,15 @@ func acquire(ctx context.Context, file string, progress io.Writer) (io.Closer, e
 	}
 }
 
-// combine returns a folder of links to the binaries of prebuilt and those that were built into dir because prebuilt
-// lacks them.
-func combine(dir, prebuilt string, built []binary) (string, error) {
+// combine returns a folder of links to what is wanted: binaries of prebuilt, and those that were built into dir because
+// prebuilt lacks them.
+func combine(dir, prebuilt string, wanted, built []binary) (string, error) {
 	prebuilt, err := filepath.Abs(prebuilt)
 	if err != nil {
 		return "", fmt.Errorf("combine binaries: %w", err)
 	}
 	source := map[string]string{}
-	for _, b := range binaries {
+	for _, b := range wanted {
 		source[b.name] = prebuilt
 	}
 	parts := []string{prebuilt}

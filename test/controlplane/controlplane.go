@@ -21,6 +21,7 @@ import (
 	"slices"
 	"sync"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -32,6 +33,10 @@ import (
 )
 
 const loopback = "127.0.0.1"
+
+// ServiceIP is the address of Service kubernetes in namespace default, by which pods look for the API server. Nobody listens there,
+// but the API server's certificate is good for it.
+const ServiceIP = "10.0.0.1"
 
 // Options says how a control plane is run. The zero value is fine.
 type Options struct {
@@ -254,7 +259,7 @@ func (c *ControlPlane) RestartEtcd(ctx context.Context) error {
 // writeCredentials makes the API server's certificate and an administrator's token, and sets Config and the file
 // Kubeconfig to use them.
 func (c *ControlPlane) writeCredentials(url string) error {
-	certificate, key, err := cert.GenerateSelfSignedCertKey(loopback, nil, []string{"localhost"})
+	certificate, key, err := cert.GenerateSelfSignedCertKey(loopback, []net.IP{net.ParseIP(ServiceIP)}, []string{"localhost"})
 	if err != nil {
 		return fmt.Errorf("make a serving certificate: %w", err)
 	}
@@ -273,15 +278,9 @@ func (c *ControlPlane) writeCredentials(url string) error {
 		TLSClientConfig: rest.TLSClientConfig{CAData: ca},
 		QPS:             -1,
 	}
-	const name = "akv-injector-test"
-	kubeconfig, err := clientcmd.Write(clientcmdapi.Config{
-		Clusters:       map[string]*clientcmdapi.Cluster{name: {Server: url, CertificateAuthorityData: ca}},
-		AuthInfos:      map[string]*clientcmdapi.AuthInfo{name: {Token: token}},
-		Contexts:       map[string]*clientcmdapi.Context{name: {Cluster: name, AuthInfo: name}},
-		CurrentContext: name,
-	})
+	kubeconfig, err := c.kubeconfig("akv-injector-test", token)
 	if err != nil {
-		return fmt.Errorf("write the kubeconfig: %w", err)
+		return err
 	}
 	for file, data := range map[string][]byte{
 		"ca.crt":        ca,
@@ -295,6 +294,42 @@ func (c *ControlPlane) writeCredentials(url string) error {
 		}
 	}
 	return nil
+}
+
+// WriteKubeconfig writes a kubeconfig with the rights of a ServiceAccount, for a day.
+func (c *ControlPlane) WriteKubeconfig(ctx context.Context, namespace, serviceAccount, file string) error {
+	client, err := kubernetes.NewForConfig(c.Config)
+	if err != nil {
+		return fmt.Errorf("make a client: %w", err)
+	}
+	token, err := client.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, serviceAccount, &authenticationv1.TokenRequest{
+		Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: new(int64(24 * 60 * 60))},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return fmt.Errorf("get a token for ServiceAccount %s: %w", serviceAccount, err)
+	}
+	kubeconfig, err := c.kubeconfig(serviceAccount, token.Status.Token)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(file, kubeconfig, 0o600); err != nil {
+		return fmt.Errorf("write the kubeconfig: %w", err)
+	}
+	return nil
+}
+
+// kubeconfig is a kubeconfig for whoever has the token.
+func (c *ControlPlane) kubeconfig(name, token string) ([]byte, error) {
+	kubeconfig, err := clientcmd.Write(clientcmdapi.Config{
+		Clusters:       map[string]*clientcmdapi.Cluster{name: {Server: c.Config.Host, CertificateAuthorityData: c.Config.CAData}},
+		AuthInfos:      map[string]*clientcmdapi.AuthInfo{name: {Token: token}},
+		Contexts:       map[string]*clientcmdapi.Context{name: {Cluster: name, AuthInfo: name}},
+		CurrentContext: name,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("write the kubeconfig: %w", err)
+	}
+	return kubeconfig, nil
 }
 
 // Kubectl returns a kubectl command for this control plane, not yet run.

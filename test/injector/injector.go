@@ -14,14 +14,11 @@ import (
 	"path/filepath"
 	"strings"
 
-	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
-	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/akv-injector/akv-injector/test/build"
 	"github.com/akv-injector/akv-injector/test/controlplane"
@@ -104,8 +101,8 @@ func Start(ctx context.Context, plane *controlplane.ControlPlane, opts Options) 
 	if err := apply(ctx, plane.Config, route); err != nil {
 		return nil, err
 	}
-	kubeconfig, err := writeKubeconfig(ctx, plane.Config, dir)
-	if err != nil {
+	kubeconfig := filepath.Join(dir, "kubeconfig")
+	if err := plane.WriteKubeconfig(ctx, namespace, name, kubeconfig); err != nil {
 		return nil, err
 	}
 	i.Process, err = process.Start(dir, opts.Binary, append([]string{
@@ -156,29 +153,4 @@ func tree(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("find the injector's source: %w", err)
 	}
 	return strings.TrimSpace(string(out)), nil
-}
-
-// writeKubeconfig writes a kubeconfig with the rights of the injector's ServiceAccount.
-func writeKubeconfig(ctx context.Context, cfg *rest.Config, dir string) (string, error) {
-	client, err := kubernetes.NewForConfig(cfg)
-	if err != nil {
-		return "", fmt.Errorf("make a client: %w", err)
-	}
-	token, err := client.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, name, &authenticationv1.TokenRequest{
-		Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: new(int64(24 * 60 * 60))},
-	}, metav1.CreateOptions{})
-	if err != nil {
-		return "", fmt.Errorf("get a token for the injector: %w", err)
-	}
-	file := filepath.Join(dir, "kubeconfig")
-	err = clientcmd.WriteToFile(clientcmdapi.Config{
-		Clusters:       map[string]*clientcmdapi.Cluster{name: {Server: cfg.Host, CertificateAuthorityData: cfg.CAData}},
-		AuthInfos:      map[string]*clientcmdapi.AuthInfo{name: {Token: token.Status.Token}},
-		Contexts:       map[string]*clientcmdapi.Context{name: {Cluster: name, AuthInfo: name}},
-		CurrentContext: name,
-	}, file)
-	if err != nil {
-		return "", fmt.Errorf("write the injector's kubeconfig: %w", err)
-	}
-	return file, nil
 }

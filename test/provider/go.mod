@@ -5,6 +5,7 @@ go 1.26.0
 replace (
 	github.com/Azure/azure-sdk-for-go/sdk/azidentity => github.com/Azure/azure-sdk-for-go/sdk/azidentity v1.14.0-beta.3
 	github.com/akv-injector/akv-injector => ../..
+	github.com/akv-injector/akv-injector/test/provider/keyvault => ./keyvault
 	sigs.k8s.io/secrets-store-csi-driver => sigs.k8s.io/secrets-store-csi-driver v1.6.0
 )
 
@@ -12,6 +13,7 @@ require (
 	github.com/Azure/go-autorest/autorest v0.11.30
 	github.com/Azure/secrets-store-csi-driver-provider-azure v1.8.2
 	github.com/akv-injector/akv-injector v0.0.0-00010101000000-000000000000
+	github.com/akv-injector/akv-injector/test/provider/keyvault v0.0.0-00010101000000-000000000000
 	github.com/google/go-cmp v0.7.0
 	k8s.io/api v0.37.2
 	k8s.io/apimachinery v0.37.2

@@ -66,7 +66,7 @@ func (a *Azure) signIn(w http.ResponseWriter, r *http.Request, tenant string) {
 		return
 	case a.Trusts != nil:
 		if err := a.Trusts(r.Context(), federation); err != nil {
-			refuse(http.StatusUnauthorized, "invalid_client", "AADSTS700213: no federated identity record matches: "+err.Error())
+			refuse(http.StatusUnauthorized, "invalid_client", "AADSTS700213: No matching federated identity record found: "+err.Error())
 			return
 		}
 	}

@@ -1,0 +1,80 @@
+package node
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+)
+
+// packages are what a node takes from Debian, or Ubuntu. They are unpacked, never installed. Their versions are those of the machine's
+// own release, whose libraries they need: no archive keeps a version that a security fix has replaced, so none could be pinned. They are
+// downloaded once: whoever wants newer ones removes the folder.
+var packages = []string{"containerd", "runc", "containernetworking-plugins", "busybox-static"}
+
+// unpacked returns a folder that has the packages' files, from the user's cache folder where they are there already. A folder there is
+// always whole.
+func unpacked(ctx context.Context, progress *os.File) (string, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("find the user's cache folder: %w", err)
+	}
+	release, err := os.ReadFile("/etc/os-release")
+	if err != nil {
+		return "", fmt.Errorf("find the release: %w", err)
+	}
+	key := sha256.Sum256(fmt.Appendf(release, "%s %s", runtime.GOARCH, packages))
+	target := filepath.Join(cache, "akv-injector", fmt.Sprintf("debian-%x", key[:6]))
+	if _, err := os.Stat(target); err == nil {
+		return target, nil
+	}
+	fmt.Fprintf(progress, "downloading %s (half a minute) ...\n", strings.Join(packages, ", "))
+	begin := time.Now()
+	if err := os.MkdirAll(filepath.Dir(target), 0o750); err != nil {
+		return "", fmt.Errorf("unpack Debian's packages: %w", err)
+	}
+	work, err := os.MkdirTemp(filepath.Dir(target), ".debian-")
+	if err != nil {
+		return "", fmt.Errorf("unpack Debian's packages: %w", err)
+	}
+	defer os.RemoveAll(work)
+	if err := download(ctx, work); err != nil {
+		return "", err
+	}
+	files, err := filepath.Glob(filepath.Join(work, "*.deb"))
+	if err != nil {
+		return "", fmt.Errorf("unpack Debian's packages: %w", err)
+	}
+	root := filepath.Join(work, "root")
+	for _, file := range files {
+		if err := command(ctx, work, "dpkg-deb", "--extract", file, root); err != nil {
+			return "", err
+		}
+	}
+	// Another process may have been faster.
+	if err := os.Rename(root, target); err != nil && !errors.Is(err, os.ErrExist) {
+		return "", fmt.Errorf("keep Debian's packages: %w", err)
+	}
+	fmt.Fprintf(progress, "done in %s\n", time.Since(begin).Round(time.Second))
+	return target, nil
+}
+
+// download downloads the packages into a folder. What apt knows of the archive's content goes there, too: the machine's own may be
+// missing or too old, and stays so.
+func download(ctx context.Context, dir string) error {
+	lists := filepath.Join(dir, "lists")
+	if err := os.MkdirAll(filepath.Join(lists, "partial"), 0o750); err != nil {
+		return fmt.Errorf("download Debian's packages: %w", err)
+	}
+	// apt's own user may not write into a folder of this one's.
+	apt := []string{"apt-get", "-q", "-o", "Dir::State::Lists=" + lists, "-o", "Dir::Cache=" + dir, "-o", "APT::Sandbox::User=root"}
+	if err := command(ctx, dir, append(apt, "update", "--error-on=any")...); err != nil {
+		return err
+	}
+	return command(ctx, dir, append(append(apt, "download"), packages...)...)
+}

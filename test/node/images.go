@@ -1,0 +1,88 @@
+package node
+
+import (
+	"archive/tar"
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+)
+
+const pauseImage = "localhost/pause:1"
+
+// applets are what pods have of busybox.
+var applets = []string{"sh", "cat", "date", "echo", "env", "grep", "head", "id", "kill", "ls", "sleep", "stat", "tail", "test", "wget"}
+
+// asLongAsItTakes keeps a container running until it is killed. It does for the pause of every pod, too.
+var asLongAsItTakes = []string{"/bin/sleep", "2147483647"}
+
+// image is an image of one program.
+type image struct {
+	names               []string
+	program             string   // its path
+	links               []string // other names of the program, in its folder bin
+	entrypoint, command []string
+}
+
+// write writes an archive as `docker save` does, with the program in file.
+func (i image) write(file, target string) error {
+	program, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	files := []entry{{name: i.program, content: program}}
+	for _, link := range i.links {
+		files = append(files, entry{name: "bin/" + link, link: "/" + i.program})
+	}
+	layer, err := archive(files)
+	if err != nil {
+		return err
+	}
+	config, err := json.Marshal(map[string]any{
+		"architecture": runtime.GOARCH,
+		"os":           "linux",
+		"config":       map[string]any{"Env": []string{"PATH=/bin"}, "Entrypoint": i.entrypoint, "Cmd": i.command},
+		"rootfs":       map[string]any{"type": "layers", "diff_ids": []string{fmt.Sprintf("sha256:%x", sha256.Sum256(layer))}},
+	})
+	if err != nil {
+		return err
+	}
+	manifest, err := json.Marshal([]map[string]any{{"Config": "config.json", "Layers": []string{"layer.tar"}, "RepoTags": i.names}})
+	if err != nil {
+		return err
+	}
+	saved, err := archive([]entry{
+		{name: "layer.tar", content: layer}, {name: "config.json", content: config}, {name: "manifest.json", content: manifest},
+	})
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(target, saved, 0o600)
+}
+
+// entry is a file of an archive, or a link.
+type entry struct {
+	name    string
+	content []byte
+	link    string
+}
+
+func archive(entries []entry) ([]byte, error) {
+	var out bytes.Buffer
+	writer := tar.NewWriter(&out)
+	var errs []error
+	for _, e := range entries {
+		header := &tar.Header{Name: e.name, Mode: 0o755, Size: int64(len(e.content)), Typeflag: tar.TypeReg}
+		if e.link != "" {
+			header.Typeflag, header.Linkname = tar.TypeSymlink, e.link
+		}
+		errs = append(errs, writer.WriteHeader(header))
+		_, err := writer.Write(e.content)
+		errs = append(errs, err)
+	}
+	err := errors.Join(append(errs, writer.Close())...)
+	return out.Bytes(), err
+}
