@@ -402,7 +402,7 @@ func TestCertManagerServesWhatTheSecretHas(t *testing.T) {
 
 			second := issue(t, "second", test.key, test.parent, false, expiry.Add(time.Hour))
 			i.put(slices.Concat(second.crt, test.chain), second.key)
-			i.meets(ca, second, nil)
+			i.meets(ca, second, i.tick) // a bundle that is learnt of only now begins to settle now
 			says(t, i, "ready", nil)
 			got := []float64{
 				i.refused(),

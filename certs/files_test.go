@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -166,22 +168,28 @@ func TestFilesRefuseNoPairThatWasExchangedMeanwhile(t *testing.T) {
 	m.swap(pairs[0].crt, pairs[0].key)
 	src := startFiles(t, m.dir, certs.Options{})
 	done := make(chan struct{})
-	var ticks sync.WaitGroup
-	ticks.Go(func() {
+	var ticking sync.WaitGroup
+	var ticks atomic.Int64
+	ticking.Go(func() {
 		for {
 			select {
 			case <-done:
 				return
 			default:
 				src.tick()
+				ticks.Add(1)
 			}
 		}
 	})
 	for n := range 1000 {
+		// At most one exchange a tick, at any moment of it: nobody exchanges files that are not read in between.
+		for begin := ticks.Load(); ticks.Load() < begin+2; {
+			runtime.Gosched()
+		}
 		m.swap(pairs[n%2].crt, pairs[n%2].key)
 	}
 	close(done)
-	ticks.Wait()
+	ticking.Wait()
 	if got := src.refused(t); got != 0 {
 		t.Errorf("%v certificates counted as refused, want none", got)
 	}

@@ -77,8 +77,9 @@ func (g *guard) offer(ctx context.Context, now found) error {
 	}
 	served := g.presented()
 	same := served != nil && g.newest != nil && slices.EqualFunc(served.Certificate, g.newest.Certificate, bytes.Equal)
-	if err := g.judge(); err != nil {
-		if text := err.Error(); !same && text != g.refusal && !g.early() {
+	at := g.clock.Now() // one moment for both: what is too early for the one must not be in time for the other
+	if err := g.judge(at); err != nil {
+		if text := err.Error(); !same && text != g.refusal && !g.early(at) {
 			g.refusal = text
 			g.refused.Inc()
 			log.FromContext(ctx).Error(err, "certificate refused")
@@ -112,11 +113,11 @@ func (g *guard) read(now found) (*tls.Certificate, error) {
 }
 
 // judge says why no API server would accept what was found, whatever it trusts.
-func (g *guard) judge() error {
+func (g *guard) judge(now time.Time) error {
 	if g.flaw != nil {
 		return g.flaw
 	}
-	leaf, now := g.newest.Leaf, g.clock.Now()
+	leaf := g.newest.Leaf
 	switch {
 	case now.After(leaf.NotAfter):
 		return fmt.Errorf("%s: expired on %s; renew it", g.origin, leaf.NotAfter.UTC().Format(time.RFC3339))
@@ -141,11 +142,11 @@ func (g *guard) judge() error {
 }
 
 // early says whether the newest certificate is valid in a moment.
-func (g *guard) early() bool {
+func (g *guard) early(now time.Time) bool {
 	if g.newest == nil {
 		return false
 	}
-	wait := -g.clock.Since(g.newest.Leaf.NotBefore)
+	wait := g.newest.Leaf.NotBefore.Sub(now)
 	return 0 < wait && wait <= skew
 }
 

@@ -792,6 +792,12 @@ func TestSelfSignedSaysThatTheAPIServerIsSilent(t *testing.T) {
 		t.Fatal(err)
 	}
 	book, _ := start(t, src)
+	eventually(t, "all but the Secret", func() error {
+		if err := src.Ready(nil); err == nil || err.Error() != unread {
+			return fmt.Errorf("not ready: %w", err)
+		}
+		return nil
+	}, nil)
 	for range 20 {
 		clock.tick(t)
 	}
