@@ -19,10 +19,11 @@ IMAGE ?= akv-injector:$(VERSION)
 OUTPUT ?= --push
 
 # What runs beside the injector in tests is built like this. The tests would build it too, but not say so.
-BESIDE = CGO_ENABLED=0 go build -trimpath -ldflags='-s -w'
+BESIDE = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w'
 
 # The modules with code of ours.
-MODULES = . test test/azurewi test/certmanager/controllers test/image test/observability test/provider tools/release
+MODULES = . test test/azurewi test/azurewi/mlog test/certmanager/controllers test/image test/node/driver/mlog test/observability \
+	test/provider test/provider/keyvault tools/release
 
 # Inputs that each fuzz target tries. A count, not a duration: up to Go 1.26, a fuzz run that ends by the clock
 # fails now and then with a bare "context deadline exceeded" (go.dev/issue/75804). Fuzzing compiles everything anew, so it is
@@ -90,10 +91,29 @@ image-check: ## Dockerfile, binaries, SBOMs and notices, without an engine; the 
 .PHONY: demo
 demo: ## An annotated Deployment becomes an injected pod on a real API server; KEEP=1 leaves it running
 	@[ -e bin/demo ] || echo 'building the demo, which is slow the first time ...'
-	@cd test && CGO_ENABLED=0 go build -trimpath -o ../bin/demo ./cmd/demo && exec ../bin/demo $(if $(KEEP),--keep)
+	@cd test && $(BESIDE) -o ../bin/demo ./cmd/demo && exec ../bin/demo $(if $(KEEP),--keep)
+
+.PHONY: node
+node: ## The whole road: annotated Deployments on a real node read a fake Key Vault. Linux, root; KEEP=1 leaves it running
+	@[ -e bin/node ] || echo 'building the demonstration, which is slow the first time ...'
+	@cd test && $(BESIDE) -o ../bin/node ./cmd/node && exec ../bin/node $(if $(KEEP),--keep)
+
+.PHONY: demo-page
+demo-page: ## docs/demo.md again, from what `make node` prints
+	@cd test && $(BESIDE) -o ../bin/node ./cmd/node && ../bin/node build && \
+		{ sed '/^```text$$/q' ../docs/demo.md && COLUMNS=110 ../bin/node && echo '```'; } >../bin/demo.md && mv ../bin/demo.md ../docs/demo.md
+
+# How often node-latency measures each way.
+RUNS ?= 50
+
+.PHONY: node-latency
+node-latency: $(BENCHSTAT) ## From kubectl apply to the secret, by hand and by annotations, on a real node: half an hour; RUNS=10 for less
+	@mkdir -p bin
+	@cd test && $(BESIDE) -o ../bin/node ./cmd/node && ../bin/node -runs=$(RUNS) latency | tee ../bin/latency.txt
+	@$(BENCHSTAT) -filter '.unit:sec/op' -row '/reads /class' -col '/by@(hand annotations)' bin/latency.txt
 
 .PHONY: test
-test: test-unit test-provider test-observability test-apiserver image-check ## All tests, those of the image included; fuzz has what comes on top
+test: test-unit test-provider test-observability test-apiserver image-check test-node ## All tests, those of the image included; fuzz has what comes on top
 
 .PHONY: test-unit
 test-unit: ## Unit tests and the corpus, under the race detector
@@ -103,6 +123,7 @@ test-unit: ## Unit tests and the corpus, under the race detector
 
 .PHONY: test-provider
 test-provider: ## The Azure provider and the driver as judges of managed classes, before a fake Key Vault
+	$(call step,tests of the fake Azure,cd test/provider/keyvault && CGO_ENABLED=1 go test -race -shuffle=on ./...)
 	$(call step,tests with the Azure provider,cd test/provider && CGO_ENABLED=1 go test -race -shuffle=on -timeout=10m ./...)
 
 .PHONY: test-observability
@@ -114,7 +135,18 @@ test-apiserver: $(HELM) $(HELM3) ## The suite against a real API server; the fir
 	$(call step,control plane,cd test && go run ./cmd/controlplane build)
 	$(call step,cert-manager,cd test/certmanager/controllers && $(BESIDE) -o ../../../bin/test/cert-manager .)
 	$(call step,Azure workload identity,cd test/azurewi && $(BESIDE) -o ../../bin/test/azurewi .)
-	$(call step,tests with a real API server,cd test && CGO_ENABLED=1 go test -race -shuffle=on -timeout=20m ./...)
+	$(call step,tests with a real API server,cd test && CGO_ENABLED=1 go test -race -shuffle=on -timeout=20m $$(go list ./... | grep -v /test/node$$))
+
+.PHONY: test-node
+test-node: ## A whole node: its own tests, then what `make node` shows; a loud word where the machine can't run one
+	@cd test && $(BESIDE) -o ../bin/node ./cmd/node && \
+		if ../bin/node possible; then $(MAKE) -C .. node-tests; else echo '*** NO NODE IS TESTED HERE, AND NO STORY IS SHOWN: see above' >&2; fi
+
+.PHONY: node-tests
+node-tests: $(HELM)
+	$(call step,what a node is made of,cd test && ../bin/node build)
+	$(call step,tests of the node,cd test && CGO_ENABLED=1 go test -race -shuffle=on -timeout=10m ./node)
+	$(call step,stories on a node,cd test && ../bin/node)
 
 .PHONY: verify
 verify: verify-generate lint test ## What continuous integration runs on each change: generated files, lint, tests
@@ -192,7 +224,7 @@ soak: ## Neither goroutines nor memory grow under a steady load; DURATION=1h for
 	@cd test && go run ./cmd/ha -duration=$(DURATION) soak
 
 .PHONY: nightly
-nightly: verify fuzz mutants ha soak ## What continuous integration runs once a night, in an hour and more
+nightly: verify node fuzz mutants ha soak ## What continuous integration runs once a night, in an hour and more
 
 .PHONY: mutants
 mutants: ## Weaken policy, condition by condition: the tests must notice

@@ -1,0 +1,56 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// TestDemoPage sees that docs/demo.md has the scenes that there are; `make demo-page` writes it again.
+func TestDemoPage(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join("..", "..", "..", "docs", "demo.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want, got []string
+	for _, part := range parts {
+		for _, scene := range part.scenes {
+			want = append(want, fmt.Sprintf("%d. %s", len(want)+1, scene.title))
+		}
+	}
+	want = append(want, "All as it should be")
+	for line := range strings.Lines(string(page)) {
+		line, _, _ = strings.Cut(strings.TrimSpace(line), ", after ")
+		if line != "" && (line[0] >= '1' && line[0] <= '9' && strings.Contains(line, ". ") || line == want[len(want)-1]) {
+			got = append(got, line)
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("scenes (-want +got)\n%s", diff)
+	}
+}
+
+func TestKnown(t *testing.T) {
+	for behaviour, test := range map[string]struct {
+		args []string
+		want bool
+	}{
+		"nothing, for all":            {want: true},
+		"some parts":                  {[]string{"faults", "stories"}, true},
+		"what must be asked for":      {[]string{"latency"}, true},
+		"a command":                   {[]string{"build"}, true},
+		"a command and something":     {[]string{"build", "stories"}, false},
+		"a part that there is not":    {[]string{"stories", "storys"}, false},
+		"a flag behind the arguments": {[]string{"stories", "--keep"}, false},
+	} {
+		t.Run(behaviour, func(t *testing.T) {
+			if err := known(test.args); (err == nil) != test.want {
+				t.Errorf("got error %v", err)
+			}
+		})
+	}
+}
