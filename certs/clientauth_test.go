@@ -88,8 +88,8 @@ func TestClientAuth(t *testing.T) {
 		"a key among them":     slices.Concat(ca.crt, otherCA.key),
 		"an empty file":        nil,
 	} {
-		write(bad)
 		refused := book.count("client CA bundle refused")
+		write(bad)
 		for range 10 {
 			clock.round(t)
 		}
