@@ -118,9 +118,6 @@ const hasRead = "read"
 // latency measures how long it takes from kubectl apply of a Deployment until its container has read the secret: by hand, and by
 // annotations. Each run is a line as Go's benchmarks print it. A run begins when the one before is gone.
 func (s *show) latency(ctx context.Context) error {
-	if *runs < 1 {
-		return fmt.Errorf("runs must be at least 1, not %d", *runs)
-	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s.out.Title("From kubectl apply of a Deployment to its container reading the secret: by hand, and by annotations.")

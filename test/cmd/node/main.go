@@ -38,7 +38,11 @@ func main() {
 	flag.Parse()
 	// Not even a closed pipe may leave servers behind: that nobody reads on is an error of writing, then.
 	signal.Ignore(syscall.SIGPIPE)
-	if err := known(flag.Args()); err != nil {
+	err := known(flag.Args())
+	if err == nil && *runs < 1 {
+		err = fmt.Errorf("-runs must be at least 1, not %d", *runs)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "node:", err)
 		os.Exit(2)
 	}
