@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"slices"
 	"testing"
 
 	"github.com/go-json-experiment/json"
@@ -125,31 +124,17 @@ func knownChange(b *testing.B, recorded reviews.Review) func(*corev1.Pod) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	result, err := review.Decide(b.Context(), source, inject.Pod(&request.Object), request.Namespace, inject.Defaults{})
+	result, err := review.Decide(b.Context(), source, inject.Pod(&request.Pod), request.Namespace, inject.Defaults{})
 	if err != nil {
 		b.Fatal(err)
 	}
 	if result.Outcome != inject.Injected {
 		b.Fatalf("%s: outcome %s, want %s: %v", recorded.Size, result.Outcome, inject.Injected, result.AllErrors())
 	}
-	change := result.Change
 	return func(pod *corev1.Pod) {
-		for _, label := range change.Labels {
-			pod.Labels[label.Key] = label.Value
-		}
-		for _, annotation := range change.Annotations {
-			pod.Annotations[annotation.Key] = annotation.Value
-		}
-		pod.Spec.Volumes = append(pod.Spec.Volumes, change.Volumes...)
-		for i := range change.Containers {
-			c := &change.Containers[i]
-			container := &pod.Spec.Containers[c.Index]
-			if c.Init {
-				container = &pod.Spec.InitContainers[c.Index]
-			}
-			container.Env = slices.Concat(c.Env, container.Env)
-			container.VolumeMounts = append(container.VolumeMounts, c.Mounts...)
-		}
+		changed := corpus.Pod{Meta: &pod.ObjectMeta, Spec: pod.Spec}
+		changed.Mutate(&result.Change)
+		pod.Spec = changed.Spec
 	}
 }
 

@@ -52,7 +52,7 @@ func (m *Metrics) at(path string, outcomes []inject.Outcome) *pathMetrics {
 	add := func(outcome inject.Outcome, reason api.Reason) {
 		p.reviews[result{outcome, reason}] = m.reviews.WithLabelValues(path, string(outcome), string(reason))
 	}
-	for _, outcome := range slices.Concat(outcomes, []inject.Outcome{failed, malformed}) {
+	for _, outcome := range slices.Concat(outcomes, []inject.Outcome{failed, malformed, abandoned}) {
 		if outcome != inject.Invalid && outcome != inject.Forbidden {
 			add(outcome, "")
 			continue

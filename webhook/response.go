@@ -14,6 +14,7 @@ import (
 
 	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 	"github.com/akv-injector/akv-injector/webhook/review"
 )
 
@@ -23,6 +24,8 @@ const (
 	malformed inject.Outcome = "malformed"
 	// failed is a review that we could not judge, through a fault of ours or of the cluster.
 	failed inject.Outcome = "error"
+	// abandoned is a review whose caller hung up before there was an answer.
+	abandoned inject.Outcome = "abandoned"
 )
 
 // Audit annotations of a review; the API server puts the webhook's name before them.
@@ -167,47 +170,45 @@ func reasons(errs field.ErrorList) string {
 }
 
 // firstReason is the Reason by which a refusal is counted.
-func firstReason(v review.Verdict) api.Reason {
+func firstReason(v *review.Verdict) api.Reason {
 	if len(v.Errors) == 0 {
 		return ""
 	}
 	return api.ReasonOf(v.Errors[0])
 }
 
-// maxName bounds a name, which nobody has validated yet, in a refusal and in the log. No valid one is longer.
-const maxName = 253
-
-// objectName is the object's name, or what the API server will make its name from.
-func objectName[T any](r *request[T]) string {
-	name := r.Name
-	if name == "" {
-		if object, ok := any(r.Object).(metav1.Object); ok && r.Object != nil { // there is none on deletion
-			name = nameOf(object)
+// objectName is the object's name, or the prefix from which the API server will generate its name.
+func objectName[T any, P reader[T]](r *request[T]) string {
+	if meta := metaOf[T, P](r); r.Name == "" && meta != nil {
+		if meta.Name == "" && meta.GenerateName != "" {
+			return meta.GenerateName + "*"
 		}
+		return meta.Name
 	}
-	return api.Cut(name, maxName)
+	return r.Name
 }
 
-// generatedSuffix is how many characters the API server adds to what it generates a name from.
+// metaOf is the metadata of the object; nil where there is none.
+func metaOf[T any, P reader[T]](r *request[T]) *pods.Meta {
+	if r.Object == nil { // as on deletion
+		return nil
+	}
+	return P(r.Object).ObjectMeta()
+}
+
+// generatedSuffix is how many characters the API server adds to a prefix to generate a name.
 const generatedSuffix = 5
 
-// lastingName is [objectName], or what the API server has made it from. A controller that is refused an object tries again under a new
-// name each time, and each refusal would be a new event.
-func lastingName[T any](r *request[T]) string {
-	name := objectName(r)
-	object, ok := any(r.Object).(metav1.Object)
-	if !ok || r.Operation != admissionv1.Create || r.Object == nil {
+// lastingName is [objectName], or the prefix from which the API server has generated the name. A controller that retries a rejected object
+// does so under a new name each time, and each rejection would be a new event.
+func lastingName[T any, P reader[T]](r *request[T]) string {
+	name := objectName[T, P](r)
+	meta := metaOf[T, P](r)
+	if meta == nil || r.Operation != admissionv1.Create {
 		return name
 	}
-	if prefix := object.GetGenerateName(); prefix != "" && len(name) == len(prefix)+generatedSuffix && strings.HasPrefix(name, prefix) {
+	if prefix := meta.GenerateName; prefix != "" && len(name) == len(prefix)+generatedSuffix && strings.HasPrefix(name, prefix) {
 		return prefix + "*"
 	}
 	return name
-}
-
-func nameOf(object metav1.Object) string {
-	if object.GetName() == "" && object.GetGenerateName() != "" {
-		return object.GetGenerateName() + "*"
-	}
-	return object.GetName()
 }

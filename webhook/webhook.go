@@ -8,10 +8,10 @@ import (
 
 	"github.com/go-logr/logr"
 	admissionv1 "k8s.io/api/admission/v1"
-	corev1 "k8s.io/api/core/v1"
 
 	"github.com/akv-injector/akv-injector/webhook/facts"
 	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 	"github.com/akv-injector/akv-injector/webhook/review"
 )
 
@@ -40,24 +40,30 @@ type Options struct {
 func Register(register func(path string, handler http.Handler), o Options) {
 	mutated := []inject.Outcome{inject.NotRequested, inject.Unchanged, inject.Injected, inject.Invalid, inject.Forbidden}
 	judged := []inject.Outcome{inject.NotRequested, review.Allowed, inject.Forbidden}
-	register(MutatePods, &handler[corev1.Pod]{path: MutatePods, log: o.Log, metrics: o.Metrics.at(MutatePods, mutated), judge: o.pod})
-	register(MutateWorkloads, &handler[inject.Workload]{path: MutateWorkloads, log: o.Log, metrics: o.Metrics.at(MutateWorkloads, mutated), judge: o.workload})
-	register(ValidatePods, &handler[corev1.Pod]{path: ValidatePods, log: o.Log, metrics: o.Metrics.at(ValidatePods, judged), judge: o.podPolicy})
-	register(ValidateWorkloads, &handler[inject.Workload]{path: ValidateWorkloads, log: o.Log, metrics: o.Metrics.at(ValidateWorkloads, judged), judge: o.workloadPolicy})
+	register(MutatePods, &handler[pods.Pod, *pods.Pod]{path: MutatePods, log: o.Log, metrics: o.Metrics.at(MutatePods, mutated), judge: o.pod})
+	register(MutateWorkloads, &handler[pods.Workload, *pods.Workload]{path: MutateWorkloads, log: o.Log, metrics: o.Metrics.at(MutateWorkloads, mutated), judge: o.workload})
+	register(ValidatePods, &handler[pods.Pod, *pods.Pod]{path: ValidatePods, log: o.Log, metrics: o.Metrics.at(ValidatePods, judged), judge: o.podPolicy})
+	register(ValidateWorkloads, &handler[pods.Workload, *pods.Workload]{path: ValidateWorkloads, log: o.Log, metrics: o.Metrics.at(ValidateWorkloads, judged), judge: o.workloadPolicy})
 }
 
 // pod judges the creation of a pod; its other operations are nobody's business here.
-func (o *Options) pod(ctx context.Context, r *request[corev1.Pod]) (review.Verdict, error) {
+func (o *Options) pod(ctx context.Context, r *request[pods.Pod]) (review.Verdict, error) {
 	if r.Operation != admissionv1.Create {
 		return review.Verdict{Outcome: inject.NotRequested}, nil
+	}
+	if r.TooLarge {
+		return review.TooLarge(ctx, o.Source, true, r.Namespace)
 	}
 	return review.Pod(ctx, o.Source, inject.Pod(r.Object), r.Namespace, o.Defaults)
 }
 
 // workload judges the creation or update of a workload.
-func (o *Options) workload(ctx context.Context, r *request[inject.Workload]) (review.Verdict, error) {
+func (o *Options) workload(ctx context.Context, r *request[pods.Workload]) (review.Verdict, error) {
 	if r.Operation != admissionv1.Create && r.Operation != admissionv1.Update {
 		return review.Verdict{Outcome: inject.NotRequested}, nil
+	}
+	if r.TooLarge {
+		return review.TooLarge(ctx, o.Source, false, r.Namespace)
 	}
 	if r.Operation == admissionv1.Create {
 		r.OldObject = nil
@@ -66,12 +72,15 @@ func (o *Options) workload(ctx context.Context, r *request[inject.Workload]) (re
 }
 
 // podPolicy holds a new pod, or one whose labels change, against its namespace's policy. A Binding changes its pod's labels to its own.
-func (o *Options) podPolicy(ctx context.Context, r *request[corev1.Pod]) (review.Verdict, error) {
+func (o *Options) podPolicy(ctx context.Context, r *request[pods.Pod]) (review.Verdict, error) {
 	if r.Operation != admissionv1.Create && r.Operation != admissionv1.Update {
 		return review.Verdict{Outcome: inject.NotRequested}, nil
 	}
+	if r.TooLarge {
+		return review.TooLarge(ctx, o.Source, true, r.Namespace)
+	}
 	if r.Kind.Kind == "Binding" {
-		return review.BindingPolicy(ctx, o.Source, r.Object.Labels, r.Namespace)
+		return review.BindingPolicy(ctx, o.Source, inject.Pod(r.Object), r.Namespace)
 	}
 	if r.Operation == admissionv1.Create {
 		r.OldObject = nil
@@ -80,9 +89,12 @@ func (o *Options) podPolicy(ctx context.Context, r *request[corev1.Pod]) (review
 }
 
 // workloadPolicy tells what the policy of their namespace will say of a workload's pods.
-func (o *Options) workloadPolicy(ctx context.Context, r *request[inject.Workload]) (review.Verdict, error) {
+func (o *Options) workloadPolicy(ctx context.Context, r *request[pods.Workload]) (review.Verdict, error) {
 	if r.Operation != admissionv1.Create && r.Operation != admissionv1.Update {
 		return review.Verdict{Outcome: inject.NotRequested}, nil
+	}
+	if r.TooLarge {
+		return review.TooLarge(ctx, o.Source, false, r.Namespace)
 	}
 	return review.WorkloadPolicy(ctx, o.Source, r.Object, r.Namespace, o.Defaults)
 }

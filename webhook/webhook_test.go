@@ -24,6 +24,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/akv-injector/akv-injector/webhook"
+	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/corpus"
 	"github.com/akv-injector/akv-injector/webhook/facts"
 	"github.com/akv-injector/akv-injector/webhook/inject"
@@ -247,7 +248,7 @@ func TestRefusesWhatIsNoReview(t *testing.T) {
 		"no UID":                       {http.MethodPost, "application/json", strings.Replace(body, string(uid), "", 1), http.StatusBadRequest, "request.uid"},
 		"no object":                    {http.MethodPost, "application/json", `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u","operation":"CREATE"}}`, http.StatusBadRequest, "request.object"},
 		"a pod whose spec is a string": {http.MethodPost, "application/json", `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u","operation":"CREATE","object":{"spec":""}}}`, http.StatusBadRequest, "spec"},
-		"more than an object can be":   {http.MethodPost, "application/json", `{"request":{"uid":"` + strings.Repeat("x", 8<<20) + `"}}`, http.StatusRequestEntityTooLarge, "at most"},
+		"more than an object can be":   {http.MethodPost, "application/json", `{"request":{"uid":"` + strings.Repeat("x", 33<<20) + `"}}`, http.StatusRequestEntityTooLarge, "at most"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := httptest.NewRequest(test.method, webhook.MutatePods, strings.NewReader(test.body))
@@ -290,32 +291,93 @@ func TestOwnFaultsFailClosed(t *testing.T) {
 	}
 }
 
-// liveSource asks the cluster every time, which takes a context that has not ended.
-type liveSource struct{ facts.Source }
+// waitingSource waits for a cluster that does not answer.
+type waitingSource struct {
+	facts.Source
 
-func (l liveSource) Namespace(ctx context.Context, name string, fresh bool) (inject.Namespace, error) {
-	if err := ctx.Err(); err != nil {
-		return inject.Namespace{}, err
-	}
-	return l.Source.Namespace(ctx, name, fresh)
+	asked chan struct{}
 }
 
-// TestReviewsInFlightAreFinished shows that the end of the server's context, which controller-runtime makes that of every request,
-// takes no answer away.
-func TestReviewsInFlightAreFinished(t *testing.T) {
-	a := load(t, "origin-demo")
-	source, err := a.Facts()
+func (w waitingSource) Namespace(ctx context.Context, _ string, _ bool) (inject.Namespace, error) {
+	close(w.asked)
+	<-ctx.Done()
+	return inject.Namespace{}, ctx.Err()
+}
+
+// TestReviewEndsWithItsCaller shows that nothing more is looked up for a caller that hung up, and that such a review is no error.
+func TestReviewEndsWithItsCaller(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	source := waitingSource{asked: make(chan struct{})}
+	mux, lines := http.NewServeMux(), make(chan string, 1)
+	webhook.Register(mux.Handle, webhook.Options{
+		Source: source, Metrics: webhook.NewMetrics(registry), Log: funcr.New(func(_, line string) { lines <- line }, funcr.Options{}),
+	})
+	server := httptest.NewServer(mux)
+	t.Cleanup(server.Close)
+	ctx, hangUp := context.WithCancel(t.Context())
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, server.URL+webhook.MutatePods+"?timeout=30s", bytes.NewReader(reviewOf(t, load(t, "origin-demo"))))
 	if err != nil {
 		t.Fatal(err)
 	}
-	handler := serve(liveSource{source})
-	ended, end := context.WithCancel(t.Context())
-	end()
-	response := decode(t, post(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		handler.ServeHTTP(w, r.WithContext(ended))
-	}), webhook.MutatePods, reviewOf(t, a)))
-	if !response.Allowed || len(response.Patch) == 0 {
-		t.Errorf("allowed %t, result %+v; want a patch", response.Allowed, response.Result)
+	r.Header.Set("Content-Type", "application/json")
+	go func() {
+		<-source.asked
+		hangUp()
+	}()
+	if response, err := server.Client().Do(r); err == nil {
+		_ = response.Body.Close()
+		t.Fatal("there is an answer")
+	}
+	if line := <-lines; !strings.Contains(line, `"outcome"="abandoned"`) || strings.Contains(line, `"error"`) {
+		t.Errorf("logged %s", line)
+	}
+}
+
+// TestTooLarge shows that a review which exceeds what is read still gets an answer with its UID, and that no policy is lost by it.
+func TestTooLarge(t *testing.T) {
+	sizes := map[string]string{
+		"more than is read": `"args":["` + strings.Repeat(`\u003c`, 6<<20) + `"]`,
+		"more than is kept": `"env":[` + strings.Repeat(`{},`, 100_000) + `{}]`,
+	}
+	for behaviour, test := range map[string]struct {
+		labels, annotations map[string]string
+		path, kind          string
+		rejected            bool
+	}{
+		"a pod without a policy":                  {path: webhook.MutatePods, kind: "Pod"},
+		"a pod beneath a ceiling":                 {path: webhook.MutatePods, kind: "Pod", annotations: map[string]string{api.AllowedNames: "team-*"}, rejected: true},
+		"a pod where a level is enforced":         {path: webhook.ValidatePods, kind: "Pod", labels: map[string]string{api.Enforce: "bound"}, rejected: true},
+		"a pod where policy only warns":           {path: webhook.ValidatePods, kind: "Pod", labels: map[string]string{api.Warn: "bound"}},
+		"a workload, whose pods will be reviewed": {path: webhook.MutateWorkloads, kind: "Deployment", labels: map[string]string{api.Enforce: "bound"}},
+	} {
+		for size, list := range sizes {
+			t.Run(behaviour+", "+size, func(t *testing.T) {
+				namespace := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "v1", "kind": "Namespace"}}
+				namespace.SetName("team-a")
+				namespace.SetLabels(test.labels)
+				namespace.SetAnnotations(test.annotations)
+				var source facts.Objects
+				if err := source.Add(namespace, ""); err != nil {
+					t.Fatal(err)
+				}
+				spec := `{"containers":[{"name":"app",` + list + `}]}`
+				if test.kind != "Pod" {
+					spec = `{"template":{"spec":` + spec + `}}`
+				}
+				body := fmt.Sprintf(`{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":{"uid":%q,"kind":{"kind":%q},`+
+					`"namespace":"team-a","operation":"CREATE","object":{"metadata":{"name":"large"},"spec":%s}}}`, uid, test.kind, spec)
+				response := decode(t, post(serve(&source), test.path, []byte(body)))
+				if response.UID != uid || response.Allowed == test.rejected {
+					t.Fatalf("UID %q, allowed %t, result %+v", response.UID, response.Allowed, response.Result)
+				}
+				if test.rejected && (response.Result.Code != http.StatusForbidden || !strings.Contains(response.Result.Message, "[ReviewTooLarge] request.object")) {
+					t.Errorf("result %+v", response.Result)
+				}
+				if !test.rejected && (len(response.Warnings) != 1 || !strings.HasPrefix(response.Warnings[0], "[ReviewTooLarge] request.object")) {
+					t.Errorf("warnings %v", response.Warnings)
+				}
+			})
+		}
 	}
 }
 
@@ -384,10 +446,8 @@ func FuzzServe(f *testing.F) {
 				UID types.UID `json:"uid"`
 			} `json:"request"`
 		}
-		if err := json.Unmarshal(body, &sent, jsontext.AllowDuplicateNames(true)); err != nil {
-			t.Fatalf("answered what can't be decoded: %v", err)
-		}
-		if response.UID != sent.Request.UID {
+		err := json.Unmarshal(body, &sent, jsontext.AllowDuplicateNames(true))
+		if response.UID == "" || err == nil && response.UID != sent.Request.UID { // what is skipped may be no JSON
 			t.Fatalf("UID %q, want %q", response.UID, sent.Request.UID)
 		}
 	})

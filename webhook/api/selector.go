@@ -40,6 +40,11 @@ func ParseSelector(patterns []string) (Selector, error) {
 	return Selector{patterns: patterns}, nil
 }
 
+// Len is the number of names and globs.
+func (s Selector) Len() int {
+	return len(s.patterns)
+}
+
 // All reports whether the selector picks every container without looking at its name.
 func (s Selector) All() bool {
 	return len(s.patterns) == 0

@@ -35,7 +35,6 @@ import (
 	"golang.org/x/tools/txtar"
 	"gomodules.xyz/jsonpatch/v2"
 	jsonpatchv4 "gopkg.in/evanphx/json-patch.v4"
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
@@ -44,6 +43,7 @@ import (
 	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/facts"
 	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 	"github.com/akv-injector/akv-injector/webhook/review"
 )
 
@@ -194,8 +194,8 @@ func (a *Archive) Review(ctx context.Context) (map[string]string, error) {
 		return nil, err
 	}
 	if a.IsPod() {
-		var pod corev1.Pod
-		if err := json.Unmarshal(JSON(a.Subject), &pod); err != nil {
+		var pod pods.Pod
+		if err := pods.Decode(JSON(a.Subject), &pod); err != nil {
 			return nil, fmt.Errorf("decode pod: %w", err)
 		}
 		files, err := a.reviewPod(ctx, source, inject.Pod(&pod), "")
@@ -204,14 +204,14 @@ func (a *Archive) Review(ctx context.Context) (map[string]string, error) {
 		}
 		return files, a.holdPod(ctx, source, files)
 	}
-	var w inject.Workload
-	if err := json.Unmarshal(JSON(a.Subject), &w); err != nil {
+	var w pods.Workload
+	if err := pods.Decode(JSON(a.Subject), &w); err != nil {
 		return nil, fmt.Errorf("decode workload: %w", err)
 	}
-	var before *inject.Workload
+	var before *pods.Workload
 	if a.Old != nil {
-		before = &inject.Workload{}
-		if err := json.Unmarshal(JSON(a.Old), before); err != nil {
+		before = &pods.Workload{}
+		if err := pods.Decode(JSON(a.Old), before); err != nil {
 			return nil, fmt.Errorf("decode old workload: %w", err)
 		}
 	}
@@ -228,8 +228,8 @@ func (a *Archive) Review(ctx context.Context) (map[string]string, error) {
 	if patched, err = Apply(patched, verdict.Operations); err != nil {
 		return nil, err
 	}
-	var handed inject.Workload
-	if err := json.Unmarshal(patched, &handed); err != nil {
+	var handed pods.Workload
+	if err := pods.Decode(patched, &handed); err != nil {
 		return nil, fmt.Errorf("decode patched workload: %w", err)
 	}
 	held, err := review.WorkloadPolicy(ctx, source, &handed, a.Namespace(), inject.Defaults{})
@@ -283,8 +283,8 @@ func (a *Archive) holdPod(ctx context.Context, source facts.Source, files map[st
 			return err
 		}
 	}
-	var pod corev1.Pod
-	if err := json.Unmarshal(patched, &pod); err != nil {
+	var pod pods.Pod
+	if err := pods.Decode(patched, &pod); err != nil {
 		return fmt.Errorf("decode patched pod: %w", err)
 	}
 	held, err := review.PodPolicy(ctx, source, &pod, nil, a.Namespace(), inject.Defaults{})

@@ -82,13 +82,11 @@ func CheckLaws(object []byte, operations []jsonpatch.Operation, again func(patch
 }
 
 // CheckOutline sees that a review of the outline of an injected pod gives the classes that a review of the whole gave.
-func CheckOutline(ctx context.Context, source facts.Source, injected *inject.Subject, namespace string, defaults inject.Defaults, whole *inject.Result) error {
-	if len(whole.AllErrors()) > 0 || injected.Meta == nil {
+func CheckOutline(ctx context.Context, source facts.Source, injected *Pod, namespace string, defaults inject.Defaults, whole *inject.Result) error {
+	if len(whole.AllErrors()) > 0 {
 		return nil
 	}
-	pod := &corev1.Pod{ObjectMeta: *injected.Meta, Spec: *injected.Spec}
-	pod.Annotations = injected.Annotations
-	outline := inject.OutlineOf(pod)
+	outline := inject.OutlineOf(&corev1.Pod{ObjectMeta: *injected.Meta, Spec: injected.Spec})
 	result, err := review.Classes(ctx, source, outline.Subject(), namespace, defaults, false)
 	if err != nil {
 		return err
@@ -108,30 +106,61 @@ func CheckOutline(ctx context.Context, source facts.Source, injected *inject.Sub
 	return nil
 }
 
+// Pod is the pod within an object, with every field of the Kubernetes API.
+type Pod struct {
+	Meta *metav1.ObjectMeta `json:"metadata"`
+	Spec corev1.PodSpec     `json:"spec"`
+}
+
+// PodOf decodes the pod that object is, or the template of the workload that it is. Its metadata is never nil.
+func PodOf(object []byte) (*Pod, error) {
+	p, err := parse(object)
+	if err != nil {
+		return nil, err
+	}
+	return &p.pod, nil
+}
+
 // Mutate makes a change the customary way, on the decoded pod. Encoded, it has to be what the patch makes of the pod.
-func Mutate(meta *metav1.ObjectMeta, spec *corev1.PodSpec, change *inject.Change) {
+func (p *Pod) Mutate(change *inject.Change) {
 	for _, e := range change.Labels {
-		metav1.SetMetaDataLabel(meta, e.Key, e.Value)
+		metav1.SetMetaDataLabel(p.Meta, e.Key, e.Value)
 	}
 	for _, e := range change.Annotations {
-		metav1.SetMetaDataAnnotation(meta, e.Key, e.Value)
+		metav1.SetMetaDataAnnotation(p.Meta, e.Key, e.Value)
 	}
 	if change.ServiceAccountName != "" {
-		spec.ServiceAccountName = change.ServiceAccountName
+		p.Spec.ServiceAccountName = change.ServiceAccountName
 	}
-	spec.Volumes = append(spec.Volumes, change.Volumes...)
+	for i := range change.Volumes {
+		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: change.Volumes[i].Name, VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
+			Driver: class.Driver, ReadOnly: new(true), VolumeAttributes: map[string]string{class.Attribute: change.Volumes[i].Class()},
+		}}})
+	}
 	for _, c := range change.Containers {
-		list := spec.Containers
+		list := p.Spec.Containers
 		if c.Init {
-			list = spec.InitContainers
+			list = p.Spec.InitContainers
 		}
 		container := &list[c.Index]
 		for _, r := range c.Replace {
-			container.Env[r.Index] = r.Var
+			container.Env[r.Index] = envVar(r.Var)
 		}
-		container.Env = slices.Concat(c.Env, container.Env)
-		container.VolumeMounts = append(container.VolumeMounts, c.Mounts...)
+		var env []corev1.EnvVar
+		for _, v := range c.Env {
+			env = append(env, envVar(v))
+		}
+		container.Env = slices.Concat(env, container.Env)
+		for _, m := range c.Mounts {
+			container.VolumeMounts = append(container.VolumeMounts, corev1.VolumeMount{Name: m.Volume, MountPath: m.Path, ReadOnly: m.ReadOnly})
+		}
 	}
+}
+
+func envVar(v inject.EnvVar) corev1.EnvVar {
+	return corev1.EnvVar{Name: v.Name, ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{
+		LocalObjectReference: corev1.LocalObjectReference{Name: v.From.SecretKey.Secret}, Key: v.From.SecretKey.Key,
+	}}}
 }
 
 // parsed is an object that holds a pod, in every shape that the laws look at.
@@ -139,12 +168,26 @@ type parsed struct {
 	root inject.Root
 	// annotations are the object's own, which a workload's are not its pod's.
 	annotations map[string]string
-	pod         inject.Template
+	pod         Pod
 	tree        any
 }
 
+// workload is an object that may be a workload.
+type workload struct {
+	metav1.ObjectMeta `json:"metadata"`
+
+	Spec struct {
+		Template    *Pod `json:"template"`
+		JobTemplate *struct {
+			Spec struct {
+				Template *Pod `json:"template"`
+			} `json:"spec"`
+		} `json:"jobTemplate"`
+	} `json:"spec"`
+}
+
 func parse(object []byte) (*parsed, error) {
-	var w inject.Workload
+	var w workload
 	if err := json.Unmarshal(object, &w); err != nil {
 		return nil, err
 	}
@@ -421,7 +464,7 @@ var podSecurity = func() psapolicy.Evaluator {
 }()
 
 // level is what Pod Security forbids the pod at the levels baseline and restricted.
-func level(pod *inject.Template) string {
+func level(pod *Pod) string {
 	var forbidden []string
 	for _, l := range []psaapi.Level{psaapi.LevelBaseline, psaapi.LevelRestricted} {
 		result := psapolicy.AggregateCheckResults(podSecurity.EvaluatePod(psaapi.LevelVersion{Level: l, Version: psaapi.LatestVersion()}, pod.Meta, &pod.Spec))

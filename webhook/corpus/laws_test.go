@@ -10,11 +10,13 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/google/go-cmp/cmp"
 	"gomodules.xyz/jsonpatch/v2"
-	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/akv-injector/akv-injector/webhook/corpus"
 	"github.com/akv-injector/akv-injector/webhook/facts"
 	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/jsonstream"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 	"github.com/akv-injector/akv-injector/webhook/review"
 )
 
@@ -64,67 +66,102 @@ func checkLaws(t *testing.T, object []byte, patch patcher) {
 	}
 }
 
+// TestWhatIsSkipped shows that nothing depends on a field that is not read: without all of these an archive comes to the same.
+func TestWhatIsSkipped(t *testing.T) {
+	archives, err := corpus.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range archives {
+		t.Run(a.Name, func(t *testing.T) {
+			for _, object := range []*unstructured.Unstructured{a.Subject, a.Old} {
+				if object == nil {
+					continue
+				}
+				pruned, err := corpus.Prune(corpus.JSON(object))
+				if err != nil {
+					t.Fatal(err)
+				}
+				namespace := object.GetNamespace() // it is the request's
+				if err := object.UnmarshalJSON(pruned); err != nil {
+					t.Fatal(err)
+				}
+				object.SetNamespace(namespace)
+			}
+			got, err := a.Review(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(a.Wanted, got); diff != "" {
+				t.Errorf("the core's answer differs (-whole +pruned):\n%s", diff)
+			}
+		})
+	}
+}
+
 func patchPod(ctx context.Context, source facts.Source, namespace string) patcher {
-	return func(object []byte) ([]jsonpatch.Operation, error) {
-		var pod corev1.Pod
-		if err := json.Unmarshal(object, &pod); err != nil {
+	return func(text []byte) ([]jsonpatch.Operation, error) {
+		var pod pods.Pod
+		if err := pods.Decode(text, &pod); err != nil {
 			return nil, err
 		}
-		return decide(ctx, source, inject.Pod(&pod), namespace, object, &pod)
+		operations, err := decide(ctx, source, inject.Pod(&pod), namespace, text)
+		return operations, errors.Join(err, unmodified(text, &pod, new(pods.Pod)))
 	}
 }
 
 // patchTemplate reviews the pod that a workload's template makes, at the template's place.
 func patchTemplate(ctx context.Context, source facts.Source, namespace string) patcher {
-	return func(object []byte) ([]jsonpatch.Operation, error) {
-		var w inject.Workload
-		if err := json.Unmarshal(object, &w); err != nil {
+	return func(text []byte) ([]jsonpatch.Operation, error) {
+		var w pods.Workload
+		if err := pods.Decode(text, &w); err != nil {
 			return nil, err
 		}
 		handover, ok := inject.HandDown(&w, &w)
 		if !ok {
 			return nil, nil
 		}
-		return decide(ctx, source, handover.Subject, namespace, object, &w)
+		operations, err := decide(ctx, source, handover.Subject, namespace, text)
+		return operations, errors.Join(err, unmodified(text, &w, new(pods.Workload)))
 	}
 }
 
-// decide asks the core, and sees that it leaves decoded, which subject is part of, as it was decoded from object. The patch has to
-// make of the object what the change makes of decoded.
-func decide[T any](ctx context.Context, source facts.Source, subject inject.Subject, namespace string, object []byte, decoded *T) ([]jsonpatch.Operation, error) {
+// decide asks the core. The patch has to make of the object what the change makes of the decoded pod.
+func decide(ctx context.Context, source facts.Source, subject inject.Subject, namespace string, text []byte) ([]jsonpatch.Operation, error) {
 	result, err := review.Decide(ctx, source, subject, namespace, inject.Defaults{})
 	if err != nil {
 		return nil, err
 	}
 	operations := result.Change.Operations(&subject)
-	if err := unmodified(object, decoded); err != nil {
+	patched, err := corpus.Apply(text, operations)
+	if err != nil {
 		return nil, err
 	}
-	patched, err := corpus.Apply(object, operations)
-	if err != nil || subject.Meta == nil {
-		return operations, err
-	}
-	var want T
-	if err := json.Unmarshal(patched, &want); err != nil {
+	got, err := corpus.PodOf(patched)
+	if err != nil {
 		return nil, err
 	}
-	corpus.Mutate(subject.Meta, subject.Spec, &result.Change)
-	if diff := cmp.Diff(decoded, &want); diff != "" {
+	want, err := corpus.PodOf(text)
+	if err != nil {
+		return nil, err
+	}
+	want.Mutate(&result.Change)
+	if diff := cmp.Diff(want, got); diff != "" {
 		return nil, fmt.Errorf("the patch differs from the change made on the decoded object (-change +patch):\n%s", diff)
 	}
-	return operations, corpus.CheckOutline(ctx, source, &subject, namespace, inject.Defaults{}, &result)
+	return operations, corpus.CheckOutline(ctx, source, got, namespace, inject.Defaults{}, &result)
 }
 
 func patchWorkload(ctx context.Context, source facts.Source, old []byte, namespace string) patcher {
-	return func(object []byte) ([]jsonpatch.Operation, error) {
-		var w inject.Workload
-		if err := json.Unmarshal(object, &w); err != nil {
+	return func(text []byte) ([]jsonpatch.Operation, error) {
+		var w pods.Workload
+		if err := pods.Decode(text, &w); err != nil {
 			return nil, err
 		}
-		var before *inject.Workload
+		var before *pods.Workload
 		if old != nil {
-			before = &inject.Workload{}
-			if err := json.Unmarshal(old, before); err != nil {
+			before = &pods.Workload{}
+			if err := pods.Decode(old, before); err != nil {
 				return nil, err
 			}
 		}
@@ -133,19 +170,18 @@ func patchWorkload(ctx context.Context, source facts.Source, old []byte, namespa
 			return nil, err
 		}
 		if old != nil {
-			err = unmodified(old, before)
+			err = unmodified(old, before, new(pods.Workload))
 		}
-		return verdict.Operations, errors.Join(err, unmodified(object, &w))
+		return verdict.Operations, errors.Join(err, unmodified(text, &w, new(pods.Workload)))
 	}
 }
 
-// unmodified compares what was decoded from object with what is decoded from it now.
-func unmodified[T any](object []byte, decoded *T) error {
-	var fresh T
-	if err := json.Unmarshal(object, &fresh); err != nil {
+// unmodified compares what was decoded from text with what is decoded from it now, into fresh.
+func unmodified[T interface{ Read(*jsonstream.Reader) }](text []byte, decoded, fresh T) error {
+	if err := pods.Decode(text, fresh); err != nil {
 		return err
 	}
-	if diff := cmp.Diff(&fresh, decoded); diff != "" {
+	if diff := cmp.Diff(fresh, decoded); diff != "" {
 		return fmt.Errorf("the review modified its input (-before +after):\n%s", diff)
 	}
 	return nil

@@ -18,7 +18,7 @@ func BenchmarkInject(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		subject := inject.Pod(&request.Object)
+		subject := inject.Pod(&request.Pod)
 		namespace, err := source.Namespace(b.Context(), request.Namespace, false)
 		if err != nil {
 			b.Fatal(err)

@@ -4,7 +4,9 @@ import (
 	"strconv"
 
 	"gomodules.xyz/jsonpatch/v2"
-	corev1 "k8s.io/api/core/v1"
+
+	"github.com/akv-injector/akv-injector/webhook/class"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 )
 
 // Entry is one label or annotation.
@@ -19,7 +21,7 @@ type Change struct {
 	// ServiceAccountName is whom the pod is to run as; empty to leave it.
 	ServiceAccountName string
 	// Volumes follow those that the pod has.
-	Volumes []corev1.Volume
+	Volumes []Volume
 	// Containers are the changes by container, init containers first, each list in the order of the pod.
 	Containers []ContainerChange
 }
@@ -30,9 +32,9 @@ type ContainerChange struct {
 	Init  bool
 	Index int
 	// Mounts follow those that the container has.
-	Mounts []corev1.VolumeMount
+	Mounts []Mount
 	// Env precedes what the container has, so that its own env vars may refer to it by $(NAME).
-	Env []corev1.EnvVar
+	Env []EnvVar
 	// Replace are env vars of the container that the request overrides, by their index.
 	Replace []EnvReplacement
 }
@@ -40,7 +42,54 @@ type ContainerChange struct {
 // EnvReplacement is an env var and the index of the one that it replaces.
 type EnvReplacement struct {
 	Index int
-	Var   corev1.EnvVar
+	Var   EnvVar
+}
+
+// Volume is an inline volume of the Secrets Store CSI driver, in its JSON form.
+type Volume struct {
+	Name string `json:"name"`
+	CSI  csi    `json:"csi"`
+}
+
+type csi struct {
+	Driver     string     `json:"driver"`
+	ReadOnly   bool       `json:"readOnly"`
+	Attributes attributes `json:"volumeAttributes"`
+}
+
+type attributes struct {
+	Class string `json:"secretProviderClass"`
+}
+
+// Class is the name of the SecretProviderClass that the volume mounts.
+func (v *Volume) Class() string {
+	return v.CSI.Attributes.Class
+}
+
+func newVolume(name, className string) Volume {
+	return Volume{Name: name, CSI: csi{Driver: class.Driver, ReadOnly: true, Attributes: attributes{className}}}
+}
+
+// Mount is a read-only mount of a volume, in its JSON form.
+type Mount struct {
+	Volume   string `json:"name"`
+	ReadOnly bool   `json:"readOnly"`
+	Path     string `json:"mountPath"`
+}
+
+// EnvVar is an env var from a key of a Secret, in its JSON form.
+type EnvVar struct {
+	Name string    `json:"name"`
+	From envSource `json:"valueFrom"`
+}
+
+type envSource struct {
+	SecretKey secretKey `json:"secretKeyRef"`
+}
+
+type secretKey struct {
+	Secret string `json:"name"`
+	Key    string `json:"key"`
 }
 
 // IsEmpty reports whether the pod lacks nothing.
@@ -56,27 +105,28 @@ func (c *Change) Operations(subject *Subject) []jsonpatch.Operation {
 	}
 	w := patchWriter{ops: make([]jsonpatch.Operation, 0, 4+len(c.Labels)+len(c.Annotations)+len(c.Volumes)+2*len(c.Containers))}
 	root := subject.Root.Pointer
-	var labels, annotations map[string]string
-	if subject.Meta != nil {
-		labels, annotations = subject.Meta.Labels, subject.Meta.Annotations
-	} else if len(c.Labels)+len(c.Annotations) > 0 {
-		w.op("add", root+"/metadata", struct{}{})
+	meta := subject.Meta
+	if meta == nil {
+		meta = &pods.Meta{}
+		if len(c.Labels)+len(c.Annotations) > 0 {
+			w.op("add", root+"/metadata", struct{}{})
+		}
 	}
-	w.entries(root+"/metadata/labels", labels, c.Labels)
-	w.entries(root+"/metadata/annotations", annotations, c.Annotations)
+	w.entries(root+"/metadata/labels", meta.HasLabels, meta.Labels, c.Labels)
+	w.entries(root+"/metadata/annotations", meta.HasAnnotations, meta.Annotations, c.Annotations)
 	spec := root + "/spec"
 	if c.ServiceAccountName != "" {
 		w.set(spec+"/serviceAccountName", subject.Spec.ServiceAccountName != "", c.ServiceAccountName)
 	}
 	appendTo(&w, spec+"/volumes", len(subject.Spec.Volumes) == 0, c.Volumes)
 	for i := range c.Containers {
-		c.Containers[i].operations(&w, spec, subject.Spec)
+		c.Containers[i].operations(&w, spec, &subject.Spec)
 	}
 	return w.ops
 }
 
-func (c *ContainerChange) operations(w *patchWriter, specPointer string, spec *corev1.PodSpec) {
-	list, container := "/containers/", (*corev1.Container)(nil)
+func (c *ContainerChange) operations(w *patchWriter, specPointer string, spec *pods.Spec) {
+	list, container := "/containers/", (*pods.Container)(nil)
 	if c.Init {
 		list, container = "/initContainers/", &spec.InitContainers[c.Index]
 	} else {
@@ -93,7 +143,7 @@ func (c *ContainerChange) operations(w *patchWriter, specPointer string, spec *c
 			w.op("add", pointer+"/env/"+strconv.Itoa(i), &c.Env[i])
 		}
 	}
-	appendTo(w, pointer+"/volumeMounts", len(container.VolumeMounts) == 0, c.Mounts)
+	appendTo(w, pointer+"/volumeMounts", len(container.Mounts) == 0, c.Mounts)
 }
 
 // patchWriter collects operations.
@@ -114,13 +164,13 @@ func (w *patchWriter) set(pointer string, there bool, value any) {
 	w.op("add", pointer, value)
 }
 
-// entries sets keys of a map. A map that is absent, null or empty is added whole, since a member can't be added to what isn't
-// there.
-func (w *patchWriter) entries(pointer string, existing map[string]string, entries []Entry) {
+// entries sets keys of a map, of which existing holds those that are read. A map that is absent, null or empty is added whole, since a
+// member can't be added to what isn't there.
+func (w *patchWriter) entries(pointer string, there bool, existing map[string]string, entries []Entry) {
 	if len(entries) == 0 {
 		return
 	}
-	if len(existing) == 0 {
+	if !there {
 		whole := make(map[string]string, len(entries))
 		for _, e := range entries {
 			whole[e.Key] = e.Value

@@ -5,15 +5,15 @@ import (
 	"slices"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/akv-injector/akv-injector/webhook/api"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 )
 
 // container is a container of the pod and where it stands.
 type container struct {
-	*corev1.Container
+	*pods.Container
 	init  bool
 	index int
 }
@@ -51,6 +51,9 @@ func (d *decision) selectContainers() {
 		names[i] = d.selected[i].Name
 	}
 	selector, path := d.request.Containers, d.path(api.Containers)
+	if d.tooManyPatterns(len(names)) {
+		return
+	}
 	missing := d.unmatched(api.Containers, selector, names, path, "a container or init container of the pod")
 	if len(names) > 0 && !slices.ContainsFunc(names, selector.Matches) {
 		d.selectNone(missing, field.Invalid(path, api.Echo(selector.String()), "must select at least one of: "+few(names, asIs)))
@@ -119,9 +122,29 @@ func (d *decision) selectNone(told bool, err *field.Error) {
 	}
 }
 
-// maxAdditions is how many env vars and mounts a pod may get in all: the size of what is added is a product, of things that are each small,
-// and a pod with so much could not be stored.
-const maxAdditions = 10_000
+// maxMatches bounds how often a name or glob is compared with the name of a container.
+const maxMatches = 200_000
+
+// tooManyPatterns rejects a request whose names and globs are too many for a pod of that many containers.
+func (d *decision) tooManyPatterns(containers int) bool {
+	key, patterns := api.Containers, d.request.Containers.Len()
+	for _, item := range d.request.Items {
+		if n := item.Containers.Len(); n > 0 {
+			key, patterns = api.Secrets, patterns+n
+		}
+	}
+	if patterns*containers <= maxMatches {
+		return false
+	}
+	d.selected = nil
+	err := field.TooMany(d.path(key), patterns, maxMatches/containers)
+	err.Detail = fmt.Sprintf("must have at most %d container names and globs in all for a pod with %d containers", maxMatches/containers, containers)
+	d.fail(api.InvalidItem, err)
+	return true
+}
+
+// maxAdditions bounds how many env vars and mounts a pod gets in all: containers times items can be far more than either.
+const maxAdditions = 2_000
 
 // containers works out what each selected container lacks.
 func (d *decision) containers() {
@@ -147,7 +170,7 @@ func (d *decision) containers() {
 				continue
 			}
 			d.checkMountPath(c, m)
-			change.Mounts = append(change.Mounts, corev1.VolumeMount{Name: m.volume, MountPath: m.path, ReadOnly: true})
+			change.Mounts = append(change.Mounts, Mount{Volume: m.volume, Path: m.path, ReadOnly: true})
 		}
 		d.containerEnv(c, &change)
 		if len(change.Mounts)+len(change.Env)+len(change.Replace) > 0 {
@@ -156,9 +179,9 @@ func (d *decision) containers() {
 	}
 }
 
-func mountsVolume(c *corev1.Container, volume string) bool {
-	for i := range c.VolumeMounts {
-		if c.VolumeMounts[i].Name == volume {
+func mountsVolume(c *pods.Container, volume string) bool {
+	for i := range c.Mounts {
+		if c.Mounts[i].Volume == volume {
 			return true
 		}
 	}
@@ -167,58 +190,54 @@ func mountsVolume(c *corev1.Container, volume string) bool {
 
 // containerEnv works out the env vars of one container.
 func (d *decision) containerEnv(c *container, change *ContainerChange) {
+	first := len(d.applied)
 	for i := range d.env {
 		e := &d.env[i]
-		if !e.containers.Matches(c.Name) {
+		if !e.containers.Matches(c.Name) || d.repeats(e, d.applied[first:], c.Name) {
 			continue
 		}
-		if d.repeats(e, i, c.Name) {
-			continue
+		d.applied = append(d.applied, e)
+		wanted := EnvVar{Name: e.name, From: envSource{secretKey{e.secret, e.key}}}
+		set := false
+		for at := range c.Env {
+			if c.Env[at].Name != e.name {
+				continue
+			}
+			set = true
+			if key := c.Env[at].SecretKey; key != nil && key.Secret == e.secret && key.Key == e.key {
+				e.set = true
+				continue
+			}
+			d.envConflict(c, at, wanted, change)
+			e.set = e.set || d.request.OnConflict == api.ConflictOverride
 		}
-		wanted := corev1.EnvVar{Name: e.name, ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{
-			LocalObjectReference: corev1.LocalObjectReference{Name: e.secret}, Key: e.key,
-		}}}
-		if !slices.ContainsFunc(c.Env, func(v corev1.EnvVar) bool { return v.Name == e.name }) {
+		if !set {
 			change.Env = append(change.Env, wanted)
 			e.set = true
-			continue
-		}
-		for at := range c.Env {
-			switch {
-			case c.Env[at].Name != e.name:
-			case sameSecretKey(&c.Env[at], e):
-				e.set = true
-			default:
-				d.envConflict(c, at, wanted, change)
-				e.set = e.set || d.request.OnConflict == api.ConflictOverride
-			}
 		}
 	}
+	d.applied = d.applied[:first]
 }
 
-// repeats refuses a second item that sets the same env var in one container. It is told once, at the first container.
-func (d *decision) repeats(e *envVar, i int, containerName string) bool {
-	for j := range i {
-		other := &d.env[j]
-		if other.name != e.name || !other.containers.Matches(containerName) {
-			continue
-		}
-		err := field.Duplicate(d.itemPath(e.item).Child("env"), e.name)
-		err.Detail = fmt.Sprintf("item %d sets it too in container %s; give one of them another name", other.item, containerName)
-		if !slices.ContainsFunc(d.Errors, func(known *field.Error) bool { return known.Field == err.Field }) {
-			d.fail(api.InvalidItem, err)
-		}
+// repeats rejects an item that sets an env var which another item, one of those applied to the container, sets too. It is reported once, for
+// the first container.
+func (d *decision) repeats(e *envVar, applied []*envVar, containerName string) bool {
+	at := slices.IndexFunc(applied, func(other *envVar) bool { return other.name == e.name })
+	if at < 0 {
+		return false
+	}
+	if e.repeated {
 		return true
 	}
-	return false
-}
-
-func sameSecretKey(v *corev1.EnvVar, e *envVar) bool {
-	return v.ValueFrom != nil && v.ValueFrom.SecretKeyRef != nil && v.ValueFrom.SecretKeyRef.Name == e.secret && v.ValueFrom.SecretKeyRef.Key == e.key
+	e.repeated = true
+	err := field.Duplicate(d.itemPath(e.item).Child("env"), e.name)
+	err.Detail = fmt.Sprintf("item %d sets it too in container %s; give one of them another name", applied[at].item, containerName)
+	d.fail(api.InvalidItem, err)
+	return true
 }
 
 // envConflict does with an env var that the container sets by itself what the request says. Its value is nobody's business.
-func (d *decision) envConflict(c *container, at int, wanted corev1.EnvVar, change *ContainerChange) {
+func (d *decision) envConflict(c *container, at int, wanted EnvVar, change *ContainerChange) {
 	path := c.path(d.subject.Root).Child("env").Index(at)
 	switch d.request.OnConflict {
 	case api.ConflictKeep:

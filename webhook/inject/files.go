@@ -5,10 +5,10 @@ import (
 	"slices"
 	"strconv"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/akv-injector/akv-injector/webhook/api"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 )
 
 // othersRead are the bits of a file's mode by which whoever isn't its owner reads it. Who is in the group of root is for the image to say, too.
@@ -20,7 +20,7 @@ func (d *decision) files() {
 	if len(d.request.Classes) > 0 || len(d.selected) == 0 {
 		return
 	}
-	if slices.ContainsFunc(d.selected, func(c container) bool { return mayBeRoot(d.subject.Spec.SecurityContext, c.SecurityContext) }) {
+	if slices.ContainsFunc(d.selected, func(c container) bool { return mayBeRoot(&d.subject.Spec.SecurityContext, &c.SecurityContext) }) {
 		return
 	}
 	for index, item := range d.request.Items {
@@ -34,17 +34,13 @@ func (d *decision) files() {
 }
 
 // mayBeRoot reports whether a container may run as root, which it may where nobody says and so the image does.
-func mayBeRoot(pod *corev1.PodSecurityContext, own *corev1.SecurityContext) bool {
-	var user *int64
-	var nonRoot *bool
-	if pod != nil {
-		user, nonRoot = pod.RunAsUser, pod.RunAsNonRoot
+func mayBeRoot(pod, own *pods.SecurityContext) bool {
+	user, nonRoot := own.RunAsUser, own.RunAsNonRoot
+	if user == nil {
+		user = pod.RunAsUser
 	}
-	if own != nil && own.RunAsUser != nil {
-		user = own.RunAsUser
-	}
-	if own != nil && own.RunAsNonRoot != nil {
-		nonRoot = own.RunAsNonRoot
+	if nonRoot == nil {
+		nonRoot = pod.RunAsNonRoot
 	}
 	if user != nil {
 		return *user == 0

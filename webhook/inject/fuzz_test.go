@@ -18,6 +18,7 @@ import (
 	"github.com/akv-injector/akv-injector/webhook/class"
 	"github.com/akv-injector/akv-injector/webhook/corpus"
 	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 	"github.com/akv-injector/akv-injector/webhook/review"
 )
 
@@ -57,6 +58,9 @@ func FuzzInject(f *testing.F) {
 		if err := corpus.CheckLaws(object, operations, again); err != nil {
 			t.Error(err)
 		}
+		if err := w.checkPruned(t.Context(), object, root, &result, operations); err != nil {
+			t.Error(err)
+		}
 		if subject, err := decode(object, root); err != nil {
 			t.Error(err)
 		} else if result.Outcome == inject.NotRequested && w.asksKeyVault(subject) {
@@ -71,6 +75,24 @@ func FuzzInject(f *testing.F) {
 			t.Logf("object:\n%s\npatch:\n%s\nnamespace: %v %v", object, corpus.Operations(operations), w.namespace.Labels, w.namespace.Annotations)
 		}
 	})
+}
+
+// checkPruned sees that nothing depends on a field that is not read.
+func (w *world) checkPruned(ctx context.Context, object []byte, root inject.Root, whole *inject.Result, operations []jsonpatch.Operation) error {
+	pruned, err := corpus.Prune(object)
+	if err != nil {
+		return err
+	}
+	result, again, err := w.review(ctx, pruned, root)
+	if err != nil {
+		return err
+	}
+	before := corpus.Files("", review.Verdict{Outcome: whole.Outcome, Operations: operations, Warnings: whole.Warnings, Errors: whole.AllErrors()})
+	after := corpus.Files("", review.Verdict{Outcome: result.Outcome, Operations: again, Warnings: result.Warnings, Errors: result.AllErrors()})
+	if diff := cmp.Diff(before, after); diff != "" {
+		return fmt.Errorf("a field that is not read makes a difference (-whole +pruned):\n%s", diff)
+	}
+	return nil
 }
 
 // complete sees that an injected pod has what its status says, in every container that its status names.
@@ -91,24 +113,23 @@ func complete(object []byte, operations []jsonpatch.Operation, root inject.Root)
 	for i := range containers {
 		if c := &containers[i]; slices.Contains(status.Containers, c.Name) {
 			for _, v := range status.Volumes {
-				if !slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == v.Name }) {
+				if !slices.ContainsFunc(c.Mounts, func(m pods.Mount) bool { return m.Volume == v.Name }) {
 					return fmt.Errorf("container %s lacks volume %s of class %s", c.Name, v.Name, v.Class)
 				}
 			}
 		}
 	}
 	for _, v := range status.Volumes {
-		if !slices.ContainsFunc(pod.Spec.Volumes, func(have corev1.Volume) bool {
-			return have.Name == v.Name && have.CSI != nil && have.CSI.VolumeAttributes[class.Attribute] == v.Class
+		if !slices.ContainsFunc(pod.Spec.Volumes, func(have pods.Volume) bool {
+			return have.Name == v.Name && have.CSI != nil && have.CSI.Attributes[class.Attribute] == v.Class
 		}) {
 			return fmt.Errorf("the pod lacks volume %s of class %s", v.Name, v.Class)
 		}
 	}
 	for _, e := range status.Env {
-		if !slices.ContainsFunc(containers, func(c corev1.Container) bool {
-			return slices.ContainsFunc(c.Env, func(have corev1.EnvVar) bool {
-				ref := have.ValueFrom
-				return have.Name == e.Name && ref != nil && ref.SecretKeyRef != nil && ref.SecretKeyRef.Name == e.Secret && ref.SecretKeyRef.Key == e.Key
+		if !slices.ContainsFunc(containers, func(c pods.Container) bool {
+			return slices.ContainsFunc(c.Env, func(have pods.EnvVar) bool {
+				return have.Name == e.Name && have.SecretKey != nil && *have.SecretKey == pods.SecretKey{Secret: e.Secret, Key: e.Key}
 			})
 		}) {
 			return fmt.Errorf("no container has env var %s of %s/%s", e.Name, e.Secret, e.Key)
@@ -200,28 +221,26 @@ func (w *world) review(ctx context.Context, object []byte, root inject.Root) (in
 	if err != nil {
 		return result, nil, err
 	}
-	if diff := differ(untouched, subject); diff != "" {
+	if diff := differ(untouched.Pod, subject.Pod); diff != "" {
 		return result, nil, fmt.Errorf("the core modified the pod (-before +after):\n%s", diff)
 	}
 	patched, err := corpus.Apply(object, operations)
 	if err != nil {
 		return result, nil, err
 	}
-	after, err := decode(patched, root)
+	got, err := corpus.PodOf(patched)
 	if err != nil {
 		return result, nil, err
 	}
-	if subject.Meta == nil {
-		subject.Meta = &metav1.ObjectMeta{}
+	want, err := corpus.PodOf(object)
+	if err != nil {
+		return result, nil, err
 	}
-	if after.Meta == nil {
-		after.Meta = &metav1.ObjectMeta{}
-	}
-	corpus.Mutate(subject.Meta, subject.Spec, &result.Change)
-	if diff := differ(subject, after); diff != "" {
+	want.Mutate(&result.Change)
+	if diff := differ(want, got); diff != "" {
 		return result, nil, fmt.Errorf("the patch is not the change (-change +patch):\n%s", diff)
 	}
-	if err := corpus.CheckOutline(ctx, w, after, w.namespace.Name, w.defaults, &result); err != nil {
+	if err := corpus.CheckOutline(ctx, w, got, w.namespace.Name, w.defaults, &result); err != nil {
 		return result, nil, err
 	}
 	mode, own := untouched.Annotations[api.OnConflict]
@@ -236,26 +255,26 @@ func (w *world) review(ctx context.Context, object []byte, root inject.Root) (in
 	return result, operations, nil
 }
 
-// differ is how the pods of two subjects differ. What is mostly equal is compared by the faster of two libraries first.
-func differ(a, b *inject.Subject) string {
-	if reflect.DeepEqual(a.Meta, b.Meta) && reflect.DeepEqual(a.Spec, b.Spec) {
+// differ is how two pods differ. What is mostly equal is compared by the faster of two libraries first.
+func differ[T any](a, b *T) string {
+	if reflect.DeepEqual(a, b) {
 		return ""
 	}
-	return cmp.Diff(a.Meta, b.Meta) + cmp.Diff(a.Spec, b.Spec)
+	return cmp.Diff(a, b)
 }
 
 // decode takes the pod out of object, so that nothing of it is shared with another decoding.
 func decode(object []byte, root inject.Root) (*inject.Subject, error) {
 	if root.Pointer == "" {
-		var pod corev1.Pod
-		if err := json.Unmarshal(object, &pod); err != nil {
+		var pod pods.Pod
+		if err := pods.Decode(object, &pod); err != nil {
 			return nil, err
 		}
 		subject := inject.Pod(&pod)
 		return &subject, nil
 	}
-	var w inject.Workload
-	if err := json.Unmarshal(object, &w); err != nil {
+	var w pods.Workload
+	if err := pods.Decode(object, &w); err != nil {
 		return nil, err
 	}
 	handover, ok := inject.HandDown(&w, &w)

@@ -99,7 +99,7 @@ func (d *decision) contradictions() {
 
 // podIdentity adds AAD pod identity's label.
 func (d *decision) podIdentity() {
-	label, labelled := d.subject.label(api.PodIdentityBinding)
+	label, labelled := d.subject.Label(api.PodIdentityBinding)
 	name := d.request.Identity
 	d.bound = name
 	d.unsupportedPodIdentity()
@@ -215,7 +215,7 @@ func (d *decision) workloadIdentity() {
 		d.warn(api.IdentityNotBound, field.Invalid(d.identityPath(), sa.Name,
 			"must have annotation "+api.WorkloadIdentityClientID+" on the ServiceAccount; without it the application gets a token for no client"))
 	}
-	label, labelled := d.subject.label(api.WorkloadIdentityUse)
+	label, labelled := d.subject.Label(api.WorkloadIdentityUse)
 	d.bindLabel(api.WorkloadIdentityUse, label, "true", labelled)
 	if d.mode != api.ModeIdentityBinding {
 		return
@@ -240,7 +240,7 @@ func (d *decision) bindLabel(key, existing, wanted string, there bool) {
 // conflict tells of a binding that the author wrote by hand and the request wants otherwise.
 func (d *decision) conflict(path *field.Path, existing, wanted string) {
 	err := field.Invalid(path, existing, fmt.Sprintf("must be %q, as the annotations ask; it was kept as it is: remove it, or change the annotations", wanted))
-	if d.namespace.enforces() {
+	if d.namespace.Enforces() {
 		err.Detail = fmt.Sprintf("must be %q, as the annotations ask; remove it, or change the annotations", wanted)
 		d.fail(api.IdentityConflict, err)
 		return

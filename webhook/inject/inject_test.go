@@ -6,8 +6,6 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/google/go-cmp/cmp"
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/class"
@@ -17,13 +15,10 @@ import (
 // decideManaged says what comes of items in a managed class.
 func decideManaged(t *testing.T, items, env string) inject.Result {
 	t.Helper()
-	pod := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Annotations: annotations{
-			api.IdentityMode: "workload-identity", api.IdentityClientID: guid, api.IdentityTenantID: guid, api.Vault: "team-kv", api.Secrets: items, api.Env: env,
-		}},
-		Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "app"}, {Name: "log"}}},
-	}
-	plan := inject.NewPlan(inject.Pod(pod), inject.Namespace{Name: "team-a", Labels: map[string]string{api.Injection: "enabled"}}, inject.Defaults{})
+	pod := podOf(2, annotations{
+		api.IdentityMode: "workload-identity", api.IdentityClientID: guid, api.IdentityTenantID: guid, api.Vault: "team-kv", api.Secrets: items, api.Env: env,
+	})
+	plan := inject.NewPlan(inject.Pod(pod), enabled, inject.Defaults{})
 	return plan.Decide(inject.Facts{ServiceAccount: &inject.ServiceAccount{Name: "default", ClientID: guid}})
 }
 
@@ -56,9 +51,9 @@ func TestSecretKeys(t *testing.T) {
 			for i := range result.Change.Containers {
 				got := map[string]string{}
 				for _, v := range result.Change.Containers[i].Env {
-					got[v.Name] = v.ValueFrom.SecretKeyRef.Key
-					if !synced[v.ValueFrom.SecretKeyRef.Key] {
-						t.Errorf("the class does not sync %s, only %v", v.ValueFrom.SecretKeyRef.Key, synced)
+					got[v.Name] = v.From.SecretKey.Key
+					if !synced[v.From.SecretKey.Key] {
+						t.Errorf("the class does not sync %s, only %v", v.From.SecretKey.Key, synced)
 					}
 				}
 				if diff := cmp.Diff(test.want, got); diff != "" {
@@ -116,10 +111,7 @@ func TestPrecedence(t *testing.T) {
 				}
 				return a
 			}
-			p := &corev1.Pod{
-				ObjectMeta: metav1.ObjectMeta{Annotations: ids(pod, annotations{api.IdentityMode: "workload-identity", api.Secrets: "team-kv/a"})},
-				Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "app"}}},
-			}
+			p := podOf(1, ids(pod, annotations{api.IdentityMode: "workload-identity", api.Secrets: "team-kv/a"}))
 			ns := inject.Namespace{Name: "team-a", Labels: map[string]string{api.Injection: "enabled"}, Annotations: ids(namespace, annotations{})}
 			sa := &inject.ServiceAccount{Name: "default"}
 			if writes(account) {
@@ -146,7 +138,7 @@ func TestPrecedence(t *testing.T) {
 			}
 		})
 	}
-	flagged := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Annotations: annotations{api.IdentityName: "x", api.IdentityMode: "pod-identity", api.Secrets: "team-kv/a"}}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "app"}}}}
+	flagged := podOf(1, annotations{api.IdentityName: "x", api.IdentityMode: "pod-identity", api.Secrets: "team-kv/a"})
 	result := inject.NewPlan(inject.Pod(flagged), inject.Namespace{Labels: map[string]string{api.Injection: "enabled"}}, inject.Defaults{TenantID: id(flag)}).Decide(inject.Facts{Bound: true})
 	if len(result.Classes) != 1 || result.Classes[0].Spec.Parameters["tenantID"] != id(flag) {
 		t.Errorf("the flag's tenant does not hold where nobody writes one: %v", result.AllErrors())

@@ -7,12 +7,11 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/class"
 	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 )
 
 var enabled = inject.Namespace{Name: "team-a", Labels: map[string]string{api.Injection: "enabled"}}
@@ -26,10 +25,11 @@ func list(n int, format string) []string {
 	return texts
 }
 
-func podOf(n int, a annotations) *corev1.Pod {
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Annotations: a}}
+// podOf is a pod with n containers.
+func podOf(n int, a annotations) *pods.Pod {
+	pod := &pods.Pod{Meta: meta(a)}
 	for _, name := range list(n, "c%d") {
-		pod.Spec.Containers = append(pod.Spec.Containers, corev1.Container{Name: name})
+		pod.Spec.Containers = append(pod.Spec.Containers, pods.Container{Name: name})
 	}
 	return pod
 }
@@ -45,25 +45,25 @@ func messages[E ~[]T, T interface{ error }](errs E) []string {
 
 // TestAdditions refuses what is small as it is written and large as it is carried out.
 func TestAdditions(t *testing.T) {
-	const tooMany = "must come to at most 10000 env vars and mounts in all containers together; select fewer in keyvault.io/containers"
+	const tooMany = "must come to at most 2000 env vars and mounts in all containers together; select fewer in keyvault.io/containers"
 	existing := inject.Facts{Classes: []*class.Class{{Name: "a"}, {Name: "b"}}}
 	items := strings.Join(list(99, "A%[1]d=team-kv/a%[1]d"), ",")
 	managed := annotations{api.IdentityMode: "workload-identity", api.IdentityClientID: guid, api.IdentityTenantID: guid, api.Secrets: items}
 	for behaviour, test := range map[string]struct {
-		pod   *corev1.Pod
+		pod   *pods.Pod
 		facts inject.Facts
 		want  []string
 	}{
-		"as many as may be": {pod: podOf(100, managed)},
+		"as many as may be": {pod: podOf(20, managed)},
 		"one container more": {
-			pod: podOf(101, managed), want: []string{"metadata.annotations[keyvault.io/secrets]: Too many: 10100: " + tooMany},
+			pod: podOf(21, managed), want: []string{"metadata.annotations[keyvault.io/secrets]: Too many: 2100: " + tooMany},
 		},
 		"mounts of classes alone": {
-			pod: podOf(5001, annotations{api.Class: "a,b"}), facts: existing,
-			want: []string{"metadata.annotations[keyvault.io/class]: Too many: 10002: " + tooMany},
+			pod: podOf(1001, annotations{api.Class: "a,b"}), facts: existing,
+			want: []string{"metadata.annotations[keyvault.io/class]: Too many: 2002: " + tooMany},
 		},
 		"those of containers that are selected": {
-			pod: podOf(5001, annotations{api.Class: "a,b", api.Containers: "!c0"}), facts: existing,
+			pod: podOf(1001, annotations{api.Class: "a,b", api.Containers: "!c0"}), facts: existing,
 		},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
@@ -115,14 +115,14 @@ func TestFixIsRead(t *testing.T) {
 	synced.Synced = []class.Synced{{File: "other", Secret: "payments-database", Key: "other"}}
 	wanted := annotations{api.Class: a.Name, api.Secrets: "DB_PASSWORD=db-password"}
 	mounted := podOf(1, annotations{api.Class: a.Name})
-	mounted.Spec.Containers[0] = corev1.Container{Name: "payments-worker", VolumeMounts: []corev1.VolumeMount{{Name: "worker-configuration", MountPath: "/mnt/secrets-store/configuration"}}}
+	mounted.Spec.Containers[0] = pods.Container{Name: "payments-worker", Mounts: []pods.Mount{{Volume: "worker-configuration", Path: "/mnt/secrets-store/configuration"}}}
 	injected := podOf(1, annotations{api.IdentityMode: "workload-identity", api.IdentityClientID: guid, api.IdentityTenantID: guid, api.Secrets: "payments-vault/a"})
-	injected.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "keyvault", MountPath: "/mnt/secrets-store"}}
-	injected.Spec.Volumes = []corev1.Volume{{Name: "keyvault", VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
-		Driver: class.Driver, VolumeAttributes: map[string]string{class.Attribute: "kv-0123456789"},
-	}}}}
+	injected.Spec.Containers[0].Mounts = []pods.Mount{{Volume: "keyvault", Path: "/mnt/secrets-store"}}
+	injected.Spec.Volumes = []pods.Volume{{Name: "keyvault", CSI: &pods.CSI{
+		Driver: class.Driver, ReadOnly: true, Attributes: map[string]string{class.Attribute: "kv-0123456789"},
+	}}}
 	for behaviour, test := range map[string]struct {
-		pod       *corev1.Pod
+		pod       *pods.Pod
 		class     *class.Class
 		available inject.Available
 		fix       string

@@ -4,9 +4,9 @@ import (
 	"maps"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/akv-injector/akv-injector/webhook/api"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 )
 
 // Outline is as much of a pod as [Plan.DecideClasses] looks at: small enough to keep one for each pod of a cluster. The status annotation is
@@ -19,25 +19,31 @@ type Outline struct {
 
 // OutlineOf is the outline of a pod.
 func OutlineOf(pod *corev1.Pod) Outline {
-	subject := Pod(pod)
+	account := pod.Spec.ServiceAccountName
+	if account == "" {
+		account = pod.Spec.DeprecatedServiceAccount
+	}
 	return Outline{
 		labels: only(pod.Labels, func(key string) bool { return key == api.PodIdentityBinding || key == api.WorkloadIdentityUse }),
 		annotations: only(pod.Annotations, func(key string) bool {
 			return (api.IsOurs(key) && key != api.Status) || key == api.WorkloadIdentityBinding || key == api.MirrorPod
 		}),
-		serviceAccount: subject.ServiceAccount(),
+		serviceAccount: account,
 		hostNetwork:    pod.Spec.HostNetwork,
-		windows:        subject.isWindows(),
+		windows:        pod.Spec.OS != nil && pod.Spec.OS.Name == corev1.Windows || pod.Spec.NodeSelector[corev1.LabelOSStable] == string(corev1.Windows),
 	}
 }
 
 // Subject is a pod with that outline.
 func (o *Outline) Subject() Subject {
-	spec := &corev1.PodSpec{ServiceAccountName: o.serviceAccount, HostNetwork: o.hostNetwork}
-	if o.windows {
-		spec.OS = &corev1.PodOS{Name: corev1.Windows}
+	pod := &pods.Pod{
+		Meta: &pods.Meta{Labels: o.labels, Annotations: o.annotations},
+		Spec: pods.Spec{ServiceAccountName: o.serviceAccount, HostNetwork: o.hostNetwork},
 	}
-	return Subject{Meta: &metav1.ObjectMeta{Labels: o.labels, Annotations: o.annotations}, Spec: spec, Annotations: o.annotations}
+	if o.windows {
+		pod.Spec.OS = string(corev1.Windows)
+	}
+	return Pod(pod)
 }
 
 // Equal reports whether two outlines amount to the same classes, in one namespace.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/class"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 )
 
 // Plan is what is asked for one pod, before anything was looked up.
@@ -168,6 +169,8 @@ type decision struct {
 	selected []container
 	mounts   []mount
 	env      []envVar
+	applied  []*envVar // to the container that is worked on
+	byName   map[string]*pods.Volume
 
 	// mode is how the identity is bound in the end; guessed is true where facts decided it.
 	mode    api.Mode
@@ -202,18 +205,29 @@ type envVar struct {
 	item int
 	// set is true where a container has it in the end; one that keeps its own has not.
 	set bool
+	// repeated is true once another item was found to set it in the same container.
+	repeated bool
+}
+
+// maxFindings is how many errors, and how many warnings, are kept of one pod: a pod can have a hundred thousand mounts that conflict.
+const maxFindings = 1_000
+
+func keep(list *field.ErrorList, reason api.Reason, err *field.Error) {
+	if len(*list) < maxFindings {
+		*list = append(*list, api.Because(reason, err))
+	}
 }
 
 func (d *decision) fail(reason api.Reason, err *field.Error) {
-	d.Errors = append(d.Errors, api.Because(reason, err))
+	keep(&d.Errors, reason, err)
 }
 
 func (d *decision) unresolved(reason api.Reason, err *field.Error) {
-	d.Unresolved = append(d.Unresolved, api.Because(reason, err))
+	keep(&d.Unresolved, reason, err)
 }
 
 func (d *decision) warn(reason api.Reason, err *field.Error) {
-	d.Warnings = append(d.Warnings, api.Because(reason, err))
+	keep(&d.Warnings, reason, err)
 }
 
 // existingClasses resolves the classes that the request names, and its items in them.

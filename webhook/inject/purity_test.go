@@ -15,7 +15,7 @@ import (
 const module = "github.com/akv-injector/akv-injector/"
 
 // core are the packages that decide from what they are given, in the order in which they may import each other.
-var core = []string{"webhook/api", "webhook/class", "webhook/policy", "webhook/inject"}
+var core = []string{"webhook/jsonstream", "webhook/api", "webhook/pods", "webhook/class", "webhook/policy", "webhook/inject"}
 
 // TestDependencies keeps clients, servers and loggers out of what the core is linked with. The API types pull in net/http and klog by
 // themselves: those the next test keeps out of the core's own files.

@@ -58,7 +58,7 @@ func (d *decision) finish() {
 		d.Outcome = NotRequested
 		return
 	}
-	if value, ok := d.subject.label(api.Injected); !ok || value != "true" {
+	if value, ok := d.subject.Label(api.Injected); !ok || value != "true" {
 		d.Change.Labels = append(d.Change.Labels, Entry{api.Injected, "true"})
 	}
 	if status := d.status(); d.subject.Annotations[api.Status] != status {

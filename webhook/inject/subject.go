@@ -4,10 +4,10 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/akv-injector/akv-injector/webhook/api"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 )
 
 // Root says where a pod sits in the object that its author writes.
@@ -34,10 +34,8 @@ func (r Root) path(name string) *field.Path {
 
 // Subject is a pod, or the template of one, as it was written.
 type Subject struct {
-	// Meta is the pod's; nil where a template has none.
-	Meta *metav1.ObjectMeta
-	// Spec is the pod's.
-	Spec *corev1.PodSpec
+	*pods.Pod
+
 	// Root is where the pod sits in its object.
 	Root Root
 	// Annotations are those that hold for the pod: its own, and for a template those that its workload hands down.
@@ -47,8 +45,12 @@ type Subject struct {
 }
 
 // Pod is the subject that a pod by itself is.
-func Pod(pod *corev1.Pod) Subject {
-	return Subject{Meta: &pod.ObjectMeta, Spec: &pod.Spec, Annotations: pod.Annotations}
+func Pod(pod *pods.Pod) Subject {
+	s := Subject{Pod: pod}
+	if pod.Meta != nil {
+		s.Annotations = pod.Meta.Annotations
+	}
+	return s
 }
 
 // AnnotationPathOf is where an annotation was written, or should be.
@@ -59,8 +61,8 @@ func (s *Subject) AnnotationPathOf(key string) *field.Path {
 	return s.Root.path("metadata").Child("annotations").Key(key)
 }
 
-// label is the value of one of the pod's labels.
-func (s *Subject) label(key string) (value string, ok bool) {
+// Label is the value of one of the pod's labels.
+func (s *Subject) Label(key string) (value string, ok bool) {
 	if s.Meta == nil {
 		return "", false
 	}
@@ -73,8 +75,8 @@ func (s *Subject) ServiceAccount() string {
 	switch {
 	case s.Spec.ServiceAccountName != "":
 		return s.Spec.ServiceAccountName
-	case s.Spec.DeprecatedServiceAccount != "":
-		return s.Spec.DeprecatedServiceAccount
+	case s.Spec.ServiceAccount != "":
+		return s.Spec.ServiceAccount
 	}
 	return defaultServiceAccount
 }
@@ -84,7 +86,7 @@ const defaultServiceAccount = "default"
 
 // isWindows reports whether the pod says that it runs on Windows.
 func (s *Subject) isWindows() bool {
-	return (s.Spec.OS != nil && s.Spec.OS.Name == corev1.Windows) || s.Spec.NodeSelector[corev1.LabelOSStable] == string(corev1.Windows)
+	return s.Spec.OS == string(corev1.Windows) || s.Spec.NodeOS == string(corev1.Windows)
 }
 
 // Namespace is what a pod's namespace says of injection.
@@ -102,9 +104,8 @@ func (n Namespace) OptedIn() bool {
 	return false
 }
 
-// enforces reports whether policy rejects pods of the namespace. Any value of the label does: a level that nobody knows is taken for the
-// strictest.
-func (n Namespace) enforces() bool {
+// Enforces reports whether policy rejects pods of the namespace. Any value of the label does: an unknown level counts as the strictest.
+func (n Namespace) Enforces() bool {
 	_, ok := n.Labels[api.Enforce]
 	return ok
 }

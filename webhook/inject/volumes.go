@@ -7,11 +7,11 @@ import (
 	"path"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/class"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 	"github.com/akv-injector/akv-injector/webhook/policy"
 )
 
@@ -33,7 +33,7 @@ func (d *decision) volumes() {
 			volume := &d.subject.Spec.Volumes[at]
 			m.volume = volume.Name
 			d.checkAttributes(at)
-			if volume.CSI.ReadOnly == nil || !*volume.CSI.ReadOnly {
+			if !volume.CSI.ReadOnly {
 				d.fail(api.VolumeInvalid, field.Required(d.subject.Root.path("spec").Child("volumes").Index(at).Child("csi", "readOnly"),
 					"must be true, or the Secrets Store CSI driver refuses to mount class "+m.class))
 			}
@@ -49,13 +49,13 @@ func (d *decision) volumes() {
 			d.fail(api.VolumeInvalid, err)
 			continue
 		}
-		d.Change.Volumes = append(d.Change.Volumes, csiVolume(m.volume, m.class))
+		d.Change.Volumes = append(d.Change.Volumes, newVolume(m.volume, m.class))
 	}
 }
 
 // checkAttributes refuses a volume of the author's that slips past the ceiling on vaults: the driver lets attributes override the class.
 func (d *decision) checkAttributes(at int) {
-	if _, ceiling := d.namespace.Annotations[api.AllowedVaults]; !ceiling || len(d.subject.Spec.Volumes[at].CSI.VolumeAttributes) == 1 {
+	if _, ceiling := d.namespace.Annotations[api.AllowedVaults]; !ceiling || len(d.subject.Spec.Volumes[at].CSI.Attributes) == 1 {
 		return
 	}
 	d.unresolved(api.VaultNotAllowed, field.Forbidden(d.subject.Root.path("spec").Child("volumes").Index(at).Child("csi", "volumeAttributes"),
@@ -67,7 +67,7 @@ func (d *decision) checkAttributes(at int) {
 func (d *decision) volumeOf(name string) int {
 	for i := range d.subject.Spec.Volumes {
 		csi := d.subject.Spec.Volumes[i].CSI
-		if csi != nil && csi.Driver == class.Driver && csi.VolumeAttributes[class.Attribute] == name {
+		if csi != nil && csi.Driver == class.Driver && csi.Attributes[class.Attribute] == name {
 			return i
 		}
 	}
@@ -88,12 +88,6 @@ func (d *decision) volumeNameTaken(name string) bool {
 	return false
 }
 
-func csiVolume(name, className string) corev1.Volume {
-	return corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
-		Driver: class.Driver, ReadOnly: new(true), VolumeAttributes: map[string]string{class.Attribute: className},
-	}}}
-}
-
 func hash(name string) string {
 	sum := sha256.Sum256([]byte(name))
 	return hex.EncodeToString(sum[:])[:hashDigits]
@@ -107,7 +101,7 @@ func (d *decision) ceilings() {
 		}
 	}
 	d.identityCeiling(d.bound, d.boundPath)
-	if label, _ := d.subject.label(api.PodIdentityBinding); label != d.bound && !d.givesNothing() {
+	if label, _ := d.subject.Label(api.PodIdentityBinding); label != d.bound && !d.givesNothing() {
 		d.identityCeiling(label, func() *field.Path { return d.labelPath(api.PodIdentityBinding) }) // it binds, whatever the mode
 	}
 }
@@ -131,9 +125,9 @@ func (d *decision) allowed(key string) string {
 // checkMountPath refuses a mount of ours that can't be made beside what the container mounts already.
 func (d *decision) checkMountPath(c *container, m *mount) {
 	ours := d.normalise(m.path)
-	for i := range c.VolumeMounts {
-		existing := &c.VolumeMounts[i]
-		theirs := d.normalise(existing.MountPath)
+	for i := range c.Mounts {
+		existing := &c.Mounts[i]
+		theirs := d.normalise(existing.Path)
 		where := ""
 		switch {
 		case theirs == ours:
@@ -146,17 +140,17 @@ func (d *decision) checkMountPath(c *container, m *mount) {
 			continue
 		}
 		path := c.path(d.subject.Root).Child("volumeMounts").Index(i).Child("mountPath")
-		if before := d.managedClassOf(existing.Name); theirs == ours && m.managed && before != "" {
+		if before := d.managedClassOf(existing.Volume); theirs == ours && m.managed && before != "" {
 			d.fail(api.MountPathConflict, field.Forbidden(path, fmt.Sprintf(
 				"class %s was injected before the annotations changed; the webhook that changes them must run first: name its configuration to sort before akv-injector's", before)))
 			continue
 		}
-		d.mountConflict(path, existing.MountPath, "volume "+existing.Name, where, c, m)
+		d.mountConflict(path, existing.Path, "volume "+existing.Volume, where, c, m)
 	}
-	for i := range c.VolumeDevices {
-		if device := &c.VolumeDevices[i]; d.normalise(device.DevicePath) == ours {
+	for i := range c.Devices {
+		if device := &c.Devices[i]; d.normalise(device.Path) == ours {
 			path := c.path(d.subject.Root).Child("volumeDevices").Index(i).Child("devicePath")
-			d.mountConflict(path, device.DevicePath, "device "+device.Name, "at our", c, m)
+			d.mountConflict(path, device.Path, "device "+device.Volume, "at our", c, m)
 		}
 	}
 }
@@ -168,17 +162,27 @@ func (d *decision) mountConflict(path *field.Path, theirs, what, where string, c
 }
 
 // managedClassOf is the managed class that a volume of the pod mounts; empty where it mounts none.
-func (d *decision) managedClassOf(volume string) string {
-	for i := range d.subject.Spec.Volumes {
-		v := &d.subject.Spec.Volumes[i]
-		if v.Name != volume || v.CSI == nil || v.CSI.Driver != class.Driver {
-			continue
-		}
-		if name := v.CSI.VolumeAttributes[class.Attribute]; class.IsManagedName(name) {
-			return name
-		}
+func (d *decision) managedClassOf(name string) string {
+	v := d.volume(name)
+	if v == nil || v.CSI == nil || v.CSI.Driver != class.Driver {
+		return ""
+	}
+	if mounted := v.CSI.Attributes[class.Attribute]; class.IsManagedName(mounted) {
+		return mounted
 	}
 	return ""
+}
+
+// volume is the pod's volume of that name; nil where there is none.
+func (d *decision) volume(name string) *pods.Volume {
+	if d.byName == nil {
+		volumes := d.subject.Spec.Volumes
+		d.byName = make(map[string]*pods.Volume, len(volumes))
+		for i := len(volumes) - 1; i >= 0; i-- { // the first of a name counts
+			d.byName[volumes[i].Name] = &volumes[i]
+		}
+	}
+	return d.byName[name]
 }
 
 // normalise makes paths comparable. Windows does not tell cases apart, and takes either slash.
@@ -196,17 +200,10 @@ func inside(p, of string) bool {
 
 // readOnly reports whether nothing can be made inside a mount: it says so, or its volume is of a kind that kubelet mounts
 // read-only.
-func (d *decision) readOnly(m *corev1.VolumeMount) bool {
+func (d *decision) readOnly(m *pods.Mount) bool {
 	if m.ReadOnly {
 		return true
 	}
-	for i := range d.subject.Spec.Volumes {
-		v := &d.subject.Spec.Volumes[i]
-		if v.Name != m.Name {
-			continue
-		}
-		return v.ConfigMap != nil || v.Secret != nil || v.Projected != nil || v.DownwardAPI != nil || v.Image != nil ||
-			(v.CSI != nil && v.CSI.ReadOnly != nil && *v.CSI.ReadOnly)
-	}
-	return false
+	v := d.volume(m.Volume)
+	return v != nil && (v.ReadOnly || v.CSI != nil && v.CSI.ReadOnly)
 }

@@ -4,48 +4,25 @@ import (
 	"maps"
 
 	"gomodules.xyz/jsonpatch/v2"
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/akv-injector/akv-injector/webhook/api"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 )
 
-// Workload is the part of a Deployment, StatefulSet, DaemonSet, ReplicaSet, Job or CronJob that injection is about. One type stands for
-// all six: a CronJob is told by its JobTemplate.
-type Workload struct {
-	metav1.TypeMeta   `json:",inline"`
-	metav1.ObjectMeta `json:"metadata"`
-
-	Spec struct {
-		Template    *Template `json:"template"`
-		JobTemplate *struct {
-			Spec struct {
-				Template *Template `json:"template"`
-			} `json:"spec"`
-		} `json:"jobTemplate"`
-	} `json:"spec"`
-}
-
-// Template is a pod template. Meta is nil where it has none, which a Job's may well not.
-type Template struct {
-	Meta *metav1.ObjectMeta `json:"metadata"`
-	Spec corev1.PodSpec     `json:"spec"`
-}
-
-// template is the workload's pod template and where it sits; nil where the workload has none.
-func (w *Workload) template() (*Template, Root) {
-	if w.Spec.JobTemplate != nil {
-		return w.Spec.JobTemplate.Spec.Template, CronJobRoot
+// template is a workload's pod template and where it sits; nil where the workload has none.
+func template(w *pods.Workload) (*pods.Pod, Root) {
+	if w.JobTemplate != nil {
+		return w.JobTemplate, CronJobRoot
 	}
-	return w.Spec.Template, TemplateRoot
+	return w.Template, TemplateRoot
 }
 
-func (t *Template) annotations() map[string]string {
-	if t.Meta == nil {
+func annotationsOf(template *pods.Pod) map[string]string {
+	if template.Meta == nil {
 		return nil
 	}
-	return t.Meta.Annotations
+	return template.Meta.Annotations
 }
 
 // Handover is how the annotations of a workload become those of its pods.
@@ -64,17 +41,17 @@ type Handover struct {
 // HandDown works out what the annotations of w ask of its template. Old is the workload before an update, nil on creation: a
 // value that the template got from it follows its source, and goes away with it. It reports false where w has no template, or
 // is a ReplicaSet with a controller: that one compares templates, and would replace for ever what was changed below it.
-func HandDown(w, old *Workload) (Handover, bool) {
-	template, root := w.template()
-	if template == nil || (w.Kind == "ReplicaSet" && metav1.GetControllerOf(w) != nil) {
+func HandDown(w, old *pods.Workload) (Handover, bool) {
+	template, root := template(w)
+	if template == nil || (w.Kind == "ReplicaSet" && w.Meta.Controller != nil) {
 		return Handover{}, false
 	}
 	var before map[string]string
 	if old != nil {
-		before = old.Annotations
+		before = old.Meta.Annotations
 	}
-	own, theirs := w.Annotations, template.annotations()
-	h := Handover{Subject: Subject{Meta: template.Meta, Spec: &template.Spec, Root: root}}
+	own, theirs := w.Meta.Annotations, annotationsOf(template)
+	h := Handover{Subject: Subject{Pod: template, Root: root}}
 	effective := make(map[string]string, len(theirs))
 	maps.Copy(effective, theirs)
 	inherited := make(map[string]bool)
@@ -132,14 +109,14 @@ func kindOr(kind string) string {
 
 // SameRequest reports whether an update leaves alone everything that a request is read from: both hold the same annotations of
 // ours, on the workload and on its template.
-func SameRequest(w, old *Workload) bool {
-	template, _ := w.template()
-	before, _ := old.template()
-	if template == nil || before == nil {
-		return template == before
+func SameRequest(w, old *pods.Workload) bool {
+	now, _ := template(w)
+	before, _ := template(old)
+	if now == nil || before == nil {
+		return now == before
 	}
-	return maps.Equal(requestOf(w.Annotations), requestOf(old.Annotations)) &&
-		maps.Equal(requestOf(template.annotations()), requestOf(before.annotations()))
+	return maps.Equal(requestOf(w.Meta.Annotations), requestOf(old.Meta.Annotations)) &&
+		maps.Equal(requestOf(annotationsOf(now)), requestOf(annotationsOf(before)))
 }
 
 func requestOf(annotations map[string]string) map[string]string {
@@ -156,13 +133,12 @@ func (h *Handover) Operations() []jsonpatch.Operation {
 	}
 	var w patchWriter
 	metadata := h.Subject.Root.Pointer + "/metadata"
-	var theirs map[string]string
-	if h.Subject.Meta != nil {
-		theirs = h.Subject.Meta.Annotations
-	} else {
+	meta := h.Subject.Meta
+	if meta == nil {
+		meta = &pods.Meta{}
 		w.op("add", metadata, struct{}{})
 	}
-	w.entries(metadata+"/annotations", theirs, h.set)
+	w.entries(metadata+"/annotations", meta.HasAnnotations, meta.Annotations, h.set)
 	for _, key := range h.remove {
 		w.op("remove", metadata+"/annotations/"+escape(key), nil)
 	}

@@ -6,21 +6,23 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/corpus"
 	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 )
 
 type annotations = map[string]string
 
 // workload is a Deployment with these annotations, its own and its template's.
-func workload(own, template annotations) *inject.Workload {
-	w := &inject.Workload{TypeMeta: metav1.TypeMeta{Kind: "Deployment"}, ObjectMeta: metav1.ObjectMeta{Annotations: own}}
-	w.Spec.Template = &inject.Template{Meta: &metav1.ObjectMeta{Annotations: template}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "app"}}}}
-	return w
+func workload(own, template annotations) *pods.Workload {
+	return &pods.Workload{Kind: "Deployment", Meta: *meta(own), Template: &pods.Pod{Meta: meta(template), Spec: pods.Spec{Containers: []pods.Container{{Name: "app"}}}}}
+}
+
+// meta is the metadata of an object with these annotations.
+func meta(a annotations) *pods.Meta {
+	return &pods.Meta{Annotations: a, HasAnnotations: len(a) > 0}
 }
 
 func TestHandDown(t *testing.T) {
@@ -79,7 +81,7 @@ func TestHandDown(t *testing.T) {
 		"an unknown key is checked, never handed down": {own: annotations{"keyvault.io/secret": "a"}, effective: annotations{"keyvault.io/secret": "a"}},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
-			var old *inject.Workload
+			var old *pods.Workload
 			if test.old != nil {
 				old = workload(test.old, test.template)
 			}
@@ -112,24 +114,17 @@ func TestHandDown(t *testing.T) {
 }
 
 func TestHandDownTo(t *testing.T) {
-	owner := metav1.OwnerReference{Kind: "Deployment", Name: "d", Controller: new(true)}
+	owner := pods.Owner{Kind: "Deployment", Name: "d"}
 	for behaviour, test := range map[string]struct {
-		change func(w *inject.Workload)
+		change func(w *pods.Workload)
 		want   string // the only operation; empty where nothing is handed down
 	}{
-		"a Deployment's template": {func(*inject.Workload) {}, `{"op":"add","path":"/spec/template/metadata/annotations","value":{"keyvault.io/vault":"kv1"}}`},
-		"a CronJob's template, further down": {func(w *inject.Workload) {
-			w.Spec.JobTemplate = new(struct {
-				Spec struct {
-					Template *inject.Template `json:"template"`
-				} `json:"spec"`
-			})
-			w.Spec.JobTemplate.Spec.Template, w.Spec.Template = w.Spec.Template, nil
-		}, `{"op":"add","path":"/spec/jobTemplate/spec/template/metadata/annotations","value":{"keyvault.io/vault":"kv1"}}`},
-		"a ReplicaSet by itself":             {func(w *inject.Workload) { w.Kind = "ReplicaSet" }, `{"op":"add","path":"/spec/template/metadata/annotations","value":{"keyvault.io/vault":"kv1"}}`},
-		"no ReplicaSet of a Deployment's":    {func(w *inject.Workload) { w.Kind, w.OwnerReferences = "ReplicaSet", []metav1.OwnerReference{owner} }, ""},
-		"a Job of a CronJob's":               {func(w *inject.Workload) { w.Kind, w.OwnerReferences = "Job", []metav1.OwnerReference{owner} }, `{"op":"add","path":"/spec/template/metadata/annotations","value":{"keyvault.io/vault":"kv1"}}`},
-		"nothing where there is no template": {func(w *inject.Workload) { w.Spec.Template = nil }, ""},
+		"a Deployment's template":            {func(*pods.Workload) {}, `{"op":"add","path":"/spec/template/metadata/annotations","value":{"keyvault.io/vault":"kv1"}}`},
+		"a CronJob's template, further down": {func(w *pods.Workload) { w.JobTemplate, w.Template = w.Template, nil }, `{"op":"add","path":"/spec/jobTemplate/spec/template/metadata/annotations","value":{"keyvault.io/vault":"kv1"}}`},
+		"a ReplicaSet by itself":             {func(w *pods.Workload) { w.Kind = "ReplicaSet" }, `{"op":"add","path":"/spec/template/metadata/annotations","value":{"keyvault.io/vault":"kv1"}}`},
+		"no ReplicaSet of a Deployment's":    {func(w *pods.Workload) { w.Kind, w.Meta.Controller = "ReplicaSet", &owner }, ""},
+		"a Job of a CronJob's":               {func(w *pods.Workload) { w.Kind, w.Meta.Controller = "Job", &owner }, `{"op":"add","path":"/spec/template/metadata/annotations","value":{"keyvault.io/vault":"kv1"}}`},
+		"nothing where there is no template": {func(w *pods.Workload) { w.Template = nil }, ""},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			w := workload(annotations{api.Vault: "kv1"}, nil)
@@ -147,7 +142,7 @@ func TestHandDownTo(t *testing.T) {
 
 func TestHandDownToTemplateWithoutMetadata(t *testing.T) {
 	w := workload(annotations{api.Vault: "kv1"}, nil)
-	w.Spec.Template.Meta = nil
+	w.Template.Meta = nil
 	h, _ := inject.HandDown(w, nil)
 	want := `{"op":"add","path":"/spec/template/metadata","value":{}}` + "\n" +
 		`{"op":"add","path":"/spec/template/metadata/annotations","value":{"keyvault.io/vault":"kv1"}}` + "\n"

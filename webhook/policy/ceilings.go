@@ -6,8 +6,8 @@ import (
 	"github.com/akv-injector/akv-injector/webhook/api"
 )
 
-// hasCeiling reports whether a namespace, given by its annotations, has a ceiling.
-func hasCeiling(namespace map[string]string) bool {
+// HasCeiling reports whether a namespace, given by its annotations, has a ceiling.
+func HasCeiling(namespace map[string]string) bool {
 	_, vaults := namespace[api.AllowedVaults]
 	_, names := namespace[api.AllowedNames]
 	return vaults || names

@@ -7,11 +7,11 @@ package policy
 import (
 	"slices"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/class"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 )
 
 // Pod is what policy looks at in a pod, or in the template of one as its pods will be.
@@ -38,11 +38,11 @@ type Volume struct {
 }
 
 // VolumesOf picks the driver's volumes, which are written in a pod's spec at root.
-func VolumesOf(volumes []corev1.Volume, root *field.Path) []Volume {
+func VolumesOf(volumes []pods.Volume, root *field.Path) []Volume {
 	var list []Volume
 	for i := range volumes {
 		if csi := volumes[i].CSI; csi != nil && csi.Driver == class.Driver {
-			list = append(list, Volume{Path: child(root, "spec").Child("volumes").Index(i).Child("csi"), Attributes: csi.VolumeAttributes})
+			list = append(list, Volume{Path: child(root, "spec").Child("volumes").Index(i).Child("csi"), Attributes: csi.Attributes})
 		}
 	}
 	return list
@@ -103,7 +103,7 @@ func (n Needs) IsEmpty() bool {
 func (p *Pod) Needs(namespace Namespace) Needs {
 	var n Needs
 	modes := ModesOf(namespace.Labels)
-	if modes.atLeast(Bound) || hasCeiling(namespace.Annotations) {
+	if modes.atLeast(Bound) || HasCeiling(namespace.Annotations) {
 		n.Classes = p.classes()
 	}
 	if modes.atLeast(Bound) {

@@ -7,11 +7,11 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/class"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 	"github.com/akv-injector/akv-injector/webhook/policy"
 )
 
@@ -36,9 +36,9 @@ func (s *scene) pod() *policy.Pod {
 	if pod.ServiceAccount == "" {
 		pod.ServiceAccount = "default"
 	}
-	volumes := make([]corev1.Volume, len(s.volumes))
+	volumes := make([]pods.Volume, len(s.volumes))
 	for i, attributes := range s.volumes {
-		volumes[i].CSI = &corev1.CSIVolumeSource{Driver: class.Driver, VolumeAttributes: attributes}
+		volumes[i].CSI = &pods.CSI{Driver: class.Driver, Attributes: attributes}
 	}
 	pod.Volumes = policy.VolumesOf(volumes, nil)
 	return pod
@@ -469,10 +469,10 @@ func TestPaths(t *testing.T) {
 		Root: root, ServiceAccount: "blob-sa",
 		Labels:     map[string]string{api.PodIdentityBinding: "admin", api.WorkloadIdentityUse: "true"},
 		LabelPaths: map[string]*field.Path{api.PodIdentityBinding: asked.Key(api.IdentityName)},
-		Volumes: append(policy.VolumesOf([]corev1.Volume{
+		Volumes: append(policy.VolumesOf([]pods.Volume{
 			{},
-			{VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{Driver: "other.csi.k8s.io"}}},
-			{VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{Driver: class.Driver, VolumeAttributes: mount("gone")}}},
+			{CSI: &pods.CSI{Driver: "other.csi.k8s.io"}},
+			{CSI: &pods.CSI{Driver: class.Driver, Attributes: mount("gone")}},
 		}, root), policy.Volume{Path: asked.Key(api.Class), Injected: true, Attributes: mount("kv")}),
 	}
 	if diff := cmp.Diff([]string{

@@ -23,6 +23,7 @@ import (
 	"github.com/akv-injector/akv-injector/webhook/class"
 	"github.com/akv-injector/akv-injector/webhook/facts"
 	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 	"github.com/akv-injector/akv-injector/webhook/policy"
 	"github.com/akv-injector/akv-injector/webhook/review"
 )
@@ -246,20 +247,24 @@ func (r *run) object(ctx context.Context, o *object) ([]jsonpatch.Operation, []*
 	if err != nil {
 		return nil, nil, fmt.Errorf("print object: %w", err)
 	}
+	if err := checkTypes(o.GetKind(), text); err != nil {
+		r.undecodable(o, err)
+		return nil, nil, nil
+	}
 	var subject inject.Subject
 	var operations []jsonpatch.Operation
 	var kept field.ErrorList
 	if o.GetKind() == podKind.Kind {
-		var pod corev1.Pod
-		if err := json.Unmarshal(text, &pod); err != nil {
-			r.undecodable(o, err)
+		var pod pods.Pod
+		if err := pods.Decode(text, &pod); err != nil {
+			r.unreadable(o, "", err.Error())
 			return nil, nil, nil
 		}
 		subject = inject.Pod(&pod)
 	} else {
-		var w inject.Workload
-		if err := json.Unmarshal(text, &w); err != nil {
-			r.undecodable(o, err)
+		var w pods.Workload
+		if err := pods.Decode(text, &w); err != nil {
+			r.unreadable(o, "", err.Error())
 			return nil, nil, nil
 		}
 		handover, ok := inject.HandDown(&w, nil)
@@ -292,7 +297,7 @@ func (r *run) object(ctx context.Context, o *object) ([]jsonpatch.Operation, []*
 		return nil, nil, err
 	}
 	if len(operations) > 0 {
-		subject.Meta = handedDown(&subject)
+		handedDown(&subject)
 	}
 	return pointed(append(operations, result.Change.Operations(&subject)...), o.pointer), result.Classes, nil
 }
@@ -308,14 +313,38 @@ func (r *run) policy(ctx context.Context, o *object, subject inject.Subject, res
 	return len(verdict.Errors) == 0, nil
 }
 
-// handedDown is the template's metadata once it has the annotations that its workload hands down.
-func handedDown(subject *inject.Subject) *metav1.ObjectMeta {
-	meta := &metav1.ObjectMeta{}
-	if subject.Meta != nil {
-		meta = subject.Meta.DeepCopy()
+// checkTypes says which field of a pod or workload has another type than in the Kubernetes API. It covers the fields that the injector does
+// not read as well: an env var with a number for a value is a common mistake.
+func checkTypes(kind string, text []byte) error {
+	type template struct {
+		Spec corev1.PodSpec `json:"spec"`
 	}
-	meta.Annotations = subject.Annotations
-	return meta
+	var w struct {
+		metav1.ObjectMeta `json:"metadata"`
+
+		Spec struct {
+			Template    template `json:"template"`
+			JobTemplate struct {
+				Spec struct {
+					Template template `json:"template"`
+				} `json:"spec"`
+			} `json:"jobTemplate"`
+		} `json:"spec"`
+	}
+	if kind == podKind.Kind {
+		return json.Unmarshal(text, &corev1.Pod{})
+	}
+	return json.Unmarshal(text, &w)
+}
+
+// handedDown gives the template the annotations that its workload hands down.
+func handedDown(subject *inject.Subject) {
+	pod, meta := *subject.Pod, pods.Meta{}
+	if pod.Meta != nil {
+		meta = *pod.Meta
+	}
+	meta.Annotations, meta.HasAnnotations = subject.Annotations, true
+	pod.Meta, subject.Pod = &meta, &pod
 }
 
 // pointed moves operations of an object to where it is in its document.

@@ -5,12 +5,12 @@ import (
 	"slices"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 )
 
 // namespace reports what is wrong with a Namespace, whether or not there is a pod in it to tell.
@@ -19,7 +19,7 @@ func (r *run) namespace(o *object) {
 	r.report(o, Warning, warnings)
 	namespace := inject.Namespace{Name: o.GetName(), Labels: o.GetLabels()}
 	if !namespace.OptedIn() {
-		r.report(o, Warning, inject.NewPlan(inject.Pod(&corev1.Pod{}), namespace, inject.Defaults{}).Decide(inject.Facts{}).Warnings)
+		r.report(o, Warning, inject.NewPlan(inject.Pod(&pods.Pod{}), namespace, inject.Defaults{}).Decide(inject.Facts{}).Warnings)
 	}
 }
 

@@ -4,7 +4,7 @@ import (
 	"context"
 	"testing"
 
-	corev1 "k8s.io/api/core/v1"
+	"github.com/go-json-experiment/json"
 
 	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/class"
@@ -12,6 +12,7 @@ import (
 	"github.com/akv-injector/akv-injector/webhook/corpus/reviews"
 	"github.com/akv-injector/akv-injector/webhook/facts"
 	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 	"github.com/akv-injector/akv-injector/webhook/review"
 )
 
@@ -46,13 +47,21 @@ func BenchmarkPolicy(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		subject := inject.Pod(&request.Object)
+		subject := inject.Pod(&request.Pod)
 		result, err := review.Decide(b.Context(), source, subject, request.Namespace, inject.Defaults{})
 		if err != nil || result.Outcome != inject.Injected {
 			b.Fatalf("outcome %s, %v", result.Outcome, err)
 		}
-		corpus.Mutate(subject.Meta, subject.Spec, &result.Change)
-		pod := &corev1.Pod{ObjectMeta: *subject.Meta, Spec: *subject.Spec}
+		injected := corpus.Pod{Meta: &request.Object.ObjectMeta, Spec: request.Object.Spec}
+		injected.Mutate(&result.Change)
+		text, err := json.Marshal(&injected)
+		if err != nil {
+			b.Fatal(err)
+		}
+		pod := &pods.Pod{}
+		if err := pods.Decode(text, pod); err != nil {
+			b.Fatal(err)
+		}
 		there := &demanding{Source: source}
 		for _, spc := range result.Classes {
 			there.managed = append(there.managed, class.Read(spc))

@@ -6,14 +6,13 @@ import (
 	"maps"
 	"slices"
 
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/class"
 	"github.com/akv-injector/akv-injector/webhook/facts"
 	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 	"github.com/akv-injector/akv-injector/webhook/policy"
 )
 
@@ -22,7 +21,7 @@ const Allowed inject.Outcome = "allowed"
 
 // PodPolicy holds a pod that is about to be created, or whose labels change from those of old, against the policy of its namespace. An
 // update is told only of what old did not break.
-func PodPolicy(ctx context.Context, source facts.Source, pod, old *corev1.Pod, namespace string, defaults inject.Defaults) (Verdict, error) {
+func PodPolicy(ctx context.Context, source facts.Source, pod, old *pods.Pod, namespace string, defaults inject.Defaults) (Verdict, error) {
 	subject := inject.Pod(pod)
 	if mirror(&subject) {
 		return Verdict{Outcome: inject.NotRequested}, nil
@@ -42,15 +41,15 @@ func PodPolicy(ctx context.Context, source facts.Source, pod, old *corev1.Pod, n
 		})
 	}
 	v := j.verdict()
-	if owner := metav1.GetControllerOfNoCopy(pod); owner != nil {
-		v.Owner = owner.Kind + " " + owner.Name
+	if pod.Meta != nil && pod.Meta.Controller != nil {
+		v.Owner = pod.Meta.Controller.Kind + " " + pod.Meta.Controller.Name
 	}
 	return v, nil
 }
 
 // BindingPolicy holds the labels that a Binding, by which a scheduler gives a pod its node, sets on the pod against the policy of their
 // namespace. They may not be those of an identity, whichever: the Binding says too little of its pod to tell whether that may have it.
-func BindingPolicy(ctx context.Context, source facts.Source, labels map[string]string, name string) (Verdict, error) {
+func BindingPolicy(ctx context.Context, source facts.Source, binding inject.Subject, name string) (Verdict, error) {
 	namespace, err := source.Namespace(ctx, name, true)
 	if err != nil {
 		return Verdict{}, fmt.Errorf("look up namespace %s: %w", name, err)
@@ -64,7 +63,7 @@ func BindingPolicy(ctx context.Context, source facts.Source, labels map[string]s
 		return j.verdict(), nil
 	}
 	for _, key := range []string{api.PodIdentityBinding, api.WorkloadIdentityUse} {
-		if _, set := labels[key]; set {
+		if _, set := binding.Label(key); set {
 			err := field.Forbidden(field.NewPath("metadata", "labels").Key(key), "must not be set by a Binding; set it on the pod")
 			j.violations = append(j.violations, policy.Violation{Rule: rule, Err: api.Because(rule.Reason, err)})
 		}
@@ -74,9 +73,9 @@ func BindingPolicy(ctx context.Context, source facts.Source, labels map[string]s
 
 // WorkloadPolicy holds the pods that a workload will have against the policy of their namespace. Nothing of it refuses the workload: its
 // pods are judged by themselves, and what they lack may come until then.
-func WorkloadPolicy(ctx context.Context, source facts.Source, w *inject.Workload, namespace string, defaults inject.Defaults) (Verdict, error) {
+func WorkloadPolicy(ctx context.Context, source facts.Source, w *pods.Workload, namespace string, defaults inject.Defaults) (Verdict, error) {
 	handover, ok := inject.HandDown(w, w)
-	if !ok || w.DeletionTimestamp != nil {
+	if !ok || w.Meta.Deleted {
 		return Verdict{Outcome: inject.NotRequested}, nil
 	}
 	result, err := Decide(ctx, source, handover.Subject, namespace, defaults)
@@ -172,7 +171,7 @@ func policyPod(subject *inject.Subject, change *inject.Change) *policy.Pod {
 		mounted = subject.AnnotationPathOf(api.Secrets)
 	}
 	for i := range change.Volumes {
-		p.Volumes = append(p.Volumes, policy.Volume{Path: mounted, Injected: true, Attributes: change.Volumes[i].CSI.VolumeAttributes})
+		p.Volumes = append(p.Volumes, policy.Volume{Path: mounted, Injected: true, Attributes: map[string]string{class.Attribute: change.Volumes[i].Class()}})
 	}
 	return p
 }

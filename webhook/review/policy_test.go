@@ -5,12 +5,11 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/class"
 	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 	"github.com/akv-injector/akv-injector/webhook/review"
 )
 
@@ -47,7 +46,7 @@ func TestNothingIsSaidOnStaleFacts(t *testing.T) {
 	enforced, warned := map[string]string{api.Enforce: "required"}, map[string]string{api.Warn: "required"}
 	for behaviour, test := range map[string]struct {
 		cluster cluster
-		pod     *corev1.Pod
+		pod     *pods.Pod
 		want    inject.Outcome
 		told    int // errors and warnings
 		reads   int
@@ -103,14 +102,12 @@ func TestPolicyLeavesItsInput(t *testing.T) {
 }
 
 // bound is a pod with AAD pod identity's label.
-func bound(to string) *corev1.Pod {
-	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{api.PodIdentityBinding: to}}}
+func bound(to string) *pods.Pod {
+	return &pods.Pod{Meta: &pods.Meta{Labels: map[string]string{api.PodIdentityBinding: to}}}
 }
 
 // mounting adds a volume of a class to a pod.
-func mounting(pod *corev1.Pod, name string) *corev1.Pod {
-	pod.Spec.Volumes = []corev1.Volume{{VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
-		Driver: class.Driver, VolumeAttributes: map[string]string{class.Attribute: name},
-	}}}}
+func mounting(pod *pods.Pod, name string) *pods.Pod {
+	pod.Spec.Volumes = []pods.Volume{{CSI: &pods.CSI{Driver: class.Driver, Attributes: map[string]string{class.Attribute: name}}}}
 	return pod
 }

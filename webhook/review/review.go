@@ -6,6 +6,7 @@ package review
 
 import (
 	"context"
+	"fmt"
 
 	"gomodules.xyz/jsonpatch/v2"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -13,6 +14,8 @@ import (
 	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/facts"
 	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/pods"
+	"github.com/akv-injector/akv-injector/webhook/policy"
 )
 
 // Verdict is what comes of one object.
@@ -27,6 +30,22 @@ type Verdict struct {
 	Audited field.ErrorList
 	// Owner is the pod's controller, as "KIND NAME", where a refusal is to name it; empty elsewhere.
 	Owner string
+}
+
+// TooLarge judges an object that is too large to be read. A pod is rejected where it could break the policy of its namespace; anything else is
+// admitted with a warning.
+func TooLarge(ctx context.Context, source facts.Source, isPod bool, name string) (Verdict, error) {
+	namespace, err := source.Namespace(ctx, name, true)
+	if err != nil {
+		return Verdict{}, fmt.Errorf("look up namespace %s: %w", name, err)
+	}
+	path := field.NewPath("request", "object")
+	if isPod && (namespace.Enforces() || policy.HasCeiling(namespace.Annotations)) {
+		detail := "is too large to be held against the policy of namespace " + namespace.Name + "; make it smaller"
+		return Verdict{Outcome: inject.Forbidden, Errors: field.ErrorList{api.Because(api.ReviewTooLarge, field.Forbidden(path, detail))}}, nil
+	}
+	detail := "is too large to be reviewed, and was admitted as it is: nothing is injected; make it smaller"
+	return Verdict{Outcome: inject.NotRequested, Warnings: field.ErrorList{api.Because(api.ReviewTooLarge, field.Forbidden(path, detail))}}, nil
 }
 
 // Pod judges a pod that is about to be created.
@@ -46,9 +65,9 @@ func Pod(ctx context.Context, source facts.Source, subject inject.Subject, names
 // Workload judges a workload that is about to be created or, where old is not nil, updated: its annotations are handed down to
 // its template, and what its pods will be told is told now. What another object may mend is a warning; so is everything about an
 // update that changes no annotation, since the workload's controllers must be able to go on.
-func Workload(ctx context.Context, source facts.Source, w, old *inject.Workload, namespace string, defaults inject.Defaults) (Verdict, error) {
+func Workload(ctx context.Context, source facts.Source, w, old *pods.Workload, namespace string, defaults inject.Defaults) (Verdict, error) {
 	handover, ok := inject.HandDown(w, old)
-	if !ok || w.DeletionTimestamp != nil || (old != nil && w.Kind == "Job") {
+	if !ok || w.Meta.Deleted || (old != nil && w.Kind == "Job") {
 		return Verdict{Outcome: inject.NotRequested}, nil
 	}
 	unasked := old != nil && inject.SameRequest(w, old)

@@ -5,11 +5,10 @@ import (
 	"errors"
 	"testing"
 
-	"github.com/go-json-experiment/json"
-
 	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/facts"
 	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 	"github.com/akv-injector/akv-injector/webhook/review"
 )
 
@@ -46,7 +45,7 @@ func TestWorkloadLifecycle(t *testing.T) {
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			w := decode(t, test.object)
-			var old *inject.Workload
+			var old *pods.Workload
 			if test.old != "" {
 				old = decode(t, test.old)
 			}
@@ -62,10 +61,10 @@ func TestWorkloadLifecycle(t *testing.T) {
 	}
 }
 
-func decode(t *testing.T, object string) *inject.Workload {
+func decode(t *testing.T, object string) *pods.Workload {
 	t.Helper()
-	var w inject.Workload
-	if err := json.Unmarshal([]byte(object), &w); err != nil {
+	var w pods.Workload
+	if err := pods.Decode([]byte(object), &w); err != nil {
 		t.Fatal(err)
 	}
 	return &w
@@ -90,7 +89,7 @@ func TestUnaskedUpdatesOutliveTheCluster(t *testing.T) {
 	if err != nil || len(v.Errors) > 0 || len(v.Warnings) != 1 || api.ReasonOf(v.Warnings[0]) != api.LookupFailed {
 		t.Errorf("an update of replicas: %+v, %v; want it to go through with a warning", v, err)
 	}
-	for behaviour, old := range map[string]*inject.Workload{"a creation": nil, "an update of the request": decode(t, before)} {
+	for behaviour, old := range map[string]*pods.Workload{"a creation": nil, "an update of the request": decode(t, before)} {
 		if v, err := review.Workload(t.Context(), &outOfReach{}, decode(t, asked), old, "team-a", inject.Defaults{}); err == nil {
 			t.Errorf("%s: %+v; want an error", behaviour, v)
 		}

@@ -8,16 +8,19 @@ package reviews
 import (
 	"bytes"
 	_ "embed" // the recorded reviews
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/akv-injector/akv-injector/webhook/corpus"
 	"github.com/akv-injector/akv-injector/webhook/facts"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 )
 
 // Review is one recorded review.
@@ -63,6 +66,8 @@ type Request struct {
 	UID       types.UID  `json:"uid"`
 	Namespace string     `json:"namespace"`
 	Object    corev1.Pod `json:"object"`
+	// Pod is Object as the injector reads it.
+	Pod pods.Pod `json:"-"`
 }
 
 // Request decodes the review.
@@ -70,7 +75,16 @@ func (r Review) Request() (*Request, error) {
 	var review struct {
 		Request Request `json:"request"`
 	}
-	if err := json.Unmarshal(r.Body, &review); err != nil {
+	var raw struct {
+		Request struct {
+			Object jsontext.Value `json:"object"`
+		} `json:"request"`
+	}
+	err := errors.Join(json.Unmarshal(r.Body, &review), json.Unmarshal(r.Body, &raw))
+	if err == nil {
+		err = pods.Decode(raw.Request.Object, &review.Request.Pod)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("decode review %s: %w", r.Size, err)
 	}
 	return &review.Request, nil
