@@ -1,11 +1,14 @@
 package webhook
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"runtime/debug"
+	"strconv"
+	"sync"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -13,6 +16,7 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
+	"gomodules.xyz/jsonpatch/v2"
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -55,19 +59,15 @@ func (h *handler[T, P]) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithDeadline(r.Context(), deadline)
 	defer cancel()
 	verdict, err := h.judgeSafely(ctx, req)
-	var response *admissionv1.AdmissionResponse
 	outcome, reason := verdict.Outcome, firstReason(&verdict)
 	switch {
 	case r.Context().Err() != nil:
 		outcome, reason, err = abandoned, "", nil
 	case err != nil:
 		outcome, reason = failed, ""
-		response = faulty(req.UID, err)
+		h.respond(w, faulty(req.UID, err), nil)
 	default:
-		response = answer(req.UID, lastingName[T, P](req), req.Kind, &verdict)
-	}
-	if response != nil {
-		h.respond(w, response)
+		h.respond(w, answer(req.UID, lastingName[T, P](req), req.Kind, &verdict), verdict.Operations)
 	}
 	h.metrics.observe(outcome, reason, start)
 	note(ctx, req.UID, outcome, reason)
@@ -122,16 +122,39 @@ func timeout(r *http.Request) time.Duration {
 	return max(wait-timeMargin, wait/2)
 }
 
-func (h *handler[T, P]) respond(w http.ResponseWriter, response *admissionv1.AdmissionResponse) {
-	text, err := json.Marshal(&admissionv1.AdmissionReview{TypeMeta: reviewType, Response: response}, json.Deterministic(true))
-	if err != nil {
+// respond writes the answer, with operations as its patch.
+func (h *handler[T, P]) respond(w http.ResponseWriter, response *admissionv1.AdmissionResponse, operations []jsonpatch.Operation) {
+	buffer := answers.Get().(*answerBuffer) //nolint:errcheck // the pool holds nothing else
+	defer buffer.release()
+	if len(operations) > 0 {
+		buffer.patch = inject.AppendPatch(buffer.patch[:0], operations)
+		response.Patch, response.PatchType = buffer.patch, &jsonPatch
+	}
+	buffer.body.Reset()
+	if err := json.MarshalWrite(&buffer.body, &admissionv1.AdmissionReview{TypeMeta: reviewType, Response: response}, json.Deterministic(true)); err != nil {
 		h.log.Error(err, "Answer can't be printed", "path", h.path)
 		http.Error(w, "the answer can't be printed", http.StatusInternalServerError)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	if _, err := w.Write(text); err != nil {
+	w.Header().Set("Content-Length", strconv.Itoa(buffer.body.Len()))
+	if _, err := w.Write(buffer.body.Bytes()); err != nil {
 		h.log.V(1).Info("Answer not taken", "path", h.path, "error", err.Error())
+	}
+}
+
+// answerBuffer holds an answer while it is written.
+type answerBuffer struct {
+	patch []byte
+	body  bytes.Buffer
+}
+
+var answers = sync.Pool{New: func() any { return new(answerBuffer) }}
+
+// release gives the buffer to the next answer, unless this one was unusually large.
+func (b *answerBuffer) release() {
+	if b.body.Cap() <= 256<<10 {
+		answers.Put(b)
 	}
 }
 

@@ -5,8 +5,6 @@ import (
 	"net/http"
 	"strings"
 
-	"github.com/go-json-experiment/json"
-	"gomodules.xyz/jsonpatch/v2"
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -35,7 +33,7 @@ const (
 	auditViolations = "violations"
 )
 
-// answer turns a verdict into what the API server is told.
+// answer turns a verdict into the response to the API server, but for the patch.
 func answer(uid types.UID, name string, kind metav1.GroupVersionKind, v *review.Verdict) *admissionv1.AdmissionResponse {
 	response := &admissionv1.AdmissionResponse{
 		UID:              uid,
@@ -51,29 +49,7 @@ func answer(uid types.UID, name string, kind metav1.GroupVersionKind, v *review.
 		response.AuditAnnotations[auditReasons] = reasons(v.Errors)
 		return response
 	}
-	if len(v.Operations) > 0 {
-		patch, err := printPatch(v.Operations)
-		if err != nil {
-			return faulty(uid, fmt.Errorf("print patch: %w", err))
-		}
-		response.Patch, response.PatchType = patch, &jsonPatch
-	}
 	return response
-}
-
-// operation is a jsonpatch.Operation without its own way to print itself, which takes three times as long.
-type operation struct {
-	Operation string `json:"op"`
-	Path      string `json:"path"`
-	Value     any    `json:"value,omitzero"`
-}
-
-func printPatch(operations []jsonpatch.Operation) ([]byte, error) {
-	plain := make([]operation, len(operations))
-	for i := range operations {
-		plain[i] = operation(operations[i])
-	}
-	return json.Marshal(plain, json.Deterministic(true))
 }
 
 var jsonPatch = admissionv1.PatchTypeJSONPatch

@@ -5,10 +5,9 @@ import (
 	"cmp"
 	"fmt"
 
-	corev1 "k8s.io/api/core/v1"
-
 	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/class"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 	"github.com/akv-injector/akv-injector/webhook/policy"
 )
 
@@ -36,9 +35,7 @@ func sample(rule *policy.Rule) (string, error) {
 	for _, s := range samples {
 		pod := &policy.Pod{Labels: s.labels, ServiceAccount: cmp.Or(s.runsAs, "default")}
 		if s.attributes != nil {
-			pod.Volumes = policy.VolumesOf([]corev1.Volume{{VolumeSource: corev1.VolumeSource{
-				CSI: &corev1.CSIVolumeSource{Driver: class.Driver, VolumeAttributes: s.attributes},
-			}}}, nil)
+			pod.Volumes = policy.VolumesOf([]pods.Volume{{CSI: &pods.CSI{Driver: class.Driver, Attributes: s.attributes}}}, nil)
 		}
 		facts := &policy.Facts{Classes: s.classes, ServiceAccount: s.serviceAccount, Available: available}
 		for _, v := range policy.Check(pod, policy.Namespace{Name: "shop", Labels: demands, Annotations: s.annotations}, facts) {

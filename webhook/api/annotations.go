@@ -79,12 +79,23 @@ func IsRequestKey(key string) bool {
 
 var annotationsPath = field.NewPath("metadata", "annotations")
 
+// keyPaths are the paths of [Keys] in the metadata of a pod, which reviews of pods share.
+var keyPaths = func() (paths [numKeys]*field.Path) {
+	for i := range Keys {
+		paths[i] = annotationsPath.Key(Keys[i].Name)
+	}
+	return paths
+}()
+
 // podPath is where the pod's value of key was written.
 func (a *Annotations) podPath(key string) *field.Path {
-	if a.Path == nil {
-		return annotationsPath.Key(key)
+	if a.Path != nil {
+		return a.Path(key)
 	}
-	return a.Path(key)
+	if i := position(key); i >= 0 {
+		return keyPaths[i]
+	}
+	return annotationsPath.Key(key)
 }
 
 // namespacePath is where the namespace's default for key was written.

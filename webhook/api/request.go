@@ -301,29 +301,34 @@ func (r *Request) checkItems(items []Item, fldPath *field.Path, known field.Erro
 			}
 		}
 		for earlier := range index {
-			if err := r.clash(item, items[earlier], earlier, fldPath.Index(index).Child(fieldAlias)); err != nil && !wrong[earlier] {
-				errs = append(errs, Because(InvalidItem, err))
-				break
+			if wrong[earlier] || !r.clashes(item, items[earlier]) {
+				continue
 			}
+			errs = append(errs, Because(InvalidItem, clash(item, items[earlier], earlier, fldPath.Index(index).Child(fieldAlias))))
+			break
 		}
 	}
 	return errs
 }
 
-// clash says why an item can't be mounted beside an earlier one, or nil.
-func (r *Request) clash(item, other Item, earlier int, fldPath *field.Path) *field.Error {
-	if !strings.EqualFold(r.VaultOf(item), r.VaultOf(other)) {
-		return nil
-	}
-	switch a, b := item.Path(), other.Path(); {
-	case a == b:
-		err := field.Duplicate(fldPath, Echo(a))
+// clashes reports whether the file of an item can't be mounted together with that of another item.
+func (r *Request) clashes(item, other Item) bool {
+	a, b := item.Path(), other.Path()
+	return (a == b || isBelow(a, b) || isBelow(b, a)) && strings.EqualFold(r.VaultOf(item), r.VaultOf(other))
+}
+
+func isBelow(path, folder string) bool {
+	return len(path) > len(folder) && path[len(folder)] == '/' && strings.HasPrefix(path, folder)
+}
+
+// clash says why an item clashes with an earlier one.
+func clash(item, other Item, earlier int, fldPath *field.Path) *field.Error {
+	if item.Path() == other.Path() {
+		err := field.Duplicate(fldPath, Echo(item.Path()))
 		err.Detail = fmt.Sprintf("item %d is written there too; give one of them another path, by \" as PATH\" or objectAlias", earlier)
 		return err
-	case strings.HasPrefix(a, b+"/"), strings.HasPrefix(b, a+"/"):
-		return field.Invalid(fldPath, Echo(a), fmt.Sprintf("must not be a folder where item %d is a file, nor the other way round", earlier))
 	}
-	return nil
+	return field.Invalid(fldPath, Echo(item.Path()), fmt.Sprintf("must not be a folder where item %d is a file, nor the other way round", earlier))
 }
 
 // requireVault refuses items whose vault nobody names. One annotation mends them all, so that they are told as one mistake.

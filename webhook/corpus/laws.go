@@ -134,7 +134,7 @@ func (p *Pod) Mutate(change *inject.Change) {
 	}
 	for i := range change.Volumes {
 		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: change.Volumes[i].Name, VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
-			Driver: class.Driver, ReadOnly: new(true), VolumeAttributes: map[string]string{class.Attribute: change.Volumes[i].Class()},
+			Driver: class.Driver, ReadOnly: new(true), VolumeAttributes: map[string]string{class.Attribute: change.Volumes[i].Class},
 		}}})
 	}
 	for _, c := range change.Containers {
@@ -152,14 +152,14 @@ func (p *Pod) Mutate(change *inject.Change) {
 		}
 		container.Env = slices.Concat(env, container.Env)
 		for _, m := range c.Mounts {
-			container.VolumeMounts = append(container.VolumeMounts, corev1.VolumeMount{Name: m.Volume, MountPath: m.Path, ReadOnly: m.ReadOnly})
+			container.VolumeMounts = append(container.VolumeMounts, corev1.VolumeMount{Name: m.Volume, MountPath: m.Path, ReadOnly: true})
 		}
 	}
 }
 
 func envVar(v inject.EnvVar) corev1.EnvVar {
 	return corev1.EnvVar{Name: v.Name, ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{
-		LocalObjectReference: corev1.LocalObjectReference{Name: v.From.SecretKey.Secret}, Key: v.From.SecretKey.Key,
+		LocalObjectReference: corev1.LocalObjectReference{Name: v.Secret}, Key: v.Key,
 	}}}
 }
 

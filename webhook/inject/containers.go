@@ -43,20 +43,20 @@ func (d *decision) all() []container {
 // so this isn't for the author of a template alone to mend.
 func (d *decision) selectContainers() {
 	d.selected = d.all()
-	if !d.request.AsksKeyVault() {
+	if !d.request.AsksKeyVault() || d.request.Containers.All() && !slices.ContainsFunc(d.request.Items, func(i api.Item) bool { return !i.Containers.All() }) {
 		return
 	}
 	names := make([]string, len(d.selected))
 	for i := range d.selected {
 		names[i] = d.selected[i].Name
 	}
-	selector, path := d.request.Containers, d.path(api.Containers)
+	selector := d.request.Containers
 	if d.tooManyPatterns(len(names)) {
 		return
 	}
-	missing := d.unmatched(api.Containers, selector, names, path, "a container or init container of the pod")
+	missing := d.unmatched(api.Containers, selector, names, d.path(api.Containers), "a container or init container of the pod")
 	if len(names) > 0 && !slices.ContainsFunc(names, selector.Matches) {
-		d.selectNone(missing, field.Invalid(path, api.Echo(selector.String()), "must select at least one of: "+few(names, asIs)))
+		d.selectNone(missing, field.Invalid(d.path(api.Containers), api.Echo(selector.String()), "must select at least one of: "+few(names, asIs)))
 		return
 	}
 	d.selected = slices.DeleteFunc(d.selected, func(c container) bool { return !selector.Matches(c.Name) })
@@ -161,16 +161,18 @@ func (d *decision) containers() {
 		d.fail(api.InvalidItem, err)
 		return
 	}
+	d.Change.Containers = make([]ContainerChange, 0, len(d.selected))
+	d.applied = make([]*envVar, 0, len(d.env))
 	for i := range d.selected {
 		c := &d.selected[i]
-		change := ContainerChange{Init: c.init, Index: c.index}
+		change := ContainerChange{Init: c.init, Index: c.index, Mounts: make([]Mount, 0, len(d.mounts)), Env: make([]EnvVar, 0, len(d.env))}
 		for j := range d.mounts {
 			m := &d.mounts[j]
 			if mountsVolume(c.Container, m.volume) {
 				continue
 			}
 			d.checkMountPath(c, m)
-			change.Mounts = append(change.Mounts, Mount{Volume: m.volume, Path: m.path, ReadOnly: true})
+			change.Mounts = append(change.Mounts, Mount{Volume: m.volume, Path: m.path})
 		}
 		d.containerEnv(c, &change)
 		if len(change.Mounts)+len(change.Env)+len(change.Replace) > 0 {
@@ -197,7 +199,7 @@ func (d *decision) containerEnv(c *container, change *ContainerChange) {
 			continue
 		}
 		d.applied = append(d.applied, e)
-		wanted := EnvVar{Name: e.name, From: envSource{secretKey{e.secret, e.key}}}
+		wanted := EnvVar{Name: e.name, Secret: e.secret, Key: e.key}
 		set := false
 		for at := range c.Env {
 			if c.Env[at].Name != e.name {

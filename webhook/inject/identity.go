@@ -85,13 +85,13 @@ func (d *decision) contradictions() {
 		if c == nil {
 			continue
 		}
-		path := d.path(api.Class).Index(index)
+		path := func() *field.Path { return d.path(api.Class).Index(index) }
 		switch {
 		case c.UsesPodIdentity && d.mode != api.ModePodIdentity:
-			d.warn(api.IdentityMismatch, field.Invalid(path, name, fmt.Sprintf(
+			d.warn(api.IdentityMismatch, field.Invalid(path(), name, fmt.Sprintf(
 				`must fit mode %s, and the class has usePodIdentity: "true"; set %s to %s, or change the class`, d.mode, api.IdentityMode, api.ModePodIdentity)))
 		case c.ClientID != "" && !c.UsesPodIdentity && !d.isWorkloadMode():
-			d.warn(api.IdentityMismatch, field.Invalid(path, name, fmt.Sprintf(
+			d.warn(api.IdentityMismatch, field.Invalid(path(), name, fmt.Sprintf(
 				"must fit mode %s, and the class has a clientID; set %s to %s, or change the class", d.mode, api.IdentityMode, api.ModeWorkloadIdentity)))
 		}
 	}

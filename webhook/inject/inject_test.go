@@ -51,9 +51,9 @@ func TestSecretKeys(t *testing.T) {
 			for i := range result.Change.Containers {
 				got := map[string]string{}
 				for _, v := range result.Change.Containers[i].Env {
-					got[v.Name] = v.From.SecretKey.Key
-					if !synced[v.From.SecretKey.Key] {
-						t.Errorf("the class does not sync %s, only %v", v.From.SecretKey.Key, synced)
+					got[v.Name] = v.Key
+					if !synced[v.Key] {
+						t.Errorf("the class does not sync %s, only %v", v.Key, synced)
 					}
 				}
 				if diff := cmp.Diff(test.want, got); diff != "" {

@@ -193,8 +193,17 @@ type mount struct {
 	managed bool
 	volume  string
 	path    string
-	// asked is where the class, or the first item of a managed one, was written.
-	asked *field.Path
+	asked   asked
+}
+
+// asked says where a class, or the first item of a managed class, was written: an annotation, and an index in its list.
+type asked struct {
+	key   string
+	index int
+}
+
+func (d *decision) askedPath(a asked) *field.Path {
+	return d.path(a.key).Index(a.index)
 }
 
 // envVar is one env var to set, from a key of a synced Secret.
@@ -236,17 +245,18 @@ func (d *decision) existingClasses() {
 		return
 	}
 	found := make([]*class.Class, 0, len(d.request.Classes))
+	d.env, d.mounts = make([]envVar, 0, len(d.request.Items)), make([]mount, 0, len(d.request.Classes))
 	for index, name := range d.request.Classes {
 		path := d.request.MountPath
 		if index > 0 {
 			path += "-" + name
 		}
-		m := mount{class: name, path: path, asked: d.path(api.Class).Index(index)}
+		m := mount{class: name, path: path, asked: asked{api.Class, index}}
 		if c := d.facts.class(name); c != nil {
 			found = append(found, c)
 			m.vault = c.Vault
 		} else {
-			err := field.NotFound(m.asked, name)
+			err := field.NotFound(d.askedPath(m.asked), name)
 			err.Detail = "must be a SecretProviderClass in namespace " + d.namespace.Name
 			if d.offer() {
 				err.Detail += api.AvailableClasses(name, d.facts.Available.Classes, d.facts.Available.NoDriver)
@@ -310,22 +320,21 @@ func (d *decision) itemOfClass(index int, item api.Item, classes []*class.Class)
 	if item.Source != "" && !slices.Contains(d.request.Classes, item.Source) {
 		return nil // told already: that is no class of the request
 	}
-	path := d.itemPath(index)
 	hits, otherFiles, unreadable := candidates(&item, classes)
 	switch {
 	case len(hits) == 1:
 		d.resolved(index, item, hits[0])
 	case len(hits) > 1:
-		d.unresolved(api.ObjectAmbiguous, field.Invalid(path, item.Name,
+		d.unresolved(api.ObjectAmbiguous, field.Invalid(d.itemPath(index), item.Name,
 			"must say which of these is meant, by CLASS/ before it or \" as FILE\" after it: "+few(hits, candidate.String)))
 	case len(otherFiles) > 0:
 		other := otherFiles[0]
-		d.unresolved(api.ObjectNotInClass, field.Invalid(path.Child("objectAlias"), item.Alias,
+		d.unresolved(api.ObjectNotInClass, field.Invalid(d.itemPath(index).Child("objectAlias"), item.Alias,
 			fmt.Sprintf("must be %q, as class %s has it, or be left out", other.object.File, other.class.Name)))
 	case unreadable != nil:
 		return unreadable
 	default:
-		err := field.NotFound(path, item.Name)
+		err := field.NotFound(d.itemPath(index), item.Name)
 		err.Detail = "must be an object of class " + joinOr(classNames(classes, item.Source)) + d.available(item.Name, "object", objectNames(classes, item.Source))
 		d.unresolved(api.ObjectNotInClass, err)
 	}
@@ -350,24 +359,24 @@ func (d *decision) resolved(index int, item api.Item, is candidate) {
 
 // envOfClass finds the one Secret key that holds the object's file.
 func (d *decision) envOfClass(index int, item api.Item, name, file string, of *class.Class) {
-	var hits []class.Synced
+	hits := make([]class.Synced, 0, 1)
 	for _, s := range of.Synced {
 		if s.File == file {
 			hits = append(hits, s)
 		}
 	}
-	path := d.itemPath(index).Child("env")
+	path := func() *field.Path { return d.itemPath(index).Child("env") }
 	switch len(hits) {
 	case 1:
 		if detail := unusable(hits[0]); detail != "" {
-			d.unresolved(api.ClassInvalid, field.Invalid(path, name, "must come from a Secret key that can be; mend class "+of.Name+": "+detail))
+			d.unresolved(api.ClassInvalid, field.Invalid(path(), name, "must come from a Secret key that can be; mend class "+of.Name+": "+detail))
 			return
 		}
 		d.env = append(d.env, envVar{name: name, secret: hits[0].Secret, key: hits[0].Key, containers: item.Containers, item: index})
 	case 0:
-		d.unresolved(api.EnvNotSynced, field.Invalid(path, name, "must be synced; add to class "+of.Name+missingSync(of, file)))
+		d.unresolved(api.EnvNotSynced, field.Invalid(path(), name, "must be synced; add to class "+of.Name+missingSync(of, file)))
 	default:
-		d.unresolved(api.EnvAmbiguous, field.Invalid(path, name, fmt.Sprintf(
+		d.unresolved(api.EnvAmbiguous, field.Invalid(path(), name, fmt.Sprintf(
 			"must come from one Secret key, and class %s syncs file %s into several: %s; leave one of them in the class",
 			of.Name, file, few(hits, func(s class.Synced) string { return s.Secret + "/" + s.Key }))))
 	}
@@ -484,6 +493,7 @@ func (d *decision) managedClasses() {
 		}
 		v.request.Items, v.indexes = append(v.request.Items, item), append(v.indexes, index)
 	}
+	d.env, d.mounts = make([]envVar, 0, len(d.request.Items)), make([]mount, 0, len(vaults))
 	for at := range vaults {
 		v := &vaults[at]
 		spc := class.Managed(v.request)
@@ -493,7 +503,7 @@ func (d *decision) managedClasses() {
 			path += "-" + v.request.Vault
 		}
 		d.mounts = append(d.mounts, mount{
-			class: spc.Name, vault: v.request.Vault, managed: true, path: path, asked: d.itemPath(v.indexes[0]),
+			class: spc.Name, vault: v.request.Vault, managed: true, path: path, asked: asked{api.Secrets, v.indexes[0]},
 		})
 		d.syncedEnv(spc, v.request, v.indexes)
 	}

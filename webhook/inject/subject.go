@@ -1,8 +1,6 @@
 package inject
 
 import (
-	"strings"
-
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -118,14 +116,4 @@ type Defaults struct {
 	TenantID string
 	// AllowVMIdentity lets a managed class read the vault as the node's own identity, where a pod asks for mode none.
 	AllowVMIdentity bool
-}
-
-var pointerEscaper = strings.NewReplacer("~", "~0", "/", "~1")
-
-// escape makes a key a token of a JSON Pointer.
-func escape(key string) string {
-	if !strings.ContainsAny(key, "~/") {
-		return key
-	}
-	return pointerEscaper.Replace(key)
 }

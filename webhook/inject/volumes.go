@@ -49,7 +49,7 @@ func (d *decision) volumes() {
 			d.fail(api.VolumeInvalid, err)
 			continue
 		}
-		d.Change.Volumes = append(d.Change.Volumes, newVolume(m.volume, m.class))
+		d.Change.Volumes = append(d.Change.Volumes, Volume{Name: m.volume, Class: m.class})
 	}
 }
 
@@ -97,7 +97,7 @@ func hash(name string) string {
 func (d *decision) ceilings() {
 	for _, m := range d.mounts {
 		if m.vault != "" && !policy.VaultAllowed(d.namespace.Annotations, m.vault) {
-			d.unresolved(api.VaultNotAllowed, field.Forbidden(m.asked, "must not read Key Vault "+m.vault+d.allowed(api.AllowedVaults)))
+			d.unresolved(api.VaultNotAllowed, field.Forbidden(d.askedPath(m.asked), "must not read Key Vault "+m.vault+d.allowed(api.AllowedVaults)))
 		}
 	}
 	d.identityCeiling(d.bound, d.boundPath)
@@ -195,7 +195,7 @@ func (d *decision) normalise(p string) string {
 }
 
 func inside(p, of string) bool {
-	return of == "/" || strings.HasPrefix(p, of+"/")
+	return of == "/" || len(p) > len(of) && p[len(of)] == '/' && strings.HasPrefix(p, of)
 }
 
 // readOnly reports whether nothing can be made inside a mount: it says so, or its volume is of a kind that kubelet mounts

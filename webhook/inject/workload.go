@@ -131,12 +131,12 @@ func (h *Handover) Operations() []jsonpatch.Operation {
 	if len(h.set)+len(h.remove) == 0 {
 		return nil
 	}
-	var w patchWriter
+	w := newPatchWriter(1 + len(h.set) + len(h.remove))
 	metadata := h.Subject.Root.Pointer + "/metadata"
 	meta := h.Subject.Meta
 	if meta == nil {
 		meta = &pods.Meta{}
-		w.op("add", metadata, struct{}{})
+		w.op("add", metadata, object{})
 	}
 	w.entries(metadata+"/annotations", meta.HasAnnotations, meta.Annotations, h.set)
 	for _, key := range h.remove {

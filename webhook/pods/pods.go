@@ -56,7 +56,7 @@ type Spec struct {
 	InitContainers, Containers []Container
 }
 
-// SecurityContext says as whom a container runs. Nil fields are not set.
+// SecurityContext says as whom a container runs. Nil fields are not set. What they point to is shared and read-only.
 type SecurityContext struct {
 	RunAsUser    *int64
 	RunAsNonRoot *bool
@@ -332,6 +332,9 @@ func (s *Spec) read(r *jsonstream.Reader) {
 	}
 }
 
+// All booleans that are set share two variables.
+var yes, no = true, false
+
 func (s *SecurityContext) read(r *jsonstream.Reader) {
 	for name := range r.Members {
 		switch string(name) {
@@ -340,8 +343,13 @@ func (s *SecurityContext) read(r *jsonstream.Reader) {
 				s.RunAsUser = new(r.Int())
 			}
 		case "runAsNonRoot":
-			if s.RunAsNonRoot = nil; !r.Null() {
-				s.RunAsNonRoot = new(r.Bool())
+			switch {
+			case r.Null():
+				s.RunAsNonRoot = nil
+			case r.Bool():
+				s.RunAsNonRoot = &yes
+			default:
+				s.RunAsNonRoot = &no
 			}
 		default:
 			r.Skip()

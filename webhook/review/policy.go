@@ -171,7 +171,7 @@ func policyPod(subject *inject.Subject, change *inject.Change) *policy.Pod {
 		mounted = subject.AnnotationPathOf(api.Secrets)
 	}
 	for i := range change.Volumes {
-		p.Volumes = append(p.Volumes, policy.Volume{Path: mounted, Injected: true, Attributes: map[string]string{class.Attribute: change.Volumes[i].Class()}})
+		p.Volumes = append(p.Volumes, policy.Volume{Path: mounted, Injected: true, Attributes: map[string]string{class.Attribute: change.Volumes[i].Class}})
 	}
 	return p
 }
