@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/akv-injector/akv-injector/webhook/api"
+	"github.com/akv-injector/akv-injector/webhook/corpus/attacks"
 )
 
 // sameRequest compares requests, their origins apart.
@@ -46,6 +47,9 @@ func FuzzParseRequest(f *testing.F) {
 				seed.name, seed.mode, seed.clientID, seed.tenantID, seed.key)
 		}
 	}
+	for _, secrets := range attacks.Secrets {
+		f.Add(uint16(all), uint16(none), secrets, "", "team-kv", "", "", "", "", "", "", "", "", "", "")
+	}
 	f.Fuzz(func(t *testing.T, pod, namespace uint16, secrets, class, vault, mountPath, containers, env, onConflict, inject, name, mode, clientID, tenantID, key string) {
 		annotations := api.Annotations{Pod: map[string]string{}, Namespace: map[string]string{}, NamespaceName: "team-a"}
 		for i, value := range []string{secrets, class, vault, mountPath, containers, env, onConflict, inject, name, mode, clientID, tenantID} {
@@ -63,7 +67,18 @@ func FuzzParseRequest(f *testing.F) {
 			annotations.Pod[key] = name
 			annotations.Namespace[key] = vault
 		}
-		request, errs, warnings := api.ParseRequest(annotations)
+		var request api.Request
+		var errs, warnings field.ErrorList
+		size := attacks.Allocated(func() { request, errs, warnings = api.ParseRequest(annotations) })
+		written := len(key) + len(name) + len(vault)
+		for _, all := range []map[string]string{annotations.Pod, annotations.Namespace} {
+			for _, value := range all {
+				written += len(value)
+			}
+		}
+		if limit := uint64(attacks.Factor*written + attacks.Free); size > limit {
+			t.Errorf("%d bytes were allocated for %d", size, written)
+		}
 		for _, err := range slices.Concat(errs, warnings) {
 			if api.ReasonOf(err) == "" || err.Field == "" || err.Error() == "" {
 				t.Errorf("%v has no reason or field", err)

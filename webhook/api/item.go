@@ -100,6 +100,9 @@ const (
 	mustBeEnv     = "must be a C identifier: letters, digits and _, not starting with a digit"
 )
 
+// MaxEnv bounds the name of an env var, in bytes.
+const MaxEnv = 253
+
 // maxPath bounds the path of a file, in bytes: the driver takes 4,096, of which kubelet's directory is a part.
 const maxPath = 1 << 10
 
@@ -156,7 +159,11 @@ func (i Item) check(fldPath *field.Path, index int, withClass bool) field.ErrorL
 	if i.Permission != "" && !modePattern.MatchString(i.Permission) {
 		invalid(fieldPermission, i.Permission, `must be an octal mode of three digits, such as "0400"`)
 	}
-	if i.Env != "" && !envPattern.MatchString(i.Env) {
+	switch {
+	case i.Env == "":
+	case len(i.Env) > MaxEnv:
+		invalid(fieldEnv, i.Env, "must be at most "+strconv.Itoa(MaxEnv)+" characters")
+	case !envPattern.MatchString(i.Env):
 		invalid(fieldEnv, i.Env, mustBeEnv)
 	}
 	if i.Env != "" && !withClass && (i.Alias != "" || objectPattern.MatchString(i.Name)) {

@@ -1,9 +1,7 @@
 package api
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"regexp"
 	"slices"
 	"strconv"
@@ -45,18 +43,21 @@ func tooManyItems(fldPath *field.Path, n int) field.ErrorList {
 // parseInline reads "[ENV=]ref[ as path]" items, separated by commas or newlines.
 func parseInline(value string, fldPath *field.Path, withClass bool) ([]Item, field.ErrorList) {
 	var texts []string
+	n := 0
 	for line := range strings.SplitSeq(value, "\n") {
 		if strings.HasPrefix(strings.TrimSpace(line), "#") {
 			continue
 		}
 		for text := range strings.SplitSeq(line, ",") {
 			if text = strings.TrimSpace(text); text != "" {
-				texts = append(texts, text)
+				if n++; n <= MaxItems {
+					texts = append(texts, text)
+				}
 			}
 		}
 	}
-	if len(texts) > MaxItems {
-		return nil, tooManyItems(fldPath, len(texts))
+	if n > MaxItems {
+		return nil, tooManyItems(fldPath, n)
 	}
 	items := make([]Item, len(texts))
 	var errs field.ErrorList
@@ -143,26 +144,28 @@ var itemFields = []string{
 	fieldName, fieldAlias, fieldType, fieldVersion, fieldHistory, fieldFormat, fieldEncoding, fieldPermission, fieldEnv, fieldVault, fieldContainers,
 }
 
+// maxMarks bounds the structured form: a hundred items with each of their fields on a line take a quarter of it.
+const maxMarks = 10_000
+
+// maxDetail is how much of a parser's error a message has, in bytes.
+const maxDetail = 256
+
 // parseStructured reads a YAML or JSON list of items. It walks the nodes itself so that an unquoted 0400 is still the text that the
 // author wrote, and that every mistake is found.
 func parseStructured(value string, fldPath *field.Path, withClass bool) ([]Item, field.ErrorList) {
-	var document, rest yaml.Node
-	decoder := yaml.NewDecoder(strings.NewReader(value))
-	err := decoder.Decode(&document)
-	if err == nil {
-		if err = decoder.Decode(&rest); err == nil {
-			err = errors.New("a second document follows the first")
-		}
+	root, err := ParseYAML(value, maxMarks)
+	if err == nil && root != nil {
+		err = checkPlain(root)
 	}
-	if !errors.Is(err, io.EOF) {
-		return nil, field.ErrorList{Because(InvalidItem, field.Invalid(fldPath, Echo(value), "must be a YAML or JSON list of items: "+err.Error()))}
+	if err != nil {
+		return nil, field.ErrorList{Because(InvalidItem, field.Invalid(fldPath, Echo(value), "must be a YAML or JSON list of items: "+OneLine(err, maxDetail)))}
 	}
-	if len(document.Content) == 0 {
+	if root == nil {
 		return nil, nil
 	}
-	nodes := document.Content
-	if nodes[0].Kind == yaml.SequenceNode {
-		nodes = nodes[0].Content
+	nodes := []*yaml.Node{root}
+	if root.Kind == yaml.SequenceNode {
+		nodes = root.Content
 	}
 	if len(nodes) > MaxItems {
 		return nil, tooManyItems(fldPath, len(nodes))
@@ -231,20 +234,33 @@ func (i *Item) set(name string, value *yaml.Node, fldPath *field.Path) *field.Er
 		}
 		i.History = n
 	case name == fieldContainers:
-		var patterns []string
-		if err := value.Decode(&patterns); err != nil {
-			return field.Invalid(fldPath, Echo(value.Value), "must be a list of container names")
-		}
-		selector, err := ParseSelector(patterns)
-		if err != nil {
-			return field.Invalid(fldPath, Echo(strings.Join(patterns, ",")), err.Error())
-		}
-		i.Containers = selector
+		return i.setContainers(value, fldPath)
 	default:
 		return field.Forbidden(fldPath, "must be a field of an item"+didYouMean(Nearest(name, itemFields), itemFields))
 	}
 	return nil
 }
+
+func (i *Item) setContainers(list *yaml.Node, fldPath *field.Path) *field.Error {
+	patterns := make([]string, 0, min(len(list.Content), maxPatterns+1))
+	for _, node := range list.Content[:cap(patterns)] {
+		if list.Kind == yaml.SequenceNode && node.Kind == yaml.ScalarNode && node.Tag != "!!null" {
+			patterns = append(patterns, node.Value)
+		}
+	}
+	if list.Kind != yaml.SequenceNode || len(patterns) < cap(patterns) {
+		return field.Invalid(fldPath, Echo(list.Value), "must be a list of container names")
+	}
+	selector, err := ParseSelector(patterns)
+	if err != nil {
+		return field.Invalid(fldPath, Echo(strings.Join(patterns[:min(len(patterns), maxEchoed)], ",")), err.Error())
+	}
+	i.Containers = selector
+	return nil
+}
+
+// maxEchoed is how many names of a list an error repeats at most.
+const maxEchoed = 5
 
 // printItems writes items so that parseItems reads them back equal: inline where each has an inline form.
 func printItems(items []Item) string {

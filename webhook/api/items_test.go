@@ -8,6 +8,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/akv-injector/akv-injector/webhook/api"
+	"github.com/akv-injector/akv-injector/webhook/corpus/attacks"
 )
 
 const version = "6a1f0c00000000000000000000abcdef"
@@ -145,7 +146,7 @@ func TestItemMistakes(t *testing.T) {
 		"no objectName":                                     {value: "- env: A", want: field.ErrorList{api.Because(api.InvalidItem, field.Required(item(0, "objectName"), "name in the Key Vault"))}},
 		"a list of plain names":                             {value: "- a\n- b", want: field.ErrorList{invalid(item(0), "mapping"), invalid(item(1), "mapping")}},
 		"YAML that isn't":                                   {value: "[a: b", want: field.ErrorList{invalid(secretsPath, "YAML or JSON list")}},
-		"a second document":                                 {value: "- objectName: a\n---\n- objectName: b", want: field.ErrorList{invalid(secretsPath, "second document")}},
+		"a second document":                                 {value: "- objectName: a\n---\n- objectName: b", want: field.ErrorList{invalid(secretsPath, "only document")}},
 		"something after a JSON list":                       {value: `[{"objectName":"a"}], b`, want: field.ErrorList{invalid(secretsPath, "YAML or JSON list")}},
 		"a list of containers that isn't":                   {value: "- {objectName: a, containers: {b: c}}", want: field.ErrorList{invalid(item(0, "containers"), "list of container names")}},
 		"an empty list of containers":                       {value: "- {objectName: a, containers: []}", want: field.ErrorList{invalid(item(0, "containers"), "at least one container")}},
@@ -203,6 +204,24 @@ func TestItemAnswers(t *testing.T) {
 			}
 			if got := test.item.EnvFor(api.EnvExplicit); got != test.item.Env {
 				t.Errorf("explicit env var is %q, want %q", got, test.item.Env)
+			}
+		})
+	}
+}
+
+// TestAttacks shows that a value which is made to be expensive is rejected in one short message before memory is used for it.
+func TestAttacks(t *testing.T) {
+	for name, secrets := range attacks.Secrets {
+		t.Run(name, func(t *testing.T) {
+			var errs field.ErrorList
+			size := attacks.Allocated(func() {
+				_, errs, _ = api.ParseRequest(api.Annotations{Pod: map[string]string{api.Secrets: secrets, api.Vault: "team-kv"}})
+			})
+			if size > 1<<20 {
+				t.Errorf("%d bytes were allocated for %d", size, len(secrets))
+			}
+			if len(errs) != 1 || len(api.Message(errs[0])) > 1024 {
+				t.Errorf("%d errors: %.1000v", len(errs), errs)
 			}
 		})
 	}

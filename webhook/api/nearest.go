@@ -10,7 +10,11 @@ import (
 // maxNearest is how many names an error offers.
 const maxNearest = 3
 
-// Nearest picks the names that name may have been meant to be, nearest first, at most three.
+// maxCompared bounds the work of comparing names: the sum of the products of their lengths.
+const maxCompared = 1 << 20
+
+// Nearest picks the names that name may have been meant to be, nearest first, at most three. Of very many or very long names it does not look
+// at all.
 func Nearest(name string, names []string) []string {
 	if name == "" {
 		return nil
@@ -20,9 +24,15 @@ func Nearest(name string, names []string) []string {
 		distance int
 	}
 	var found []candidate
+	lower, farthest, work := strings.ToLower(name), max(2, len(name)/4), 0
 	for _, n := range names {
-		distance := levenshtein.ComputeDistance(strings.ToLower(name), strings.ToLower(n))
-		if distance <= max(2, len(name)/4) {
+		if diff := len(n) - len(name); diff > farthest || -diff > farthest {
+			continue
+		}
+		if work += len(n) * len(name); work > maxCompared {
+			break
+		}
+		if distance := levenshtein.ComputeDistance(lower, strings.ToLower(n)); distance <= farthest {
 			found = append(found, candidate{n, distance})
 		}
 	}

@@ -127,9 +127,7 @@ func ParseRequest(a Annotations) (request Request, errs, warnings field.ErrorLis
 		return p.request, p.errs, nil
 	}
 	p.errs = unknownKeys(a.Pod, false, a.podPath)
-	if len(p.errs) > 0 {
-		p.markMisspelt()
-	}
+	p.markMisspelt(len(p.errs))
 	for _, err := range unknownKeys(a.Namespace, true, a.namespacePath) {
 		p.warn(err)
 	}
@@ -159,8 +157,17 @@ func (p *parser) warn(err *field.Error) {
 	p.warnings = append(p.warnings, Because(NamespaceDefaultInvalid, err))
 }
 
-// markMisspelt marks the keys that the unknown ones of the pod may have been meant for.
-func (p *parser) markMisspelt() {
+// markMisspelt marks the keys that the unknown ones of the pod may have been meant for; if there are many, all keys.
+func (p *parser) markMisspelt(unknown int) {
+	if unknown == 0 {
+		return
+	}
+	if unknown > maxUnknown {
+		for i := range p.request.illegible {
+			p.request.illegible[i] = true
+		}
+		return
+	}
 	for key := range p.annotations.Pod {
 		if _, ofNamespace := namespaceKeys[key]; !IsOurs(key) || position(key) >= 0 || ofNamespace {
 			continue
@@ -435,10 +442,10 @@ func oneOf[T ~string](values []T, set func(*Request, T)) func(*Request, string, 
 
 func parseClasses(r *Request, value string, fldPath *field.Path) field.ErrorList {
 	var errs field.ErrorList
-	names := splitList(value)
-	if len(names) > MaxClasses {
-		return field.ErrorList{Because(InvalidValue, field.TooMany(fldPath, len(names), MaxClasses))}
+	if n := strings.Count(value, ",") + 1; n > MaxClasses {
+		return field.ErrorList{Because(InvalidValue, field.TooMany(fldPath, n, MaxClasses))}
 	}
+	names := splitList(value)
 	for index, name := range names {
 		switch {
 		case len(validation.IsDNS1123Subdomain(name)) > 0:

@@ -17,8 +17,12 @@ type Selector struct {
 
 var selectorPattern = regexp.MustCompile(`^[-0-9A-Za-z*?\[\]^]+$`)
 
-// maxPatterns is how many names and globs a selector may have.
-const maxPatterns = 100
+// maxPatterns is how many names and globs a selector may have, maxPattern the length of each. The name of a container has 63 characters at
+// most.
+const (
+	maxPatterns = 100
+	maxPattern  = 253
+)
 
 // ParseSelector reads a list of container names, globs (as [path.Match] has them) and either with a ! before it.
 func ParseSelector(patterns []string) (Selector, error) {
@@ -30,8 +34,11 @@ func ParseSelector(patterns []string) (Selector, error) {
 	}
 	for _, pattern := range patterns {
 		name := strings.TrimPrefix(pattern, "!")
-		if name == "" {
+		switch {
+		case name == "":
 			return Selector{}, errors.New("must not have an empty name between commas")
+		case len(name) > maxPattern:
+			return Selector{}, fmt.Errorf("must have names of at most %d characters", maxPattern)
 		}
 		if _, err := path.Match(name, ""); err != nil || !selectorPattern.MatchString(name) {
 			return Selector{}, errors.New("must be container names or globs, each with ! before it to leave it out, separated by commas")

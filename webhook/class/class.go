@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 
-	"go.yaml.in/yaml/v3"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
@@ -110,18 +109,22 @@ type Synced struct {
 func Read(spc *SecretProviderClass) *Class {
 	c := ReadParameters(spc)
 	for _, secret := range spc.Spec.SecretObjects {
-		name := strings.TrimSpace(secret.SecretName)
+		name := text(secret.SecretName)
 		for _, data := range secret.Data {
-			s := Synced{File: strings.TrimSpace(data.ObjectName), Secret: name, Key: strings.TrimSpace(data.Key)}
+			s := Synced{File: text(data.ObjectName), Secret: name, Key: text(data.Key)}
 			if s.File != "" && s.Secret != "" && s.Key != "" && secret.Type != "" { // the driver syncs nothing else
 				c.Synced = append(c.Synced, s)
+			}
+			if len(c.Synced) > maxObjects {
+				c.Synced, c.Invalid = nil, fmt.Sprintf("spec.secretObjects: must have at most %d keys in all", maxObjects)
+				return c
 			}
 		}
 	}
 	if c.Provider == Provider {
 		var err error
 		if c.Objects, err = readObjects(strings.TrimSpace(spc.Spec.Parameters[paramObjects])); err != nil {
-			c.Invalid = api.Cut(strings.Join(strings.Fields(err.Error()), " "), maxInvalid) // YAML's errors have a line for each of its mistakes
+			c.Invalid = api.OneLine(err, maxInvalid)
 		}
 	}
 	return c
@@ -129,10 +132,10 @@ func Read(spc *SecretProviderClass) *Class {
 
 // ReadParameters takes from a class what policy needs: its vault, and as whom it is read.
 func ReadParameters(spc *SecretProviderClass) *Class {
-	parameter := func(name string) string { return strings.TrimSpace(spc.Spec.Parameters[name]) }
+	parameter := func(name string) string { return text(spc.Spec.Parameters[name]) }
 	c := &Class{
 		Name:     spc.Name,
-		Provider: spc.Spec.Provider,
+		Provider: text(spc.Spec.Provider),
 		Vault:    parameter(paramVault),
 		ClientID: parameter(paramClientID),
 	}
@@ -141,10 +144,17 @@ func ReadParameters(spc *SecretProviderClass) *Class {
 	return c
 }
 
-// Bounds of what the parameter "objects" may hold, far beyond any real class.
+// text is a value of a class without the space around it. One that is too long for any use is cut, and then equals nothing.
+func text(s string) string {
+	return api.Cut(strings.TrimSpace(s), maxText)
+}
+
+// Bounds of what is read of a class, far beyond any real one.
 const (
+	maxText    = 1 << 10   // bytes of a value
+	maxParsed  = 512 << 10 // bytes of the parameter "objects"
+	maxMarks   = 50_000    // of which a thousand objects, with each of their fields, take a third
 	maxObjects = 1000
-	maxKeys    = 100
 	maxInvalid = 1 << 10 // bytes
 )
 
@@ -165,50 +175,30 @@ func readObjects(parameter string) ([]Object, error) {
 		return nil, fmt.Errorf("spec.parameters.objects: array: must have at most %d objects, has %d", maxObjects, len(list.Array))
 	}
 	objects := make([]Object, 0, len(list.Array))
-	for index, text := range list.Array {
+	for index, element := range list.Array {
 		var object struct {
 			Name    string `yaml:"objectName"`
 			Alias   string `yaml:"objectAlias"`
 			Type    string `yaml:"objectType"`
 			History int    `yaml:"objectVersionHistory"`
 		}
-		if err := readYAML(text, &object); err != nil {
+		if err := readYAML(element, &object); err != nil {
 			return nil, fmt.Errorf("spec.parameters.objects: array[%d]: %w", index, err)
 		}
-		item := api.Item{Name: strings.TrimSpace(object.Name), Alias: strings.TrimSpace(object.Alias), History: object.History}
-		objects = append(objects, Object{Name: item.Name, Type: strings.TrimSpace(object.Type), File: item.File()})
+		item := api.Item{Name: text(object.Name), Alias: text(object.Alias), History: object.History}
+		objects = append(objects, Object{Name: item.Name, Type: text(object.Type), File: item.File()})
 	}
 	return objects, nil
 }
 
-// readYAML reads a document in time that grows with its length alone. Anyone who may write a class could otherwise hold up the reading of
-// all others: an alias stands for as much text as one likes, as does a %TAG, and the decoder compares each key of a mapping with every
-// other.
+// readYAML reads a document. Without bounds, anyone who may write a class could hold up the reading of all others.
 func readYAML(text string, into any) error {
-	if strings.Contains(text, "%TAG") {
-		return errors.New("must have no %TAG")
+	if len(text) > maxParsed {
+		return fmt.Errorf("must be at most %d bytes, is %d", maxParsed, len(text))
 	}
-	var document yaml.Node
-	if err := yaml.Unmarshal([]byte(text), &document); err != nil {
+	node, err := api.ParseYAML(text, maxMarks)
+	if err != nil || node == nil {
 		return err
 	}
-	if err := checkNode(&document); err != nil {
-		return err
-	}
-	return document.Decode(into)
-}
-
-func checkNode(node *yaml.Node) error {
-	switch {
-	case node.Kind == yaml.AliasNode:
-		return fmt.Errorf("line %d: must have no aliases", node.Line)
-	case node.Kind == yaml.MappingNode && len(node.Content) > 2*maxKeys:
-		return fmt.Errorf("line %d: must have at most %d keys, has %d", node.Line, maxKeys, len(node.Content)/2)
-	}
-	for _, child := range node.Content {
-		if err := checkNode(child); err != nil {
-			return err
-		}
-	}
-	return nil
+	return node.Decode(into)
 }

@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/akv-injector/akv-injector/webhook/class"
+	"github.com/akv-injector/akv-injector/webhook/corpus/attacks"
 )
 
 func TestRead(t *testing.T) {
@@ -109,15 +110,28 @@ func TestReadIsBounded(t *testing.T) {
 		},
 		"an alias in an object":           {"array:\n- '{a: &a [b], c: *a}'", "array[0]: line 1: must have no aliases"},
 		"more objects than anyone mounts": {"array: [" + strings.Repeat("'{}',", 1001) + "]", "array: must have at most 1000 objects, has 1001"},
-		"many keys":                       {keys(50_000) + "array: []", "line 1: must have at most 100 keys, has 50001"},
-		"the same key many times":         {"array: [{" + strings.Repeat("a: b,", 50_000) + "}]", "line 1: must have at most 100 keys, has 50000"},
+		"many keys":                       {keys(5_000) + "array: []", "line 1: must have at most 100 keys, has 5001"},
+		"the same key many times":         {"array: [{" + strings.Repeat("a: b,", 5_000) + "}]", "line 1: must have at most 100 keys, has 5000"},
+		"more nodes than anyone needs":    {"array: [" + strings.Repeat("a,", 100_000) + "]", "must have at most 50000 lines, commas, colons and brackets, has 100002"},
+		"a longer text than anyone needs": {"array: ['" + strings.Repeat("a", 1<<20) + "']", "must be at most 524288 bytes, is 1048587"},
 		"many keys in an object":          {"array:\n- |\n  " + strings.ReplaceAll(keys(101), "\n", "\n  "), "array[0]: line 1: must have at most 100 keys, has 101"},
-		"long tags":                       {"%TAG !e! tag:" + strings.Repeat("x", 100_000) + "\n---\na: [" + strings.Repeat("!e!a a,", 10_000) + "]\narray: []", "must have no %TAG"},
+		"long tags":                       {"%TAG !e! tag:" + strings.Repeat("x", 100_000) + "\n---\na: [" + strings.Repeat("!e!a a,", 10_000) + "]\narray: []", "must have no directives"},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			c := read(test.objects)
 			if want := "spec.parameters.objects: " + test.want; c.Invalid != want || c.Objects != nil {
 				t.Errorf("%d objects, invalid since %q; want none, since %q", len(c.Objects), c.Invalid, want)
+			}
+		})
+	}
+	for name, objects := range attacks.Objects {
+		t.Run(name, func(t *testing.T) {
+			var c *class.Class
+			if size := attacks.Allocated(func() { c = read(objects) }); size > 2<<20 {
+				t.Errorf("%d bytes were allocated for %d", size, len(objects))
+			}
+			if c.Invalid == "" || len(c.Invalid) > 1024 || c.Objects != nil {
+				t.Errorf("%d objects, invalid since %q", len(c.Objects), c.Invalid)
 			}
 		})
 	}

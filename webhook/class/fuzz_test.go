@@ -11,6 +11,7 @@ import (
 
 	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/class"
+	"github.com/akv-injector/akv-injector/webhook/corpus/attacks"
 )
 
 // FuzzRead feeds it what any tenant may write into a class: the injector reads every class of the cluster, and must survive each.
@@ -20,11 +21,20 @@ func FuzzRead(f *testing.F) {
 	f.Add("azure", "%TAG !e! tag:x\n---\narray: [!e!a a]", "", "")
 	f.Add("azure", "array:\n- \"{objectVersionHistory: 99999999999999999999}\"", "a/0", "k")
 	f.Add("vault", "- objectName: a", "a", "k")
+	for _, objects := range attacks.Objects {
+		f.Add("azure", objects, "a", "k")
+	}
 	f.Fuzz(func(t *testing.T, provider, objects, file, key string) {
-		c := class.Read(&class.SecretProviderClass{Spec: class.Spec{
-			Provider: provider, Parameters: map[string]string{"objects": objects},
-			SecretObjects: []class.SecretObject{{SecretName: "s", Type: "Opaque", Data: []class.SecretData{{ObjectName: file, Key: key}}}},
-		}})
+		var c *class.Class
+		size := attacks.Allocated(func() {
+			c = class.Read(&class.SecretProviderClass{Spec: class.Spec{
+				Provider: provider, Parameters: map[string]string{"objects": objects},
+				SecretObjects: []class.SecretObject{{SecretName: "s", Type: "Opaque", Data: []class.SecretData{{ObjectName: file, Key: key}}}},
+			}})
+		})
+		if limit := uint64(attacks.Factor*len(objects) + attacks.Free); size > limit {
+			t.Errorf("%d bytes were allocated for %d", size, len(objects))
+		}
 		if c.Invalid != "" && len(c.Objects) > 0 {
 			t.Errorf("class is invalid (%s) and has objects all the same", c.Invalid)
 		}

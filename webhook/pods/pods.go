@@ -132,7 +132,7 @@ const MaxKept = 16 << 20
 
 // Texts of more bytes are cut, and then equal no valid value.
 const (
-	// MaxName is the length of the longest name of an object, and of the longest env var that an item may set.
+	// MaxName is the length of the longest name of an object.
 	MaxName   = 253
 	maxPath   = 4 << 10
 	maxLabels = 4 << 10 // all labels that are read
@@ -418,7 +418,7 @@ func (e *EnvVar) read(r *jsonstream.Reader) {
 	for name := range r.Members {
 		switch string(name) {
 		case "name":
-			e.Name = r.Text(MaxName + 1)
+			e.Name = r.Text(api.MaxEnv + 1) // a longer one equals none that an item sets
 		case "valueFrom":
 			for name := range r.Members {
 				if string(name) == "secretKeyRef" {

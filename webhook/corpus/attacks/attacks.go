@@ -1,0 +1,65 @@
+// Package attacks has inputs that are small as they are written and large as they are processed. Tests, fuzz targets and the load of
+// test/cmd/attack send them.
+package attacks
+
+import (
+	"fmt"
+	"runtime/metrics"
+	"strings"
+)
+
+// Secrets are values of the annotation keyvault.io/secrets of at most 256 KiB, by what they abuse.
+var Secrets = map[string]string{
+	"tags behind a directive":       "- objectName: a\n...\n%TAG !x! " + strings.Repeat("t", 60_000) + "\n---\n" + strings.Repeat("- !x!a\n", 24_000),
+	"a directive of the document":   "%TAG !x! " + strings.Repeat("t", 60_000) + "\n---\n" + strings.Repeat("- !x!a\n", 24_000),
+	"aliases of a long text":        "- objectName: a\n  objectAlias: &s \"" + strings.Repeat("s", 120_000) + "\"\n  containers: [" + strings.Repeat("*s,", 32_000) + "]",
+	"aliases of aliases":            "- &a [x,x,x,x,x,x,x,x]\n- &b [*a,*a,*a,*a,*a,*a,*a,*a]\n- &c [*b,*b,*b,*b,*b,*b,*b,*b]\n- &d [*c,*c,*c,*c,*c,*c,*c,*c]\n- [*d,*d,*d,*d,*d,*d,*d,*d]",
+	"as many nodes as there can be": "[" + strings.Repeat("a,", 120_000) + "]",
+	"mappings in a list":            "[" + strings.Repeat("{},", 80_000) + "]",
+	"lists in lists":                strings.Repeat("[", 100_000) + strings.Repeat("]", 100_000),
+	"lists in lists, as a block":    strings.Repeat("- ", 100_000),
+	"one key many times":            "- {" + strings.Repeat("a: b,", 40_000) + "}",
+	"explicit keys":                 "[" + strings.Repeat("? ,", 80_000) + "]",
+	"anchors":                       "- objectName: a\n" + numbered("- &a%d b\n", 20_000),
+	"items":                         strings.Repeat("a,", 120_000),
+	"containers of an item":         "- {objectName: a, containers: [" + strings.Repeat("c,", 120_000) + "]}",
+	"globs of each item":            numbered("- {objectName: a%[1]d, containers: ["+strings.Repeat("'*a*b*c*d*e',", 99)+"x]}\n", 100),
+	"a scalar over many lines":      "- objectName: \"" + strings.Repeat("a\n\n", 80_000) + "\"",
+	"comments":                      "- a\n" + strings.Repeat("# b\n", 60_000),
+}
+
+// Objects are values of the parameter "objects" of a SecretProviderClass, which etcd takes up to 1.5 MiB.
+var Objects = map[string]string{
+	"as many nodes as there can be": "array: [" + strings.Repeat("a,", 690_000) + "]",
+	"tags behind a directive":       "array: [a]\n...\n%TAG !x! " + strings.Repeat("t", 60_000) + "\n---\n" + strings.Repeat("- !x!a\n", 190_000),
+	"an object many times":          "x: &x |\n  objectName: a\n  #" + strings.Repeat("…", 100_000) + "\narray: [" + strings.Repeat("*x,", 900) + "]",
+	"nodes in an object":            "array:\n- \"[" + strings.Repeat("a,", 200_000) + "]\"",
+	"lists in lists":                "array: " + strings.Repeat("[", 500_000),
+	"keys":                          numbered("k%d: x\n", 100_000),
+}
+
+// numbered is a text repeated n times, each made of its number.
+func numbered(format string, n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, format, i)
+	}
+	return b.String()
+}
+
+// Allocated is how many bytes of memory f allocates, those that are free again included.
+func Allocated(f func()) uint64 {
+	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
+	metrics.Read(sample)
+	before := sample[0].Value.Uint64()
+	f()
+	metrics.Read(sample)
+	return sample[0].Value.Uint64() - before
+}
+
+// Factor is how many bytes may be allocated for each byte of a text that a tenant wrote, and Free how many besides. A node of YAML takes 250
+// bytes and may be written in two.
+const (
+	Factor = 400
+	Free   = 256 << 10
+)
