@@ -69,14 +69,14 @@ func FuzzParseRequest(f *testing.F) {
 		}
 		var request api.Request
 		var errs, warnings field.ErrorList
-		size := attacks.Allocated(func() { request, errs, warnings = api.ParseRequest(annotations) })
 		written := len(key) + len(name) + len(vault)
 		for _, all := range []map[string]string{annotations.Pod, annotations.Namespace} {
 			for _, value := range all {
 				written += len(value)
 			}
 		}
-		if limit := uint64(attacks.Factor*written + attacks.Free); size > limit {
+		limit := attacks.Factor*written + attacks.Free
+		if size := attacks.Allocated(limit, func() { request, errs, warnings = api.ParseRequest(annotations) }); size > limit {
 			t.Errorf("%d bytes were allocated for %d", size, written)
 		}
 		for _, err := range slices.Concat(errs, warnings) {

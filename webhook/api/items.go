@@ -144,8 +144,8 @@ var itemFields = []string{
 	fieldName, fieldAlias, fieldType, fieldVersion, fieldHistory, fieldFormat, fieldEncoding, fieldPermission, fieldEnv, fieldVault, fieldContainers,
 }
 
-// maxMarks bounds the structured form: a hundred items with each of their fields on a line take a quarter of it.
-const maxMarks = 10_000
+// maxMarks bounds the structured form: a hundred items with each of their fields on a line take half of it.
+const maxMarks = 5_000
 
 // maxDetail is how much of a parser's error a message has, in bytes.
 const maxDetail = 256

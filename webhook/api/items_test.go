@@ -213,11 +213,12 @@ func TestItemAnswers(t *testing.T) {
 func TestAttacks(t *testing.T) {
 	for name, secrets := range attacks.Secrets {
 		t.Run(name, func(t *testing.T) {
+			const limit = 1 << 20
 			var errs field.ErrorList
-			size := attacks.Allocated(func() {
+			size := attacks.Allocated(limit, func() {
 				_, errs, _ = api.ParseRequest(api.Annotations{Pod: map[string]string{api.Secrets: secrets, api.Vault: "team-kv"}})
 			})
-			if size > 1<<20 {
+			if size > limit {
 				t.Errorf("%d bytes were allocated for %d", size, len(secrets))
 			}
 			if len(errs) != 1 || len(api.Message(errs[0])) > 1024 {

@@ -127,7 +127,8 @@ func TestReadIsBounded(t *testing.T) {
 	for name, objects := range attacks.Objects {
 		t.Run(name, func(t *testing.T) {
 			var c *class.Class
-			if size := attacks.Allocated(func() { c = read(objects) }); size > uint64(10*len(objects)) {
+			limit := 10 * len(objects)
+			if size := attacks.Allocated(limit, func() { c = read(objects) }); size > limit {
 				t.Errorf("%d bytes were allocated for %d", size, len(objects))
 			}
 			if c.Invalid == "" || len(c.Invalid) > 1024 || c.Objects != nil {

@@ -26,13 +26,14 @@ func FuzzRead(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, provider, objects, file, key string) {
 		var c *class.Class
-		size := attacks.Allocated(func() {
+		limit := attacks.Factor*len(objects) + attacks.Free
+		size := attacks.Allocated(limit, func() {
 			c = class.Read(&class.SecretProviderClass{Spec: class.Spec{
 				Provider: provider, Parameters: map[string]string{"objects": objects},
 				SecretObjects: []class.SecretObject{{SecretName: "s", Type: "Opaque", Data: []class.SecretData{{ObjectName: file, Key: key}}}},
 			}})
 		})
-		if limit := uint64(attacks.Factor*len(objects) + attacks.Free); size > limit {
+		if size > limit {
 			t.Errorf("%d bytes were allocated for %d", size, len(objects))
 		}
 		if c.Invalid != "" && len(c.Objects) > 0 {
