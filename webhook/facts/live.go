@@ -35,6 +35,8 @@ const maxNames = 500
 type Live struct {
 	Metadata metadata.Interface
 	Dynamic  dynamic.Interface
+
+	reads *reads // nil where requests are not shared
 }
 
 // NewLive makes the clients. The limits on requests that config has don't hold for them: a review waits for their answers, and
@@ -58,17 +60,54 @@ func NewLive(config *rest.Config) (*Live, error) {
 
 // Namespace implements [Source].
 func (l *Live) Namespace(ctx context.Context, name string, _ bool) (inject.Namespace, error) {
-	object, err := l.metadata(ctx, namespaceResource, "", name)
-	if err != nil || object == nil {
-		return inject.Namespace{}, err
-	}
-	return *namespaceOf(object), nil
+	return share(ctx, l.reads, question{name, namespaceResource.Resource, ""}, func(ctx context.Context) (inject.Namespace, error) {
+		object, err := l.metadata(ctx, namespaceResource, "", name)
+		if err != nil || object == nil {
+			return inject.Namespace{}, err
+		}
+		return *namespaceOf(object), nil
+	})
 }
 
 // Facts implements [Source]. It names what else there is with fresh alone, and then only where something is missing.
 func (l *Live) Facts(ctx context.Context, namespace string, needs inject.Needs, fresh bool) (inject.Facts, error) {
-	var facts inject.Facts
-	var err error
+	facts, err := l.needed(ctx, namespace, needs)
+	if err != nil || !fresh {
+		return facts, err
+	}
+	if len(facts.Classes) < len(needs.Classes) {
+		classes, known, err := l.list(ctx, class.Resource, namespace)
+		if err != nil {
+			return inject.Facts{}, err
+		}
+		facts.Available.NoDriver = !known
+		for i := range classes {
+			facts.Available.Classes = append(facts.Available.Classes, classes[i].Name)
+		}
+	}
+	nameless := lacksClient(needs.ServiceAccount, facts.ServiceAccount) || lacksClient(needs.NamedServiceAccount, facts.NamedServiceAccount)
+	if nameless && needs.Selector == "" {
+		if facts.Available.Selectors, err = l.selectors(ctx, namespace); err != nil {
+			return inject.Facts{}, err
+		}
+	}
+	if nameless || needs.Identities || needs.Selector != "" && !facts.Bound {
+		accounts, _, err := l.list(ctx, serviceAccountResource, namespace)
+		if err != nil {
+			return inject.Facts{}, err
+		}
+		for i := range accounts {
+			facts.Available.ServiceAccounts = append(facts.Available.ServiceAccounts, accounts[i].Name)
+			if sa := serviceAccount(&accounts[i]); sa.ClientID != "" {
+				facts.Available.Clients = append(facts.Available.Clients, sa.Name)
+			}
+		}
+	}
+	return facts, nil
+}
+
+// needed is what the namespace holds of what is needed, without the names of what else there is.
+func (l *Live) needed(ctx context.Context, namespace string, needs inject.Needs) (facts inject.Facts, err error) {
 	for _, name := range needs.Classes {
 		c, err := l.class(ctx, namespace, name)
 		if err != nil {
@@ -84,34 +123,11 @@ func (l *Live) Facts(ctx context.Context, namespace string, needs inject.Needs, 
 	if facts.NamedServiceAccount, err = l.serviceAccount(ctx, namespace, needs.NamedServiceAccount); err != nil {
 		return inject.Facts{}, err
 	}
-	if fresh && len(facts.Classes) < len(needs.Classes) {
-		classes, known, err := l.list(ctx, class.Resource, namespace)
-		if err != nil {
-			return inject.Facts{}, err
-		}
-		facts.Available.NoDriver = !known
-		for i := range classes {
-			facts.Available.Classes = append(facts.Available.Classes, classes[i].Name)
-		}
-	}
-	nameless := fresh && (lacksClient(needs.ServiceAccount, facts.ServiceAccount) || lacksClient(needs.NamedServiceAccount, facts.NamedServiceAccount))
-	if nameless || needs.Selector != "" || needs.Identities {
+	if needs.Selector != "" || needs.Identities {
 		if facts.Available.Selectors, err = l.selectors(ctx, namespace); err != nil {
 			return inject.Facts{}, err
 		}
 		facts.Bound = binds(facts.Available.Selectors, needs.Selector)
-	}
-	if nameless || needs.Identities || (fresh && needs.Selector != "" && !facts.Bound) {
-		accounts, _, err := l.list(ctx, serviceAccountResource, namespace)
-		if err != nil {
-			return inject.Facts{}, err
-		}
-		for i := range accounts {
-			facts.Available.ServiceAccounts = append(facts.Available.ServiceAccounts, accounts[i].Name)
-			if sa := serviceAccount(&accounts[i]); sa.ClientID != "" {
-				facts.Available.Clients = append(facts.Available.Clients, sa.Name)
-			}
-		}
 	}
 	return facts, nil
 }
@@ -123,11 +139,13 @@ func lacksClient(name string, sa *inject.ServiceAccount) bool {
 
 // class is nil where there is none of that name.
 func (l *Live) class(ctx context.Context, namespace, name string) (*class.Class, error) {
-	object, err := l.classObject(ctx, namespace, name)
-	if err != nil || object == nil {
-		return nil, err
-	}
-	return classOf(object), nil
+	return share(ctx, l.reads, question{namespace, class.Resource.Resource, name}, func(ctx context.Context) (*class.Class, error) {
+		object, err := l.classObject(ctx, namespace, name)
+		if err != nil || object == nil {
+			return nil, err
+		}
+		return classOf(object), nil
+	})
 }
 
 // classObject is nil where there is none of that name.
@@ -147,11 +165,16 @@ func (l *Live) classObject(ctx context.Context, namespace, name string) (*unstru
 
 // serviceAccount is nil where there is none of that name.
 func (l *Live) serviceAccount(ctx context.Context, namespace, name string) (*inject.ServiceAccount, error) {
-	object, err := l.metadata(ctx, serviceAccountResource, namespace, name)
-	if err != nil || object == nil {
-		return nil, err
+	if name == "" {
+		return nil, nil
 	}
-	return serviceAccount(object), nil
+	return share(ctx, l.reads, question{namespace, serviceAccountResource.Resource, name}, func(ctx context.Context) (*inject.ServiceAccount, error) {
+		object, err := l.metadata(ctx, serviceAccountResource, namespace, name)
+		if err != nil || object == nil {
+			return nil, err
+		}
+		return serviceAccount(object), nil
+	})
 }
 
 // metadata is that of an object, or nil where it does not exist.
@@ -187,22 +210,29 @@ func (l *Live) list(ctx context.Context, resource schema.GroupVersionResource, n
 	return list.Items, true, nil
 }
 
-// selectors are those of the namespace's AzureIdentityBindings.
+// selectors are those of the namespace's AzureIdentityBindings. They are read in pages: a tenant may have made many of any size.
 func (l *Live) selectors(ctx context.Context, namespace string) ([]string, error) {
-	list, err := l.Dynamic.Resource(bindingResource).Namespace(namespace).List(ctx, metav1.ListOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list AzureIdentityBindings: %w", err)
-	}
-	var selectors []string
-	for i := range list.Items {
-		if selector := bindingSelector(&list.Items[i]); selector != "" {
-			selectors = append(selectors, selector)
+	const page = 20
+	return share(ctx, l.reads, question{namespace, bindingResource.Resource, ""}, func(ctx context.Context) (selectors []string, err error) {
+		options := metav1.ListOptions{Limit: page}
+		for {
+			list, err := l.Dynamic.Resource(bindingResource).Namespace(namespace).List(ctx, options)
+			if apierrors.IsNotFound(err) {
+				return nil, nil
+			}
+			if err != nil {
+				return nil, fmt.Errorf("list AzureIdentityBindings: %w", err)
+			}
+			for i := range list.Items {
+				if selector := bindingSelector(&list.Items[i]); selector != "" {
+					selectors = append(selectors, selector)
+				}
+			}
+			if options.Continue = list.GetContinue(); options.Continue == "" {
+				return selectors, nil
+			}
 		}
-	}
-	return selectors, nil
+	})
 }
 
 // namespaceOf keeps what is ours of a namespace's labels and annotations.

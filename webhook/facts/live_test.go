@@ -31,7 +31,7 @@ func TestLive(t *testing.T) {
 
 		listClasses  = "/apis/secrets-store.csi.x-k8s.io/v1" + base + "secretproviderclasses limit=500"
 		listAccounts = "/api/v1" + base + "serviceaccounts limit=500"
-		listBindings = "/apis/aadpodidentity.k8s.io/v1" + base + "azureidentitybindings"
+		listBindings = "/apis/aadpodidentity.k8s.io/v1" + base + "azureidentitybindings limit=20"
 	)
 	for name, test := range map[string]struct {
 		needs  inject.Needs

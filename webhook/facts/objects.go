@@ -8,6 +8,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/class"
@@ -135,9 +136,14 @@ func serviceAccount(object metav1.Object) *inject.ServiceAccount {
 	annotations := object.GetAnnotations()
 	return &inject.ServiceAccount{
 		Name:     object.GetName(),
-		ClientID: annotations[api.WorkloadIdentityClientID],
-		TenantID: annotations[api.WorkloadIdentityTenantID],
+		ClientID: id(annotations[api.WorkloadIdentityClientID]),
+		TenantID: id(annotations[api.WorkloadIdentityTenantID]),
 	}
+}
+
+// id is an id as an annotation has it. What is too long to be one is cut: a tenant may write a quarter of a megabyte there.
+func id(text string) string {
+	return api.Echo(text)
 }
 
 // clients are the names of those that have a client id.
@@ -151,10 +157,10 @@ func clients(all []*inject.ServiceAccount) []string {
 	return names
 }
 
-// bindingSelector is the label value that an AzureIdentityBinding selects, or "" where it has none.
+// bindingSelector is the label value that an AzureIdentityBinding selects, or "" where it has none that a label can have.
 func bindingSelector(object *unstructured.Unstructured) string {
 	selector, _, err := unstructured.NestedString(object.Object, "spec", "selector")
-	if err != nil {
+	if err != nil || len(selector) > validation.LabelValueMaxLength {
 		return ""
 	}
 	return selector

@@ -23,6 +23,7 @@ type table[T any] struct {
 
 	mu      sync.RWMutex
 	shelves map[string]shelf[T] // by namespace
+	written chan struct{}       // closed at the next write; nil unless somebody waits for that
 }
 
 // shelf is what one namespace holds, in the order of names. Its slices never change, so readers share them: a write makes another
@@ -45,6 +46,24 @@ func (t *table[T]) in(namespace string) shelf[T] {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	return t.shelves[namespace]
+}
+
+// next is closed once the table is written to.
+func (t *table[T]) next() <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.written == nil {
+		t.written = make(chan struct{})
+	}
+	return t.written
+}
+
+// wake ends the wait for a write; t.mu must be locked.
+func (t *table[T]) wake() {
+	if t.written != nil {
+		close(t.written)
+		t.written = nil
+	}
 }
 
 // find is the value of that name, or false.
@@ -119,6 +138,7 @@ func (t *table[T]) tell(namespace, name string) {
 func (t *table[T]) put(namespace string, s shelf[T]) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.wake()
 	if len(s.names) == 0 {
 		delete(t.shelves, namespace)
 		return
@@ -160,6 +180,7 @@ func (t *table[T]) Replace(objects []any, _ string) error {
 	}
 	t.mu.Lock()
 	t.shelves = shelves
+	t.wake()
 	t.mu.Unlock()
 	t.tell("", "")
 	return nil

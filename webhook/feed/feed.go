@@ -46,6 +46,7 @@ type Feed struct {
 	fill         sync.Once
 	trouble      atomic.Pointer[error]     // of the latest attempt
 	failingSince atomic.Pointer[time.Time] // nil while requests are answered
+	absent       atomic.Bool
 }
 
 // New is the feed of source into store, which it alone writes to.
@@ -89,6 +90,7 @@ func (s *notingStore) Replace(objects []any, resourceVersion string) error {
 
 // observe takes note of whether a list or a watch was to be had. That there is no such kind is an answer too.
 func (f *Feed) observe(err error) {
+	f.absent.Store(apierrors.IsNotFound(err))
 	if err == nil || apierrors.IsNotFound(err) {
 		f.failingSince.Store(nil)
 		return
@@ -103,15 +105,20 @@ func (f *Feed) Register(registry prometheus.Registerer) {
 		Name:        "akv_injector_facts_stale_seconds",
 		Help:        "Seconds since objects of a kind could last be listed or watched; 0 while they can be.",
 		ConstLabels: prometheus.Labels{"objects": f.objects},
-	}, f.stale))
+	}, func() float64 { return f.Failing().Seconds() }))
 }
 
-// stale is for how many seconds nothing was heard of the objects, since neither a list nor a watch was to be had; 0 while one is.
-func (f *Feed) stale() float64 {
+// Failing is for how long neither a list nor a watch of the objects has succeeded; 0 while one does.
+func (f *Feed) Failing() time.Duration {
 	if since := f.failingSince.Load(); since != nil {
-		return time.Since(*since).Seconds()
+		return time.Since(*since)
 	}
 	return 0
+}
+
+// Absent reports whether the cluster does not know the kind.
+func (f *Feed) Absent() bool {
+	return f.absent.Load()
 }
 
 // Filled is closed once the store holds the cluster's objects.

@@ -59,7 +59,7 @@ func BindingPolicy(ctx context.Context, source facts.Source, binding inject.Subj
 		rule.Level = policy.Off
 	}
 	j := &judgement{labels: namespace.Labels}
-	if !governed(namespace.Labels) {
+	if !api.Governed(namespace.Labels) {
 		return j.verdict(), nil
 	}
 	for _, key := range []string{api.PodIdentityBinding, api.WorkloadIdentityUse} {
@@ -200,21 +200,13 @@ func judge(ctx context.Context, source facts.Source, p *policy.Pod, namespace st
 	return j, nil
 }
 
-// governed reports whether a namespace has one of the labels without which nothing of it holds.
-func governed(labels map[string]string) bool {
-	return slices.ContainsFunc([]string{api.Enforce, api.Warn, api.Audit, api.Injection}, func(key string) bool {
-		_, set := labels[key]
-		return set
-	})
-}
-
 func judgeOnce(ctx context.Context, source facts.Source, p *policy.Pod, name string, managed func(name string) (*class.SecretProviderClass, error), fresh bool) (*judgement, error) {
 	found, err := source.Namespace(ctx, name, fresh)
 	if err != nil {
 		return nil, fmt.Errorf("look up namespace %s: %w", name, err)
 	}
 	namespace := policy.Namespace{Name: found.Name, Labels: found.Labels, Annotations: found.Annotations}
-	j := &judgement{governed: governed(namespace.Labels), unknown: policy.UnknownLevels(namespace)}
+	j := &judgement{governed: api.Governed(namespace.Labels), unknown: policy.UnknownLevels(namespace)}
 	if !j.governed {
 		return j, nil
 	}

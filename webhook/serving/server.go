@@ -31,6 +31,8 @@ type limits struct {
 	answer time.Duration
 	// shutdown is how long requests may take that are under way when the server has to end.
 	shutdown time.Duration
+	// connections and connectionsPerPeer are how many connections there may be, in all and from one address.
+	connections, connectionsPerPeer int
 }
 
 // No review takes more than 10 seconds, its body included: with our configurations the API server waits 5.
@@ -40,15 +42,16 @@ var serverLimits = limits{
 	body:        12 * time.Second,
 	answer:      15 * time.Second,
 	shutdown:    10 * time.Second,
+	connections: maxConnections, connectionsPerPeer: maxConnectionsPerPeer,
 }
 
-// NewServer listens at address, and once it is started serves HTTP/1.1 and HTTP/2 there, over TLS as configure says. When it is told to
-// stop it closes the listener and idle connections, and finishes what is under way. See [Drain] for what should come before.
-func NewServer(address string, handler http.Handler, configure ...func(*tls.Config)) (*manager.Server, error) {
-	return newServer(address, handler, serverLimits, configure...)
+// NewServer listens at address, and once it is started serves HTTP/1.1 and HTTP/2 there to callers, over TLS as configure says. When its context
+// ends it closes the listener and idle connections, and finishes the requests under way. See [Drain] for what should precede that.
+func NewServer(address string, handler http.Handler, callers *Callers, configure ...func(*tls.Config)) (*manager.Server, error) {
+	return newServer(address, handler, callers, serverLimits, configure...)
 }
 
-func newServer(address string, handler http.Handler, l limits, configure ...func(*tls.Config)) (*manager.Server, error) {
+func newServer(address string, handler http.Handler, callers *Callers, l limits, configure ...func(*tls.Config)) (*manager.Server, error) {
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, err
@@ -57,15 +60,18 @@ func newServer(address string, handler http.Handler, l limits, configure ...func
 	for _, c := range configure {
 		c(config)
 	}
+	listener = limitConnections(listener, l.connections, l.connectionsPerPeer, func() { callers.refused.WithLabelValues(connections).Inc() })
 	return &manager.Server{
 		Name:     "webhook",
 		Listener: tls.NewListener(listener, config),
 		Server: &http.Server{
-			Handler:           boundBody(handler, l.body),
+			Handler:           boundBody(callers.Handler(handler), l.body),
 			ReadHeaderTimeout: l.idle,
 			WriteTimeout:      l.answer,
 			IdleTimeout:       l.idle,
 			MaxHeaderBytes:    l.headerBytes,
+			// What HTTP/2 receives of bodies that wait to be read. The default of a connection is 1 MiB.
+			HTTP2: &http.HTTP2Config{MaxReceiveBufferPerConnection: 128 << 10, MaxReceiveBufferPerStream: 64 << 10},
 		},
 		ShutdownTimeout: &l.shutdown,
 	}, nil

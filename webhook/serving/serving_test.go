@@ -19,6 +19,7 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/go-logr/logr/funcr"
+	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/cert"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
@@ -66,6 +67,11 @@ func start(t *testing.T, build func(...func(*tls.Config)) (*manager.Server, erro
 		}
 	})
 	return s
+}
+
+// anyone are callers of whom nothing is required.
+func anyone() *serving.Callers {
+	return serving.NewCallers(false, prometheus.NewRegistry())
 }
 
 // impatient starts a server with short limits.
@@ -135,7 +141,7 @@ func TestDrain(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			drain := &serving.Drain{Period: never}
 			s := start(t, func(configure ...func(*tls.Config)) (*manager.Server, error) {
-				return serving.NewServer("127.0.0.1:0", drain.Handler(echo), configure...)
+				return serving.NewServer("127.0.0.1:0", drain.Handler(echo), anyone(), configure...)
 			})
 			client := s.client(t, http2)
 			s.ask(t, client, "before")
@@ -300,7 +306,7 @@ func TestLimits(t *testing.T) {
 	})
 	t.Run("an address that is taken is an error", func(t *testing.T) {
 		s := impatient(t, never, never, never)
-		if _, err := serving.NewServer(s.address, echo); err == nil {
+		if _, err := serving.NewServer(s.address, echo, anyone()); err == nil {
 			t.Error("there is none")
 		}
 	})
@@ -316,7 +322,7 @@ func TestPatience(t *testing.T) {
 	if !ok {
 		t.Fatalf("the client's transport is a %T", transport)
 	}
-	s, err := serving.NewServer("127.0.0.1:0", echo)
+	s, err := serving.NewServer("127.0.0.1:0", echo, anyone())
 	if err != nil {
 		t.Fatal(err)
 	}

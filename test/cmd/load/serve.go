@@ -53,7 +53,7 @@ func serve(ctx context.Context, kind, address, certDir string) error {
 	default:
 		return fmt.Errorf("must be %s or %s, not %q", ours, echo, kind)
 	}
-	server, err := serving.NewServer(address, hooks.WebhookMux(), func(c *tls.Config) { c.Certificates = []tls.Certificate{pair} })
+	server, err := serving.NewServer(address, hooks.WebhookMux(), serving.NewCallers(false, metrics.Registry), func(c *tls.Config) { c.Certificates = []tls.Certificate{pair} })
 	if err != nil {
 		return err
 	}

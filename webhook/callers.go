@@ -1,0 +1,46 @@
+package webhook
+
+import (
+	"context"
+	"net/http"
+	"net/netip"
+	"sync"
+
+	"golang.org/x/time/rate"
+	"k8s.io/utils/lru"
+
+	"github.com/akv-injector/akv-injector/webhook/facts"
+	"github.com/akv-injector/akv-injector/webhook/serving"
+)
+
+// maxCallers is how many callers limits are kept of.
+const maxCallers = 1024
+
+// callerLimits holds the limits of the lookups that callers without a client certificate cause.
+type callerLimits struct {
+	mu     sync.Mutex
+	limits *lru.Cache // a *rate.Limiter by netip.Addr
+}
+
+func newCallerLimits() *callerLimits {
+	return &callerLimits{limits: lru.New(maxCallers)}
+}
+
+// limited is the context of a request, with the limit of its caller.
+func (c *callerLimits) limited(r *http.Request) context.Context {
+	if serving.IsAuthenticated(r) {
+		return r.Context()
+	}
+	return facts.WithCaller(r.Context(), c.of(serving.PeerOf(r.RemoteAddr)))
+}
+
+func (c *callerLimits) of(peer netip.Addr) *rate.Limiter {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if limit, ok := c.limits.Get(peer); ok {
+		return limit.(*rate.Limiter) //nolint:forcetypeassert // it holds nothing else
+	}
+	limit := facts.NewCallerLimit()
+	c.limits.Add(peer, limit)
+	return limit
+}

@@ -1,0 +1,249 @@
+package serving_test
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+
+	"github.com/akv-injector/akv-injector/webhook/serving"
+)
+
+func address(n byte) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 0, n}) }
+
+// TestCapacity counts how many requests of 1 byte each of some peers get at once, of a capacity of 120, if each has more than enough.
+func TestCapacity(t *testing.T) {
+	for peers, each := range map[int]int{1: 60, 2: 40, 3: 30, 5: 20} {
+		c := serving.NewCapacity(120)
+		got := make([]int, peers)
+		ended, end := context.WithCancel(t.Context())
+		end()
+		for range 120 {
+			for i := range peers {
+				if c.Acquire(ended, address(byte(i)), 1) == nil {
+					got[i]++
+				}
+			}
+		}
+		for i := range got {
+			if got[i] != each {
+				t.Errorf("%d peers: got %d, want %d each", peers, got, each)
+				break
+			}
+		}
+		if err := c.Acquire(ended, address(99), 1); err != nil {
+			t.Errorf("%d peers: a newcomer gets nothing: %v", peers, err)
+		}
+	}
+}
+
+// TestCapacityIsFair shows that the peer that uses the least comes first, whoever has waited for longer, and that nobody waits for what fits.
+func TestCapacityIsFair(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := serving.NewCapacity(12)
+		flood, other := address(1), address(2)
+		for range 6 {
+			if err := c.Acquire(t.Context(), flood, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		order := make(chan string, 10)
+		wait := func(name string, peer netip.Addr, size int64) {
+			go func() {
+				if err := c.Acquire(t.Context(), peer, size); err != nil {
+					name = err.Error()
+				}
+				order <- name
+			}()
+			synctest.Wait()
+		}
+		wait("flood", flood, 1)
+		wait("large", other, 4)
+		wait("small, of a newcomer", address(3), 1)
+		if got := <-order; got != "small, of a newcomer" {
+			t.Errorf("first is %q", got)
+		}
+		wait("behind the large one", other, 1)
+		for _, want := range []string{"", "flood", "", "large", "", "behind the large one"} { // after each release
+			c.Release(flood, 1)
+			synctest.Wait()
+			got := ""
+			select {
+			case got = <-order:
+			default:
+			}
+			if got != want {
+				t.Errorf("next is %q, want %q", got, want)
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := c.Acquire(ctx, flood, 6); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v, want the end of the wait", err)
+		}
+	})
+}
+
+func TestPeers(t *testing.T) {
+	for remote, want := range map[string]string{
+		"10.1.2.3:4":            "10.1.2.3",
+		"[::ffff:10.1.2.3]:4":   "10.1.2.3",
+		"[2001:db8:1:2:3::4]:5": "2001:db8:1:2::",
+		"[fe80::1%eth0]:5":      "fe80::",
+		"@":                     "invalid IP",
+	} {
+		if got := serving.PeerOf(remote).String(); got != want {
+			t.Errorf("%s counts as %s, want %s", remote, got, want)
+		}
+	}
+}
+
+// TestCallers shows what becomes of a call by its size and by whether it presents a certificate.
+func TestCallers(t *testing.T) {
+	for behaviour, test := range map[string]struct {
+		required, presented bool
+		codes               []int // of calls under way together, all of them as large as one counts
+	}{
+		"without a certificate":                   {codes: []int{200, 503}},
+		"with one, it is another capacity":        {presented: true, codes: []int{200, 503}},
+		"with one where it is required":           {required: true, presented: true, codes: []int{200, 503}},
+		"without one where it is required, never": {required: true, codes: []int{403, 403}},
+	} {
+		t.Run(behaviour, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				registry := prometheus.NewRegistry()
+				callers := serving.NewCallers(test.required, registry)
+				done := make(chan struct{})
+				handler := callers.Handler(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+					if _, err := io.Copy(io.Discard, r.Body); err != nil {
+						t.Error(err)
+					}
+					<-done
+				}))
+				call := func(remote string) *httptest.ResponseRecorder {
+					r := httptest.NewRequest(http.MethodPost, "/", unread{t, test.codes[0]})
+					r.ContentLength, r.RemoteAddr, r.TLS = -1, remote, &tls.ConnectionState{}
+					if test.presented {
+						r.TLS.VerifiedChains = [][]*x509.Certificate{{{}}}
+					}
+					w := httptest.NewRecorder()
+					handler.ServeHTTP(w, r)
+					return w
+				}
+				answers := make(chan int, 4)
+				for range 2 { // the first peer has two of 2 MiB at once
+					go func() { answers <- call("10.0.0.1:1").Code }()
+				}
+				synctest.Wait()
+				if third := call("10.0.0.1:2").Code; third != test.codes[1] {
+					t.Errorf("a third call gets %d, want %d", third, test.codes[1])
+				}
+				close(done)
+				for range 2 {
+					if code := <-answers; code != test.codes[0] {
+						t.Errorf("a call gets %d, want %d", code, test.codes[0])
+					}
+				}
+				want := map[string]float64{"": 0, "busy": 1, "unauthenticated": 0, "connections": 0}
+				if test.codes[1] == http.StatusForbidden {
+					want["busy"], want["unauthenticated"] = 0, 3
+				}
+				if diff := cmp.Diff(want, gathered(t, registry)); diff != "" {
+					t.Errorf("bytes in flight and refused calls (-want +got):\n%s", diff)
+				}
+			})
+		})
+	}
+}
+
+// gathered has the values of a registry's metrics, by their label.
+func gathered(t *testing.T, registry *prometheus.Registry) map[string]float64 {
+	t.Helper()
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := map[string]float64{}
+	for _, family := range families {
+		for _, m := range family.GetMetric() {
+			label := ""
+			for _, pair := range m.GetLabel() {
+				label = pair.GetValue()
+			}
+			values[label] = m.GetCounter().GetValue() + m.GetGauge().GetValue()
+		}
+	}
+	return values
+}
+
+// unread is a body that nobody may read before it is known that the caller may call.
+type unread struct {
+	t    *testing.T
+	code int
+}
+
+func (u unread) Read([]byte) (int, error) {
+	if u.code == http.StatusForbidden {
+		u.t.Error("the body is read")
+	}
+	return 0, io.EOF
+}
+
+// TestConnections shows that connections beyond the limits are closed, and that those which end make room.
+func TestConnections(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	callers := serving.NewCallers(false, registry)
+	s := start(t, func(configure ...func(*tls.Config)) (*manager.Server, error) {
+		return serving.NewSmallServer("127.0.0.1:0", echo, callers, 3, 2, configure...)
+	})
+	dial := func(from string) net.Conn {
+		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: patience}
+		conn, err := dialer.DialContext(t.Context(), "tcp", s.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tls.Client(conn, &tls.Config{RootCAs: s.trusted, ServerName: "127.0.0.1", MinVersion: tls.VersionTLS13})
+	}
+	works := func(conn net.Conn) bool {
+		_ = conn.SetDeadline(time.Now().Add(patience))
+		_, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+		if err == nil {
+			_, err = conn.Read(make([]byte, 1))
+		}
+		return err == nil
+	}
+	first, second := dial("127.0.0.1"), dial("127.0.0.1")
+	defer second.Close()
+	if !works(first) || !works(second) || works(dial("127.0.0.1")) {
+		t.Error("a peer has not exactly two connections")
+	}
+	other := dial("127.0.0.2")
+	defer other.Close()
+	if !works(other) || works(dial("127.0.0.3")) {
+		t.Error("there are not exactly three connections")
+	}
+	_ = first.Close()
+	waitFor(t, func() error {
+		conn := dial("127.0.0.3")
+		defer conn.Close()
+		if !works(conn) {
+			return errors.New("a connection that was closed makes no room")
+		}
+		return nil
+	})
+	if got := gathered(t, registry)["connections"]; got < 2 {
+		t.Errorf("%v connections are counted as refused", got)
+	}
+}
