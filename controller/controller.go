@@ -10,6 +10,7 @@ package controller
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -111,6 +112,7 @@ func AddTo(mgr manager.Manager, o Options) error {
 	}
 	c.following.Register(o.Metrics)
 	c.cluster.OnClass(c.classChanged)
+	c.cluster.OnNamespace(c.namespaceChanged)
 	never := false
 	keeper, err := ctrl.NewTyped(name, mgr, ctrl.TypedOptions[types.NamespacedName]{
 		Reconciler:              c,
@@ -181,6 +183,18 @@ func (c *controller) classChanged(namespace, name string) {
 	}
 }
 
+// namespaceChanged has the classes of a namespace looked at, whose label may have changed; all classes where it has no name.
+func (c *controller) namespaceChanged(namespace string) {
+	if c.queue.Load() == nil {
+		return
+	}
+	for _, key := range c.claims.Classes() {
+		if namespace == "" || key.Namespace == namespace {
+			c.look(key)
+		}
+	}
+}
+
 // Reconcile implements reconcile.TypedReconciler: it sees to it that the class of that name is what the pods that mount it need.
 func (c *controller) Reconcile(ctx context.Context, key types.NamespacedName) (reconcile.Result, error) {
 	return reconcile.Result{RequeueAfter: c.attend(ctx, key)}, nil
@@ -229,6 +243,18 @@ func (c *controller) keep(ctx context.Context, key types.NamespacedName, found *
 	}
 	open := c.claims.Of(key, owners)
 	if len(open) == 0 {
+		return nil
+	}
+	switch namespace, err := c.cluster.Namespace(ctx, key.Namespace, false); {
+	case err != nil:
+		return err
+	case !namespace.OptedIn() && c.retries.NumRequeues(key) == 0:
+		return errPutOff // the label of a new namespace may arrive after its pods
+	case !namespace.OptedIn():
+		if found == nil || found.Ours {
+			c.tell(api.ClassOutdated, key, toldAlike(open, outdatedNote(key.Name, found, &inject.Result{NotOptedIn: true})))
+			c.total.WithLabelValues(outdated).Inc()
+		}
 		return nil
 	}
 	d, err := c.derive(ctx, key, open, found)
@@ -293,15 +319,15 @@ func (c *controller) derive(ctx context.Context, key types.NamespacedName, open 
 		}
 	}
 	type answer struct {
-		outline *inject.Outline
-		result  *inject.Result
+		digest [sha256.Size]byte
+		result *inject.Result
 	}
 	var answers []answer // to the different questions, of which there is seldom more than one
 	for _, q := range append(first, again...) {
 		if d.grants(q.claim.Owner) {
 			continue
 		}
-		at := slices.IndexFunc(answers, func(a answer) bool { return a.outline.Equal(&q.pod.Outline) })
+		at := slices.IndexFunc(answers, func(a answer) bool { return a.digest == q.pod.Digest })
 		if at < 0 && len(answers) == maxAsked {
 			d.putOff = true
 			continue
@@ -311,11 +337,15 @@ func (c *controller) derive(ctx context.Context, key types.NamespacedName, open 
 			if err == nil && result.Class(key.Name) == nil && q.last == nil {
 				result, err = c.ask(ctx, q.pod, true)
 			}
+			if errors.Is(err, claims.ErrChanged) {
+				d.putOff = true
+				continue
+			}
 			if err != nil {
 				return nil, err
 			}
 			at = len(answers)
-			answers = append(answers, answer{&q.pod.Outline, result})
+			answers = append(answers, answer{q.pod.Digest, result})
 		}
 		result := answers[at].result
 		if wanted := result.Class(key.Name); wanted != nil {
@@ -340,7 +370,11 @@ func (d *derivation) grants(owner metav1.OwnerReference) bool {
 // ask works out which classes a pod asks for, once for all of them where they are looked at together.
 func (c *controller) ask(ctx context.Context, p *claims.Pod, fresh bool) (*inject.Result, error) {
 	answer, err, _ := c.asking.Do(fmt.Sprintf("%p %t", p, fresh), func() (any, error) {
-		result, err := review.Classes(ctx, c.cluster, p.Outline.Subject(), p.Namespace, c.defaults, fresh)
+		outline, err := c.claims.Outline(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		result, err := review.Classes(ctx, c.cluster, outline.Subject(), p.Namespace, c.defaults, fresh)
 		return &result, err
 	})
 	if err != nil {
@@ -355,7 +389,7 @@ func (c *controller) ask(ctx context.Context, p *claims.Pod, fresh bool) (*injec
 
 // refusal is that a pod did not ask for a class that it mounts.
 type refusal struct {
-	result *inject.Result
+	classes []string // that it asks for
 	// at is when the pod was asked last, asked when the API server was on its behalf.
 	at, asked time.Time
 }
@@ -367,7 +401,7 @@ func (c *controller) lastRefusal(p *claims.Pod, name string) *refusal {
 		return nil
 	}
 	last, ok := remembered.(*refusal)
-	if !ok || last.result.Class(name) != nil {
+	if !ok || slices.Contains(last.classes, name) {
 		return nil
 	}
 	return last
@@ -376,7 +410,12 @@ func (c *controller) lastRefusal(p *claims.Pod, name string) *refusal {
 // refuse remembers that a pod did not ask for a class.
 func (c *controller) refuse(p *claims.Pod, result *inject.Result, last *refusal) {
 	now := time.Now()
-	r := &refusal{result: result, at: now, asked: now}
+	r := &refusal{at: now, asked: now}
+	if len(result.AllErrors()) == 0 {
+		for _, spc := range result.Classes {
+			r.classes = append(r.classes, spc.Name)
+		}
+	}
 	if last != nil {
 		r.asked = last.asked
 	}

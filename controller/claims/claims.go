@@ -5,6 +5,9 @@ package claims
 
 import (
 	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -12,35 +15,38 @@ import (
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/utils/lru"
 
 	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/class"
 	"github.com/akv-injector/akv-injector/webhook/inject"
 )
 
-// Pod is what is kept of an injected pod.
+// Pod is what is kept of an injected pod: some hundred bytes, whatever its annotations.
 type Pod struct {
 	// ObjectMeta has namespace, name, UID and resource version, and nothing else.
 	metav1.ObjectMeta
 
 	// Owner is who owns the classes that the pod mounts: its controller, or the pod itself if it has none, or other owners too.
 	Owner metav1.OwnerReference
-	// Outline is what the classes are derived from.
-	Outline inject.Outline
+	// Digest is that of the outline which the classes are derived from; see [Table.Outline].
+	Digest [sha256.Size]byte
 
 	// Classes are those that the pod mounts and that may be managed; none for a pod that needs none any more.
 	Classes []string
 }
 
-func podOf(object *corev1.Pod) *Pod {
+// podOf also returns the pod's outline; nil where the pod mounts no class.
+func podOf(object *corev1.Pod) (*Pod, *inject.Outline) {
 	p := &Pod{ObjectMeta: metav1.ObjectMeta{
 		Namespace: object.Namespace, Name: object.Name, UID: object.UID, ResourceVersion: object.ResourceVersion,
 	}}
 	if object.DeletionTimestamp != nil {
-		return p // what it mounts is mounted
+		return p, nil // what it mounts is mounted
 	}
 	for i := range object.Spec.Volumes {
 		csi := object.Spec.Volumes[i].CSI
@@ -55,20 +61,21 @@ func podOf(object *corev1.Pod) *Pod {
 		}
 	}
 	if len(p.Classes) == 0 {
-		return p
+		return p, nil
 	}
 	p.Owner = p.itself()
 	// With several owners, the pod stays while one of them does, and the classes have to.
 	if controller := metav1.GetControllerOfNoCopy(object); controller != nil && len(object.OwnerReferences) == 1 {
 		p.Owner = metav1.OwnerReference{APIVersion: controller.APIVersion, Kind: controller.Kind, Name: controller.Name, UID: controller.UID}
 	}
-	p.Outline = inject.OutlineOf(object)
-	return p
+	outline := inject.OutlineOf(object)
+	p.Digest = outline.Digest()
+	return p, &outline
 }
 
 // needsTheSame reports whether nothing that matters here differs: most updates of a pod are of its status.
 func (p *Pod) needsTheSame(other *Pod) bool {
-	return p.UID == other.UID && p.Owner == other.Owner && slices.Equal(p.Classes, other.Classes) && p.Outline.Equal(&other.Outline)
+	return p.UID == other.UID && p.Owner == other.Owner && slices.Equal(p.Classes, other.Classes) && p.Digest == other.Digest
 }
 
 func (p *Pod) key() types.NamespacedName {
@@ -93,6 +100,9 @@ type Claim struct {
 // Table keeps the claims of a cluster's pods. It is the store of a feed, which alone writes to it; anyone may read.
 type Table struct {
 	changed func(class types.NamespacedName)
+	// recent holds outlines of pods that were read lately, by digest: most are needed once, moments after the pod appears.
+	recent *lru.Cache
+	get    func(ctx context.Context, p *Pod) (*corev1.Pod, error)
 
 	mu   sync.RWMutex
 	pods map[types.NamespacedName]*Pod
@@ -103,9 +113,37 @@ type Table struct {
 // set is a set of pods.
 type set map[*Pod]struct{}
 
+// Outlines of at most maxRecentSize bytes are remembered of maxRecent different pods.
+const (
+	maxRecent     = 512
+	maxRecentSize = 4 << 10
+)
+
+// ErrChanged is the error of a pod that is not any more what the table knows of it. The table will know it in a moment.
+var ErrChanged = errors.New("the pod has changed")
+
+// Outline is what the classes of a pod are derived from. Where it is not at hand, the API server is asked for the pod.
+func (t *Table) Outline(ctx context.Context, p *Pod) (*inject.Outline, error) {
+	if recent, ok := t.recent.Get(p.Digest); ok {
+		return recent.(*inject.Outline), nil //nolint:forcetypeassert // it holds nothing else
+	}
+	object, err := t.get(ctx, p)
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil, ErrChanged
+	case err != nil:
+		return nil, fmt.Errorf("read pod %s: %w", p.Name, err)
+	}
+	now, outline := podOf(object)
+	if outline == nil || !p.needsTheSame(now) {
+		return nil, ErrChanged
+	}
+	return outline, nil
+}
+
 // NewTable is an empty table. It lets changed, which must return at once, hear of every class that a pod mounts which came or changed.
 func NewTable(changed func(class types.NamespacedName)) *Table {
-	return &Table{changed: changed, pods: map[types.NamespacedName]*Pod{}, claims: map[types.NamespacedName]map[types.UID]set{}}
+	return &Table{changed: changed, recent: lru.New(maxRecent), pods: map[types.NamespacedName]*Pod{}, claims: map[types.NamespacedName]map[types.UID]set{}}
 }
 
 // Of are the claims on a class, but for those of the known owners, in the order of the owners' names; pods are in the order of theirs.
@@ -166,7 +204,7 @@ func (t *Table) Pods() int {
 
 // Add implements [cache.ReflectorStore].
 func (t *Table) Add(object any) error {
-	p, err := read(object)
+	p, err := t.read(object)
 	if err != nil {
 		return err
 	}
@@ -188,7 +226,7 @@ func (t *Table) Update(object any) error {
 
 // Delete implements [cache.ReflectorStore].
 func (t *Table) Delete(object any) error {
-	p, err := read(object)
+	p, err := t.read(object)
 	if err != nil {
 		return err
 	}
@@ -232,7 +270,7 @@ func (t *Table) put(old, p *Pod) {
 func (t *Table) Replace(objects []any, _ string) error {
 	gone := maps.Clone(t.pods)
 	for _, object := range objects {
-		p, err := read(object)
+		p, err := t.read(object)
 		if err != nil {
 			return err
 		}
@@ -254,16 +292,20 @@ func (t *Table) Resync() error {
 
 // Transformer implements [cache.TransformingStore], so that a streamed list never holds whole pods.
 func (t *Table) Transformer() cache.TransformFunc {
-	return func(object any) (any, error) { return read(object) }
+	return func(object any) (any, error) { return t.read(object) }
 }
 
 // read takes what is kept of an object that the feed has, which may have been read already.
-func read(object any) (*Pod, error) {
+func (t *Table) read(object any) (*Pod, error) {
 	switch o := object.(type) {
 	case *Pod:
 		return o, nil
 	case *corev1.Pod:
-		return podOf(o), nil
+		p, outline := podOf(o)
+		if outline != nil && outline.Size() <= maxRecentSize {
+			t.recent.Add(p.Digest, outline)
+		}
+		return p, nil
 	}
 	return nil, fmt.Errorf("read %T: no pod", object)
 }

@@ -33,6 +33,10 @@ func Follow(config *rest.Config, client *http.Client, table *Table) (*feed.Feed,
 	if err != nil {
 		return nil, fmt.Errorf("make a client of pods: %w", err)
 	}
+	table.get = func(ctx context.Context, p *Pod) (*corev1.Pod, error) {
+		// No older than what the table knows, which the API server need not ask etcd for.
+		return core.Pods(p.Namespace).Get(ctx, p.Name, metav1.GetOptions{ResourceVersion: p.ResourceVersion})
+	}
 	all := core.Pods(metav1.NamespaceAll)
 	return feed.New(feed.Source{
 		Objects: "injected Pods",

@@ -31,6 +31,7 @@ import (
 	"github.com/akv-injector/akv-injector/webhook/corpus"
 	"github.com/akv-injector/akv-injector/webhook/facts"
 	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 	core "github.com/akv-injector/akv-injector/webhook/review"
 )
 
@@ -618,7 +619,11 @@ func verdictAlone(t *testing.T, namespace *corev1.Namespace, pod, old *corev1.Po
 	if err := source.Add(object, ""); err != nil {
 		t.Fatal(err)
 	}
-	verdict, err := core.PodPolicy(t.Context(), &source, pod, old, namespace.Name, inject.Defaults{})
+	var before *pods.Pod
+	if old != nil {
+		before = corpus.Read(old)
+	}
+	verdict, err := core.PodPolicy(t.Context(), &source, corpus.Read(pod), before, namespace.Name, inject.Defaults{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,8 @@ import (
 	"k8s.io/client-go/dynamic"
 
 	managed "github.com/akv-injector/akv-injector/webhook/class"
+	"github.com/akv-injector/akv-injector/webhook/corpus"
+	"github.com/akv-injector/akv-injector/webhook/corpus"
 	"github.com/akv-injector/akv-injector/webhook/facts"
 	"github.com/akv-injector/akv-injector/webhook/inject"
 	reviews "github.com/akv-injector/akv-injector/webhook/review"
@@ -100,7 +102,7 @@ func derived(t *testing.T, pod *corev1.Pod, name string) *managed.SecretProvider
 	if err != nil {
 		t.Fatal(err)
 	}
-	result, err := reviews.Classes(t.Context(), live, inject.Pod(pod), pod.Namespace, inject.Defaults{Mode: "auto"}, true)
+	result, err := reviews.Classes(t.Context(), live, inject.Pod(corpus.Read(pod)), pod.Namespace, inject.Defaults{Mode: "auto"}, true)
 	wanted := result.Class(name)
 	if err != nil || wanted == nil {
 		t.Fatalf("the core gives pod %s/%s no class %s but %v: %v", pod.Namespace, pod.Name, name, result.Classes, err)

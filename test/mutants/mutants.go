@@ -65,7 +65,7 @@ var mutants = [...]mutant{
 		if errs = append(errs, check(`, `	for i := range s.Volumes[:min(len(s.Volumes), 1)] {
 		if errs = append(errs, check(`, "anything in a second volume"},
 	{pods, `csi.Driver == class.Driver {`, `csi.Driver == class.Driver && i == 0 {`, "volumes after another one"},
-	{pods, `if modes.atLeast(Bound) || hasCeiling(namespace.Annotations) {`, `if hasCeiling(namespace.Annotations) {`, "classes, without looking them up for a level"},
+	{pods, `if modes.atLeast(Bound) || HasCeiling(namespace.Annotations) {`, `if HasCeiling(namespace.Annotations) {`, "classes, without looking them up for a level"},
 
 	// class-identified
 	{rules, `c.Provider == class.Provider && c.UsesPodIdentity {`, `c.Provider == class.Provider && false {`, "a class that uses pod identity, without the label"},

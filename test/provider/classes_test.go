@@ -26,6 +26,7 @@ import (
 	"github.com/akv-injector/akv-injector/webhook/corpus"
 	"github.com/akv-injector/akv-injector/webhook/facts"
 	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/pods"
 	"github.com/akv-injector/akv-injector/webhook/review"
 )
 
@@ -104,8 +105,8 @@ type subject struct {
 // injected asks the core about a pod.
 func injected(ctx context.Context, source facts.Source, text []byte, namespaceName string, defaults inject.Defaults) (*subject, error) {
 	s := &subject{namespace: namespaceName}
-	var pod corev1.Pod
-	if err := json.Unmarshal(text, &pod); err != nil {
+	var pod pods.Pod
+	if err := pods.Decode(text, &pod); err != nil {
 		return nil, fmt.Errorf("decode pod: %w", err)
 	}
 	before := inject.Pod(&pod)
@@ -128,7 +129,7 @@ func injected(ctx context.Context, source facts.Source, text []byte, namespaceNa
 		return nil, err
 	}
 	var errs []error
-	request, invalid, _ := api.ParseRequest(api.Annotations{Pod: pod.Annotations, Namespace: namespace.Annotations, NamespaceName: namespaceName})
+	request, invalid, _ := api.ParseRequest(api.Annotations{Pod: pod.Meta.Annotations, Namespace: namespace.Annotations, NamespaceName: namespaceName})
 	for _, err := range invalid {
 		errs = append(errs, err)
 	}

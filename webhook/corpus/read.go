@@ -6,6 +6,9 @@ import (
 	"strings"
 
 	"github.com/go-json-experiment/json"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/akv-injector/akv-injector/webhook/pods"
 )
 
 // fieldsRead are the fields of a pod on which a decision may depend, as paths without the indexes of lists. A field that is an object is read as
@@ -21,6 +24,19 @@ var fieldsRead = []string{
 	"spec.containers.volumeMounts.name", "spec.containers.volumeMounts.mountPath", "spec.containers.volumeMounts.readOnly",
 	"spec.containers.volumeDevices.name", "spec.containers.volumeDevices.devicePath",
 	"spec.containers.securityContext.runAsUser", "spec.containers.securityContext.runAsNonRoot",
+}
+
+// Read is what the injector reads of a pod.
+func Read(pod *corev1.Pod) *pods.Pod {
+	text, err := json.Marshal(pod)
+	if err != nil {
+		panic(err) // a pod always has a JSON form
+	}
+	var read pods.Pod
+	if err := pods.Decode(text, &read); err != nil {
+		panic(err)
+	}
+	return &read
 }
 
 // Prune drops every field from a pod or workload that is not read.

@@ -39,6 +39,12 @@ func (c *Cluster) OnClass(changed func(namespace, name string)) {
 	c.classes.changed = changed
 }
 
+// OnNamespace calls changed for every added, updated or deleted namespace, and with an empty name when any may have changed. It must be called
+// before Start, and changed must return at once.
+func (c *Cluster) OnNamespace(changed func(name string)) {
+	c.namespaces.changed = func(_, name string) { changed(name) }
+}
+
 // AwaitFilled returns when all is known, or with the error of ctx when that ends first.
 func (c *Cluster) AwaitFilled(ctx context.Context) error {
 	for _, f := range c.feeds {

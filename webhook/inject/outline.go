@@ -1,7 +1,12 @@
 package inject
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"io"
 	"maps"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -9,8 +14,7 @@ import (
 	"github.com/akv-injector/akv-injector/webhook/pods"
 )
 
-// Outline is as much of a pod as [Plan.DecideClasses] looks at: small enough to keep one for each pod of a cluster. The status annotation is
-// not part of it.
+// Outline is as much of a pod as [Plan.DecideClasses] looks at. The status annotation is not part of it.
 type Outline struct {
 	labels, annotations  map[string]string // nil where there are none
 	serviceAccount       string
@@ -46,10 +50,37 @@ func (o *Outline) Subject() Subject {
 	return Pod(pod)
 }
 
-// Equal reports whether two outlines amount to the same classes, in one namespace.
-func (o *Outline) Equal(other *Outline) bool {
-	return maps.Equal(o.labels, other.labels) && maps.Equal(o.annotations, other.annotations) &&
-		o.serviceAccount == other.serviceAccount && o.hostNetwork == other.hostNetwork && o.windows == other.windows
+// Digest is the same for two outlines that amount to the same classes, in one namespace.
+func (o *Outline) Digest() [sha256.Size]byte {
+	hash := sha256.New()
+	put := func(text string) {
+		var size [8]byte
+		binary.LittleEndian.PutUint64(size[:], uint64(len(text)))
+		hash.Write(size[:])
+		io.WriteString(hash, text)
+	}
+	for _, entries := range []map[string]string{o.labels, o.annotations} {
+		for _, key := range slices.Sorted(maps.Keys(entries)) {
+			put(key)
+			put(entries[key])
+		}
+		put("") // no key is empty
+	}
+	put(o.serviceAccount)
+	put(fmt.Sprint(o.hostNetwork, o.windows))
+	return [sha256.Size]byte(hash.Sum(nil))
+}
+
+// Size is about how many bytes of memory the outline takes.
+func (o *Outline) Size() int {
+	const empty, entry = 256, 64
+	size := empty
+	for _, entries := range []map[string]string{o.labels, o.annotations} {
+		for key, value := range entries {
+			size += entry + len(key) + len(value)
+		}
+	}
+	return size
 }
 
 // only are the entries whose key is wanted; nil for none.

@@ -48,6 +48,7 @@ func NewPlan(subject Subject, namespace Namespace, defaults Defaults) *Plan {
 		Pod: subject.Annotations, Namespace: namespace.Annotations, NamespaceName: namespace.Name, Path: subject.AnnotationPath,
 	}
 	p.request, p.errs, p.warnings = api.ParseRequest(p.annotations)
+	p.warnings = append(p.warnings, namespace.ceilingsNotEnforced()...)
 	p.warnOptedOut()
 	p.requested = !p.request.OptedOut && (len(p.errs) > 0 || p.request.AsksIdentity())
 	return p

@@ -1,6 +1,8 @@
 package inject
 
 import (
+	"strings"
+
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -106,6 +108,28 @@ func (n Namespace) OptedIn() bool {
 func (n Namespace) Enforces() bool {
 	_, ok := n.Labels[api.Enforce]
 	return ok
+}
+
+// Warnings say what is wrong with the namespace itself, whichever its pods are.
+func (n Namespace) Warnings() field.ErrorList {
+	_, _, warnings := api.ParseRequest(api.Annotations{Namespace: n.Annotations, NamespaceName: n.Name})
+	return append(warnings, n.ceilingsNotEnforced()...)
+}
+
+// ceilingsNotEnforced warns of ceilings that do not hold for what is written by hand.
+func (n Namespace) ceilingsNotEnforced() field.ErrorList {
+	var ceilings []string
+	for _, key := range []string{api.AllowedVaults, api.AllowedNames} {
+		if _, set := n.Annotations[key]; set {
+			ceilings = append(ceilings, key)
+		}
+	}
+	if len(ceilings) == 0 || n.Enforces() {
+		return nil
+	}
+	path := field.NewPath("namespaces").Key(n.Name).Child("metadata", "labels").Key(api.Enforce)
+	return field.ErrorList{api.Because(api.CeilingNotEnforced, field.Required(path,
+		"must be set for "+strings.Join(ceilings, " and ")+" to hold for labels and volumes that are written by hand; set it to bound"))}
 }
 
 // Defaults are what the server's flags say where nobody else does.

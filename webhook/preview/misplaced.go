@@ -15,9 +15,8 @@ import (
 
 // namespace reports what is wrong with a Namespace, whether or not there is a pod in it to tell.
 func (r *run) namespace(o *object) {
-	_, _, warnings := api.ParseRequest(api.Annotations{Namespace: o.GetAnnotations(), NamespaceName: o.GetName()})
-	r.report(o, Warning, warnings)
-	namespace := inject.Namespace{Name: o.GetName(), Labels: o.GetLabels()}
+	namespace := inject.Namespace{Name: o.GetName(), Labels: o.GetLabels(), Annotations: o.GetAnnotations()}
+	r.report(o, Warning, namespace.Warnings())
 	if !namespace.OptedIn() {
 		r.report(o, Warning, inject.NewPlan(inject.Pod(&pods.Pod{}), namespace, inject.Defaults{}).Decide(inject.Facts{}).Warnings)
 	}

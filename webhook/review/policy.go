@@ -58,7 +58,7 @@ func BindingPolicy(ctx context.Context, source facts.Source, binding inject.Subj
 	if _, ceiling := namespace.Annotations[api.AllowedNames]; ceiling {
 		rule.Level = policy.Off
 	}
-	j := &judgement{labels: namespace.Labels}
+	j := &judgement{labels: namespace.Labels, enforced: namespace.Enforces()}
 	if !api.Governed(namespace.Labels) {
 		return j.verdict(), nil
 	}
@@ -179,7 +179,9 @@ func policyPod(subject *inject.Subject, change *inject.Change) *policy.Pod {
 // judgement is what a pod's namespace demands, and what of it the pod breaks.
 type judgement struct {
 	// labels are the namespace's, less the levels that the pod is exempt from.
-	labels     map[string]string
+	labels map[string]string
+	// enforced is true where the namespace has the label identity.io/enforce. Ceilings then hold for every pod, exempt ones included.
+	enforced   bool
 	violations []policy.Violation
 	unknown    field.ErrorList
 	// governed is false where the namespace has none of our labels. Nobody asks about its pods, unless its labels are newer than they seem.
@@ -206,7 +208,7 @@ func judgeOnce(ctx context.Context, source facts.Source, p *policy.Pod, name str
 		return nil, fmt.Errorf("look up namespace %s: %w", name, err)
 	}
 	namespace := policy.Namespace{Name: found.Name, Labels: found.Labels, Annotations: found.Annotations}
-	j := &judgement{governed: api.Governed(namespace.Labels), unknown: policy.UnknownLevels(namespace)}
+	j := &judgement{governed: api.Governed(namespace.Labels), enforced: found.Enforces(), unknown: policy.UnknownLevels(namespace)}
 	if !j.governed {
 		return j, nil
 	}
@@ -256,30 +258,46 @@ func lookUp(ctx context.Context, source facts.Source, p *policy.Pod, namespace p
 	return known, nil
 }
 
-// verdict tells what is refused from what is warned of and what is noted. What a ceiling forbids is refused in every mode.
+// verdict separates violations that reject a pod from those that only warn or are only audited.
 func (j *judgement) verdict() Verdict {
 	v := Verdict{Outcome: Allowed, Warnings: j.unknown}
 	modes := policy.ModesOf(j.labels)
 	for _, broken := range j.violations {
 		level := broken.Rule.Level
-		if level == policy.Off {
-			v.Errors = append(v.Errors, broken.Err)
-			continue
-		}
 		switch {
+		case level == policy.Off && j.enforced:
+			add(&v.Errors, broken.Err)
+			continue
+		case level == policy.Off:
+			err := *broken.Err
+			err.Detail += "; with namespace label " + api.Enforce + " the pod would be rejected"
+			if modes.Audit != policy.Off {
+				add(&v.Audited, &err)
+			}
+			if modes.Audit == policy.Off || modes.Warn != policy.Off {
+				add(&v.Warnings, &err)
+			}
+			continue
 		case modes.Enforce.AtLeast(level):
-			v.Errors = append(v.Errors, demanded(broken.Err, api.Enforce, j.labels[api.Enforce]))
+			add(&v.Errors, demanded(broken.Err, api.Enforce, j.labels[api.Enforce]))
 		case modes.Warn.AtLeast(level):
-			v.Warnings = append(v.Warnings, demanded(broken.Err, api.Warn, j.labels[api.Warn]))
+			add(&v.Warnings, demanded(broken.Err, api.Warn, j.labels[api.Warn]))
 		}
 		if modes.Audit.AtLeast(level) {
-			v.Audited = append(v.Audited, demanded(broken.Err, api.Audit, j.labels[api.Audit]))
+			add(&v.Audited, demanded(broken.Err, api.Audit, j.labels[api.Audit]))
 		}
 	}
 	if len(v.Errors) > 0 {
 		v.Outcome = inject.Forbidden
 	}
 	return v
+}
+
+// add adds an error, unless one for the same reason at the same place is there: a class that is not found breaks several rules.
+func add(list *field.ErrorList, err *field.Error) {
+	if !slices.ContainsFunc(*list, func(e *field.Error) bool { return e.Origin == err.Origin && e.Field == err.Field }) {
+		*list = append(*list, err)
+	}
 }
 
 // demanded is an error that names the label which makes it one.

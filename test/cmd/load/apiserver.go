@@ -102,7 +102,7 @@ func recordedPod(ctx context.Context) (*corev1.Pod, []jsonpatch.Operation, error
 	if err != nil {
 		return nil, nil, err
 	}
-	subject := inject.Pod(&request.Object)
+	subject := inject.Pod(&request.Pod)
 	result, err := review.Decide(ctx, source, subject, request.Namespace, inject.Defaults{})
 	if err != nil {
 		return nil, nil, err

@@ -179,14 +179,16 @@ func (c *cluster) requesting(n int, extra string) *corev1.Pod {
 // injected is a pod of the n-th ReplicaSet after its admission.
 func (c *cluster) injected(n int) (*corev1.Pod, error) {
 	pod, namespace := c.requesting(n, ""), c.namespace(n)
-	plan := inject.NewPlan(inject.Pod(pod), inject.Namespace{
+	plan := inject.NewPlan(inject.Pod(corpus.Read(pod)), inject.Namespace{
 		Name: namespace.Name, Labels: namespace.Labels, Annotations: namespace.Annotations,
 	}, inject.Defaults{})
 	result := plan.Decide(inject.Facts{ServiceAccount: &inject.ServiceAccount{Name: account, ClientID: clientID}})
 	if err := result.AllErrors().ToAggregate(); err != nil {
 		return nil, fmt.Errorf("inject a pod: %w", err)
 	}
-	corpus.Mutate(&pod.ObjectMeta, &pod.Spec, &result.Change)
+	injected := corpus.Pod{Meta: &pod.ObjectMeta, Spec: pod.Spec}
+	injected.Mutate(&result.Change)
+	pod.Spec = injected.Spec
 	if key := classOf(pod); len(result.Classes) != 1 || result.Classes[0].Name != key.Name {
 		return nil, fmt.Errorf("inject a pod: it mounts class %q, and %d others", key.Name, len(result.Classes)-1)
 	}
