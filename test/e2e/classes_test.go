@@ -17,7 +17,6 @@ import (
 
 	managed "github.com/akv-injector/akv-injector/webhook/class"
 	"github.com/akv-injector/akv-injector/webhook/corpus"
-	"github.com/akv-injector/akv-injector/webhook/corpus"
 	"github.com/akv-injector/akv-injector/webhook/facts"
 	"github.com/akv-injector/akv-injector/webhook/inject"
 	reviews "github.com/akv-injector/akv-injector/webhook/review"

@@ -26,7 +26,8 @@ func TestRelabellingByBinding(t *testing.T) {
 	for namespace, test := range map[string]struct{ labels, annotations, reason string }{
 		"policy-bind-required": {`{identity.io/enforce: required}`, `{}`, "IdentityNotAllowed"},
 		"policy-bind-bound":    {`{identity.io/enforce: bound}`, `{}`, "IdentityNotAllowed"},
-		"policy-bind-ceiling":  {`{keyvault.io/injection: enabled}`, ceiling, "IdentityNotAllowed"},
+		"policy-bind-ceiling":  {`{identity.io/enforce: bound}`, ceiling, "IdentityNotAllowed"},
+		"policy-bind-enabled":  {`{keyvault.io/injection: enabled}`, ceiling, ""},
 		"policy-bind-warned":   {`{identity.io/warn: required}`, `{}`, ""},
 		"policy-bind-none":     {`{}`, ceiling, ""},
 	} {

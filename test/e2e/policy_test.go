@@ -444,7 +444,8 @@ func TestOtherUpdates(t *testing.T) {
 // TestReviewedOnce makes a namespace of every combination of labels, and counts who is asked about what.
 func TestReviewedOnce(t *testing.T) {
 	t.Parallel()
-	type asked struct{ Plain, Mounts, Workloads int }
+	// Reviews by policy of a pod that uses nothing, of one that mounts a class and of a workload, and all reviews of a pod that asks.
+	type asked struct{ Plain, Mounts, Workloads, Asks int }
 	want, got := map[string]asked{}, map[string]asked{}
 	namespaces := map[string]string{}
 	for _, enforce := range []string{"", "bound", "required", "strict"} {
@@ -464,11 +465,14 @@ func TestReviewedOnce(t *testing.T) {
 					if warn != "" || audit != "" || (enforce != "" && enforce != "bound") {
 						a.Plain = 1
 					}
-					if len(labels) > 0 {
-						a.Mounts = 1
+					if enforce != "" || warn != "" || audit != "" {
+						a.Mounts, a.Asks = 1, 1
 					}
-					if enforce != "" || warn != "" || injection != "" {
-						a.Workloads = 1 // there is nobody to audit: their pods are
+					if injection != "" {
+						a.Asks++
+					}
+					if enforce != "" || warn != "" {
+						a.Workloads = 1 // an audit is of pods alone
 					}
 					want[key] = a
 				}
@@ -476,7 +480,9 @@ func TestReviewedOnce(t *testing.T) {
 		}
 	}
 	for _, namespace := range namespaces {
-		for _, pod := range []*corev1.Pod{bare("plain"), withVolumes(bare("mounts"), map[string]string{"secretProviderClass": "gone"})} {
+		asking := withVolumes(bare("asks"), map[string]string{"secretProviderClass": "gone"})
+		asking.Annotations = map[string]string{"keyvault.io/env": "auto"}
+		for _, pod := range []*corev1.Pod{bare("plain"), withVolumes(bare("mounts"), map[string]string{"secretProviderClass": "gone"}), asking} {
 			if err := tryPod(t.Context(), namespace, pod); err != nil && !apierrors.IsForbidden(err) {
 				t.Fatal(err)
 			}
@@ -491,17 +497,21 @@ func TestReviewedOnce(t *testing.T) {
 		for key, namespace := range namespaces {
 			var a asked
 			for _, review := range reviewsOf(t, namespace, "/validate/pods") {
-				if strings.Contains(review, " plain ") {
+				switch {
+				case strings.Contains(review, " plain "):
 					a.Plain++
-				} else {
+				case strings.Contains(review, " mounts "):
 					a.Mounts++
+				default:
+					a.Asks++
 				}
 			}
+			a.Asks += len(reviewsOf(t, namespace, "/mutate/pods"))
 			a.Workloads = len(reviewsOf(t, namespace, "/validate/workloads"))
 			got[key] = a
 		}
 		for key := range want {
-			if got[key].Plain < want[key].Plain || got[key].Mounts < want[key].Mounts || got[key].Workloads < want[key].Workloads {
+			if now, then := got[key], want[key]; now.Plain < then.Plain || now.Mounts < then.Mounts || now.Workloads < then.Workloads || now.Asks < then.Asks {
 				return fmt.Errorf("%s has %+v", key, got[key])
 			}
 		}

@@ -315,6 +315,7 @@ func slowReview(t *testing.T, url, uid string, begun chan<- struct{}, finish <-c
 	if err != nil {
 		t.Fatal(err)
 	}
+	request.ContentLength = int64(len(body))
 	request.Header.Set("Content-Type", "application/json")
 	request.Header.Set("Expect", "100-continue")
 	return request
@@ -368,7 +369,7 @@ func TestLog(t *testing.T) {
 		t.Fatalf("the API server answers %v, want a refusal", err)
 	}
 	var lines []string
-	waitFor(t, "three reviews in the log", func(context.Context) error {
+	waitFor(t, "two reviews in the log", func(context.Context) error {
 		text, err := os.ReadFile(filepath.Join(server.Dir, "akv-injector.log"))
 		if err != nil {
 			return err
@@ -379,7 +380,7 @@ func TestLog(t *testing.T) {
 				lines = append(lines, line)
 			}
 		}
-		if len(lines) < 3 {
+		if len(lines) < 2 {
 			return fmt.Errorf("there are %d", len(lines))
 		}
 		return nil
@@ -391,7 +392,6 @@ func TestLog(t *testing.T) {
 	}
 	want := []string{
 		`{"level":"info","ts":…,"logger":"webhook","msg":"Reviewed","path":"/mutate/pods","uid":…,"kind":"Pod","namespace":"logging","name":"app","operation":"CREATE","dryRun":false,"outcome":"injected","reason":"","warnings":1,"seconds":…}` + "\n",
-		`{"level":"info","ts":…,"logger":"webhook","msg":"Reviewed","path":"/validate/pods","uid":…,"kind":"Pod","namespace":"logging","name":"app","operation":"CREATE","dryRun":false,"outcome":"allowed","reason":"","warnings":0,"seconds":…}` + "\n",
 		`{"level":"info","ts":…,"logger":"webhook","msg":"Reviewed","path":"/mutate/pods","uid":…,"kind":"Pod","namespace":"logging","name":"wrong","operation":"CREATE","dryRun":false,"outcome":"invalid","reason":"UnknownKey","warnings":0,"seconds":…}` + "\n",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
