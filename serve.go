@@ -87,7 +87,7 @@ and writes the CA bundle into the webhook configurations. With --certs=files it 
 	f.StringVar(&o.certificateSecret, "certificate-secret", name+"-tls", "with --certs=cert-manager: the Secret that its spec.secretName says")
 	f.StringVar(&o.certDir, "cert-dir", "/tls", "with --certs=files: the folder of tls.crt and tls.key, read again when they change")
 	f.DurationVar(&o.propagationDelay, "propagation-delay", time.Minute, "with --certs=self-signed: how long API servers are given to learn of a new CA before its certificate is served")
-	f.StringVar(&o.clientCA, "client-ca", "", "file of the CAs, in PEM, one of which must have signed the certificate that API servers present; by default they need none")
+	f.StringVar(&o.clientCA, "client-ca", "", "file of CAs, in PEM: a caller must present a client certificate that one of them signed, or its review is rejected unread (default: callers need none)")
 	f.StringVar(&o.webhookAddress, "webhook-bind-address", ":9443", "where reviews are served, by HTTPS")
 	f.StringVar(&o.metricsAddress, "metrics-bind-address", ":8080", "where /metrics is served, by HTTP; 0 for nowhere")
 	f.StringVar(&o.probeAddr, "health-probe-bind-address", ":8081", "where /healthz and /readyz are served, by HTTP; 0 for nowhere")
@@ -165,10 +165,11 @@ func serve(ctx context.Context, o *serveOptions, logTo io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("reach the cluster: %w", err)
 	}
-	watcher := registration.NewWatcher(registration.Options{
+	registered := registration.Options{
 		Client: client, Service: types.NamespacedName{Namespace: o.namespace, Name: o.service},
 		Log: log.WithName("registration"), Metrics: metrics.Registry,
-	})
+	}
+	watcher := registration.NewWatcher(registered)
 	hooks := ctrlwebhook.NewServer(ctrlwebhook.Options{}) // for its metrics; it has neither a drain nor limits of ours, and is not started
 	register := func(path string, handler http.Handler) { hooks.Register(path, traced(path, handler)) }
 	webhook.Register(register, webhook.Options{
@@ -204,6 +205,11 @@ func serve(ctx context.Context, o *serveOptions, logTo io.Writer) error {
 	)
 	if err != nil {
 		return fmt.Errorf("set up: %w", err)
+	}
+	if o.clientCA == "" {
+		if err := mgr.Add(registration.NewExposure(registered)); err != nil {
+			return fmt.Errorf("set up: %w", err)
+		}
 	}
 	log.Info("Starting", "version", buildVersion(), "certs", o.certs, "identityMode", defaults.Mode)
 	ctx, end := drain.Outlast(ctx)

@@ -22,6 +22,7 @@ import (
 	"github.com/akv-injector/akv-injector/webhook"
 	"github.com/akv-injector/akv-injector/webhook/facts"
 	"github.com/akv-injector/akv-injector/webhook/registration"
+	"github.com/akv-injector/akv-injector/webhook/serving"
 )
 
 // metrics writes the table of the injector's own metrics, as serve registers them. Nothing of it is started.
@@ -38,7 +39,9 @@ func metrics(out *bytes.Buffer) error {
 	cluster := facts.NewCluster(live, logr.Discard())
 	cluster.Register(registered)
 	webhook.NewMetrics(registered)
+	serving.NewCallers(false, registered)
 	registration.NewWatcher(registration.Options{Client: client, Metrics: registered})
+	registration.NewExposure(registration.Options{Client: client, Metrics: registered})
 	if _, err := certs.Files(".", certs.Options{Client: client, Metrics: registered}); err != nil {
 		return err
 	}
