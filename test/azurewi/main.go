@@ -2,8 +2,8 @@
 // runs with in a cluster. Its own program, cmd/webhook, does the same on a port of its own choice at every address of the
 // machine, and without a flag that changes either.
 //
-// It makes no certificate: whoever runs it puts tls.crt and tls.key into --cert-dir. How to reach the cluster it is told by --kubeconfig,
-// a flag of controller-runtime's.
+// It makes no certificate: --cert-dir must hold tls.crt and tls.key. The flag --kubeconfig of controller-runtime says how to reach the cluster;
+// with --client-id there is none, and every ServiceAccount that the handler looks up has that client id.
 package main
 
 import (
@@ -11,6 +11,8 @@ import (
 	"flag"
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/signal"
 	"strconv"
@@ -19,7 +21,9 @@ import (
 	"github.com/Azure/azure-workload-identity/pkg/webhook"
 	"github.com/go-logr/logr"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	ctrlwebhook "sigs.k8s.io/controller-runtime/pkg/webhook"
@@ -29,9 +33,10 @@ func main() {
 	address := flag.String("address", "", "where reviews are served, by HTTPS: a host and a port")
 	probes := flag.String("probe-address", "", "where /readyz is served, by HTTP: a host and a port")
 	certDir := flag.String("cert-dir", "", "the folder of tls.crt and tls.key")
+	clientID := flag.String("client-id", "", "the client id of every ServiceAccount, instead of a cluster")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := serve(ctx, *address, *probes, *certDir)
+	err := serve(ctx, *address, *probes, *certDir, *clientID)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
@@ -39,8 +44,27 @@ func main() {
 	}
 }
 
-// serve serves reviews at /mutate-v1-pod until ctx ends. The handler reads its tenant from the environment, AZURE_TENANT_ID.
-func serve(ctx context.Context, address, probes, certDir string) error {
+// path is where reviews are served.
+const path = "/mutate-v1-pod"
+
+// memory is a cluster in which every ServiceAccount has one client id.
+type memory struct {
+	client.Client
+
+	clientID string
+}
+
+// Get implements [client.Reader].
+func (m memory) Get(_ context.Context, key client.ObjectKey, object client.Object, _ ...client.GetOption) error {
+	object.SetNamespace(key.Namespace)
+	object.SetName(key.Name)
+	object.SetAnnotations(map[string]string{webhook.ClientIDAnnotation: m.clientID})
+	return nil
+}
+
+// serve serves reviews at /mutate-v1-pod until ctx ends. The handler reads its tenant from the environment variable AZURE_TENANT_ID, which
+// --client-id sets: any id will do.
+func serve(ctx context.Context, address, probes, certDir, clientID string) error {
 	ctrl.SetLogger(logr.Discard())
 	host, text, err := net.SplitHostPort(address)
 	if err != nil {
@@ -50,13 +74,30 @@ func serve(ctx context.Context, address, probes, certDir string) error {
 	if err != nil {
 		return fmt.Errorf("--address: %w", err)
 	}
+	server := ctrlwebhook.NewServer(ctrlwebhook.Options{Host: host, Port: port, CertDir: certDir})
+	if clientID != "" {
+		if err := os.Setenv("AZURE_TENANT_ID", clientID); err != nil {
+			return err
+		}
+		version := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			fmt.Fprint(w, `{"major":"1","minor":"37","gitVersion":"v1.37.0"}`)
+		}))
+		defer version.Close()
+		accounts := memory{clientID: clientID}
+		handler, err := webhook.NewPodMutator(accounts, accounts, "", clientgoscheme.Scheme, &rest.Config{Host: version.URL}, "", "")
+		if err != nil {
+			return fmt.Errorf("set up: %w", err)
+		}
+		server.Register(path, &ctrlwebhook.Admission{Handler: handler})
+		return server.Start(ctx)
+	}
 	config, err := ctrl.GetConfig()
 	if err != nil {
 		return fmt.Errorf("reach the cluster: %w", err)
 	}
 	mgr, err := manager.New(config, manager.Options{
 		Scheme:                 clientgoscheme.Scheme,
-		WebhookServer:          ctrlwebhook.NewServer(ctrlwebhook.Options{Host: host, Port: port, CertDir: certDir}),
+		WebhookServer:          server,
 		Metrics:                metricsserver.Options{BindAddress: "0"},
 		HealthProbeBindAddress: probes,
 	})
@@ -67,8 +108,7 @@ func serve(ctx context.Context, address, probes, certDir string) error {
 	if err != nil {
 		return fmt.Errorf("set up: %w", err)
 	}
-	server := mgr.GetWebhookServer()
-	server.Register("/mutate-v1-pod", &ctrlwebhook.Admission{Handler: handler})
+	server.Register(path, &ctrlwebhook.Admission{Handler: handler})
 	if err := mgr.AddReadyzCheck("webhook", server.StartedChecker()); err != nil {
 		return fmt.Errorf("set up: %w", err)
 	}

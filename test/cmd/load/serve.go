@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/go-logr/zapr"
 	"go.uber.org/zap"
@@ -25,12 +26,13 @@ const serveCommand = "serve"
 
 // The servers.
 const (
-	ours = "ours"
-	echo = "echo"
+	ours  = "ours"
+	echo  = "echo"
+	azure = "azure"
 )
 
-// serve runs a webhook server until ctx ends: that of the product, with its log on stderr and its facts in memory, or one of the same kind
-// that only echoes the UID.
+// serve runs a webhook server until ctx ends: that of the product, with its log on stderr and its facts in memory, or a bare server of
+// net/http, without limits, metrics or a listener of ours, that only echoes the UID.
 func serve(ctx context.Context, kind, address, certDir string) error {
 	encoder := zap.NewProductionEncoderConfig()
 	encoder.EncodeTime = zapcore.RFC3339NanoTimeEncoder
@@ -40,20 +42,26 @@ func serve(ctx context.Context, kind, address, certDir string) error {
 	if err != nil {
 		return fmt.Errorf("load the serving certificate: %w", err)
 	}
-	hooks := ctrlwebhook.NewServer(ctrlwebhook.Options{}) // counts, as in the product
+	certificate := func(c *tls.Config) { c.Certificates = []tls.Certificate{pair} }
 	switch kind {
 	case echo:
-		hooks.Register(webhook.MutatePods, http.HandlerFunc(reviews.Echo))
+		var config tls.Config
+		certificate(&config)
+		server := &http.Server{Addr: address, Handler: http.HandlerFunc(reviews.Echo), TLSConfig: &config, ReadHeaderTimeout: time.Minute}
+		context.AfterFunc(ctx, func() { _ = server.Close() })
+		return server.ListenAndServeTLS("", "")
 	case ours:
-		source, err := reviews.Facts()
-		if err != nil {
-			return err
-		}
-		webhook.Register(hooks.Register, webhook.Options{Source: source, Log: log, Metrics: webhook.NewMetrics(metrics.Registry)})
 	default:
 		return fmt.Errorf("must be %s or %s, not %q", ours, echo, kind)
 	}
-	server, err := serving.NewServer(address, hooks.WebhookMux(), serving.NewCallers(false, metrics.Registry), func(c *tls.Config) { c.Certificates = []tls.Certificate{pair} })
+	source, err := reviews.Facts()
+	if err != nil {
+		return err
+	}
+	hooks := ctrlwebhook.NewServer(ctrlwebhook.Options{}) // counts, as in the product
+	webhook.Register(hooks.Register, webhook.Options{Source: source, Log: log, Metrics: webhook.NewMetrics(metrics.Registry)})
+	drain := &serving.Drain{Log: log}
+	server, err := serving.NewServer(address, drain.Handler(hooks.WebhookMux()), serving.NewCallers(false, metrics.Registry), certificate)
 	if err != nil {
 		return err
 	}

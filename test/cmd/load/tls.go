@@ -16,6 +16,7 @@ import (
 
 	"k8s.io/client-go/util/cert"
 
+	"github.com/akv-injector/akv-injector/test/build"
 	"github.com/akv-injector/akv-injector/test/measure"
 	"github.com/akv-injector/akv-injector/test/process"
 	"github.com/akv-injector/akv-injector/webhook"
@@ -41,7 +42,8 @@ var loads = []load{{connections: 1}, {connections: 8}, {connections: 32}, {conne
 // warmUp is how many reviews each server answers before it is measured.
 const warmUp = 2000
 
-// overTLS sends the review of 11 KB to our server and to the echo server, in turns, and prints what that took.
+// overTLS sends the review of 11 KB to our server, to the echo server and to Azure's workload identity webhook, in turns, and prints what that
+// took.
 func overTLS(ctx context.Context, duration time.Duration, rounds int) error {
 	dir, err := os.MkdirTemp("", "load-")
 	if err != nil {
@@ -61,31 +63,45 @@ func overTLS(ctx context.Context, duration time.Duration, rounds int) error {
 	trusted := x509.NewCertPool()
 	trusted.AppendCertsFromPEM(certificate)
 
+	module, err := filepath.Abs("azurewi")
+	if err != nil {
+		return err
+	}
+	program := filepath.Join(module, "../../bin/test/azurewi")
+	err = build.Announced(os.Stderr, "Azure's workload identity webhook", "two minutes", func() error {
+		return build.Program(ctx, module, program, "-trimpath", "-ldflags=-s -w", ".")
+	})
+	if err != nil {
+		return err
+	}
+
 	fmt.Printf("\nReviews of %s over TLS 1.3 and HTTP/1.1, %d runs of %s each in turns, medians:\n\n", reviews.Medium.Size, rounds, duration)
 	fmt.Println("| load | server | reviews/s | p50 ms | p99 ms | p99.9 ms | CPU s per 1000 | peak RSS MiB |")
 	fmt.Println("|---|---|--:|--:|--:|--:|--:|--:|")
 	for _, l := range loads {
 		figures := map[string][]figures{}
 		for range rounds {
-			for _, kind := range []string{ours, echo} {
-				f, err := runOnce(ctx, dir, kind, trusted, l, duration)
+			for _, kind := range []string{ours, echo, azure} {
+				f, err := runOnce(ctx, dir, kind, program, trusted, l, duration)
 				if err != nil {
 					return fmt.Errorf("measure %s: %w", kind, err)
 				}
 				figures[kind] = append(figures[kind], f)
 			}
 		}
-		for _, kind := range []string{ours, echo} {
+		for _, kind := range []string{ours, echo, azure} {
 			m := medians(figures[kind])
 			fmt.Printf("| %s | %s | %.0f | %.2f | %.2f | %.2f | %.3f | %.0f |\n", l, kind, m.throughput, m.p50, m.p99, m.p999, m.cpu, m.peak)
 		}
-		fmt.Printf("| | ours / echo | | | | | %.2f | |\n", medians(figures[ours]).cpu/medians(figures[echo]).cpu)
+		cpu := medians(figures[ours]).cpu
+		fmt.Printf("| | ours / echo | | | | | %.2f | |\n", cpu/medians(figures[echo]).cpu)
+		fmt.Printf("| | azure / ours | | | | | %.1f | |\n", medians(figures[azure]).cpu/cpu)
 	}
 	return nil
 }
 
 // runOnce starts a server, warms it up, and measures one run.
-func runOnce(ctx context.Context, dir, kind string, trusted *x509.CertPool, l load, duration time.Duration) (f figures, err error) {
+func runOnce(ctx context.Context, dir, kind, azureProgram string, trusted *x509.CertPool, l load, duration time.Duration) (f figures, err error) {
 	addresses, err := process.FreeAddresses(1)
 	if err != nil {
 		return f, err
@@ -94,12 +110,17 @@ func runOnce(ctx context.Context, dir, kind string, trusted *x509.CertPool, l lo
 	if err != nil {
 		return f, err
 	}
-	server, err := process.Start(dir, program, serveCommand, kind, addresses[0], dir)
+	path, args := webhook.MutatePods, []string{serveCommand, kind, addresses[0], dir}
+	if kind == azure {
+		path, program = "/mutate-v1-pod", azureProgram
+		args = []string{"--address=" + addresses[0], "--cert-dir=" + dir, "--client-id=72f988bf-86f1-41af-91ab-2d7cd011db47"}
+	}
+	server, err := process.Start(dir, program, args...)
 	if err != nil {
 		return f, err
 	}
 	defer func() { err = errors.Join(err, server.Stop()) }()
-	c := &client{url: "https://" + addresses[0] + webhook.MutatePods + "?timeout=5s", body: reviews.Medium.Body}
+	c := &client{url: "https://" + addresses[0] + path + "?timeout=5s", body: reviews.Medium.Body}
 	var protocols http.Protocols
 	protocols.SetHTTP1(true) // as to a Service: to a URL on loopback, the API server speaks HTTP/2
 	c.Transport = &http.Transport{
