@@ -201,12 +201,12 @@ func (u unread) Read([]byte) (int, error) {
 	return 0, io.EOF
 }
 
-// TestConnections shows that connections beyond the limits are closed, and that those which end make room.
+// TestConnections shows that connections beyond a peer's share are closed, and that those which end make room.
 func TestConnections(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	callers := serving.NewCallers(false, registry)
 	s := start(t, func(configure ...func(*tls.Config)) (*manager.Server, error) {
-		return serving.NewSmallServer("127.0.0.1:0", echo, callers, 3, 2, configure...)
+		return serving.NewSmallServer("127.0.0.1:0", echo, callers, 6, configure...)
 	})
 	dial := func(from string) net.Conn {
 		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: patience}
@@ -224,19 +224,20 @@ func TestConnections(t *testing.T) {
 		}
 		return err == nil
 	}
-	first, second := dial("127.0.0.1"), dial("127.0.0.1")
+	first, second, third := dial("127.0.0.1"), dial("127.0.0.1"), dial("127.0.0.1")
 	defer second.Close()
-	if !works(first) || !works(second) || works(dial("127.0.0.1")) {
-		t.Error("a peer has not exactly two connections")
+	defer third.Close()
+	if !works(first) || !works(second) || !works(third) || works(dial("127.0.0.1")) {
+		t.Error("a peer has not exactly three of six connections")
 	}
 	other := dial("127.0.0.2")
 	defer other.Close()
-	if !works(other) || works(dial("127.0.0.3")) {
-		t.Error("there are not exactly three connections")
+	if !works(other) || works(dial("127.0.0.2")) {
+		t.Error("another peer has not exactly one connection")
 	}
 	_ = first.Close()
 	waitFor(t, func() error {
-		conn := dial("127.0.0.3")
+		conn := dial("127.0.0.2")
 		defer conn.Close()
 		if !works(conn) {
 			return errors.New("a connection that was closed makes no room")

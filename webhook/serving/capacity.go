@@ -7,9 +7,9 @@ import (
 	"sync"
 )
 
-// capacity is a number of bytes that peers share. No peer gets more than it leaves free, so that one peer can use half of the bytes, two
-// peers a third each, and so on: there is always something left for a peer that uses nothing yet. Waiting requests of one peer are
-// served in their order; among peers, the one that uses the least is served first.
+// capacity is a number of units, such as bytes or connections, that peers share. No peer gets more than it leaves free, so that one peer can use
+// half of the capacity, two peers a third each, and so on: something is left for a peer that uses nothing yet. Waiting requests of one
+// peer are served in their order; among peers, the one that uses the least is served first.
 type capacity struct {
 	total int64
 
@@ -38,7 +38,7 @@ func (c *capacity) inUse() int64 {
 	return c.used
 }
 
-// fits reports whether a peer can have size bytes more.
+// fits reports whether a peer can have size units more.
 func (c *capacity) fits(p *peer, size int64) bool {
 	return p.used+size <= c.total-c.used-size
 }
@@ -57,19 +57,20 @@ func (c *capacity) take(p *peer, size int64) {
 	c.used += size
 }
 
-// tryAcquire takes size bytes for a request if it need not wait for them.
+// tryAcquire takes size units for a peer if it need not wait for them.
 func (c *capacity) tryAcquire(address netip.Addr, size int64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	p := c.peer(address)
 	if len(p.waiting) > 0 || !c.fits(p, size) {
+		c.forget(address, p)
 		return false
 	}
 	c.take(p, size)
 	return true
 }
 
-// acquire takes size bytes for a request as soon as it can, or returns the error of ctx.
+// acquire takes size units for a peer as soon as it can, or returns the error of ctx.
 func (c *capacity) acquire(ctx context.Context, address netip.Addr, size int64) error {
 	w := &waiter{size: size, granted: make(chan struct{})}
 	c.mu.Lock()
@@ -93,7 +94,7 @@ func (c *capacity) acquire(ctx context.Context, address netip.Addr, size int64) 
 	return ctx.Err()
 }
 
-// release gives back what a request took.
+// release gives back what a peer acquired.
 func (c *capacity) release(address netip.Addr, size int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

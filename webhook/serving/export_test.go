@@ -18,10 +18,10 @@ func NewImpatientServer(address string, handler http.Handler, idle, body, answer
 	return newServer(address, handler, NewCallers(false, prometheus.NewRegistry()), l, configure...)
 }
 
-// NewSmallServer is NewServer with other limits of connections.
-func NewSmallServer(address string, handler http.Handler, callers *Callers, total, perPeer int, configure ...func(*tls.Config)) (*manager.Server, error) {
+// NewSmallServer is NewServer with another number of connections.
+func NewSmallServer(address string, handler http.Handler, callers *Callers, total int64, configure ...func(*tls.Config)) (*manager.Server, error) {
 	l := serverLimits
-	l.connections, l.connectionsPerPeer = total, perPeer
+	l.connections = total
 	return newServer(address, handler, callers, l, configure...)
 }
 

@@ -31,8 +31,8 @@ type limits struct {
 	answer time.Duration
 	// shutdown is how long requests may take that are under way when the server has to end.
 	shutdown time.Duration
-	// connections and connectionsPerPeer are how many connections there may be, in all and from one address.
-	connections, connectionsPerPeer int
+	// connections is the number of connections that peers share.
+	connections int64
 }
 
 // No review takes more than 10 seconds, its body included: with our configurations the API server waits 5.
@@ -42,7 +42,7 @@ var serverLimits = limits{
 	body:        12 * time.Second,
 	answer:      15 * time.Second,
 	shutdown:    10 * time.Second,
-	connections: maxConnections, connectionsPerPeer: maxConnectionsPerPeer,
+	connections: maxConnections,
 }
 
 // NewServer listens at address, and once it is started serves HTTP/1.1 and HTTP/2 there to callers, over TLS as configure says. When its context
@@ -60,7 +60,7 @@ func newServer(address string, handler http.Handler, callers *Callers, l limits,
 	for _, c := range configure {
 		c(config)
 	}
-	listener = limitConnections(listener, l.connections, l.connectionsPerPeer, func() { callers.refused.WithLabelValues(connections).Inc() })
+	listener = limitedListener{listener, newCapacity(l.connections), callers.refused.WithLabelValues(connections).Inc}
 	return &manager.Server{
 		Name:     "webhook",
 		Listener: tls.NewListener(listener, config),
