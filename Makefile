@@ -216,6 +216,13 @@ fuzz: ## Each fuzz target for a short while; FUZZTIME=1000000x for longer. Their
 ha: ## Faults under load: replicas replaced, killed, frozen, API server and etcd restarted, an outage; some 10 minutes
 	@cd test && go run ./cmd/ha faults
 
+# How long each attack lasts; there are some 25 of them.
+ATTACK ?= 1m
+
+.PHONY: attacks
+attacks: ## What tenants and pods could send to take replicas down, whose memory is limited. Linux, root; half an hour, ATTACK=5s for less
+	@cd test && go run ./cmd/ha -attack=$(ATTACK) attacks
+
 # How long a soak is.
 DURATION ?= 10m
 
@@ -224,7 +231,7 @@ soak: ## Neither goroutines nor memory grow under a steady load; DURATION=1h for
 	@cd test && go run ./cmd/ha -duration=$(DURATION) soak
 
 .PHONY: nightly
-nightly: verify node fuzz mutants ha soak ## What continuous integration runs once a night, in an hour and more
+nightly: verify node fuzz mutants ha attacks soak ## What continuous integration runs once a night, in an hour and more
 
 .PHONY: mutants
 mutants: ## Weaken policy, condition by condition: the tests must notice

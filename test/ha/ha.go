@@ -25,7 +25,7 @@ import (
 	"github.com/akv-injector/akv-injector/test/process"
 )
 
-// Options say how hard it is. None may be zero, but for Progress, which then tells nobody.
+// Options say how hard it is. None may be zero but MemoryLimit, and Progress, which then tells nobody.
 type Options struct {
 	// Binary is the injector.
 	Binary string
@@ -39,6 +39,8 @@ type Options struct {
 	Frozen, Outage time.Duration
 	// DrainPeriod is that of the replicas.
 	DrainPeriod time.Duration
+	// MemoryLimit is that of each replica in bytes. Zero means none.
+	MemoryLimit int64
 	Probe       Probe
 	Progress    io.Writer
 }
@@ -145,7 +147,8 @@ func (c *cluster) progress(format string, args ...any) {
 // add starts a replica, and returns when the Service leads to it.
 func (c *cluster) add(ctx context.Context) error {
 	r, err := injector.Start(ctx, c.plane, injector.Options{
-		Binary: c.Binary, Service: c.service.address(), Args: []string{"--drain-period=" + c.DrainPeriod.String()},
+		Binary: c.Binary, Service: c.service.address(), MemoryLimit: c.MemoryLimit,
+		Args: []string{"--drain-period=" + c.DrainPeriod.String()},
 	})
 	if err != nil {
 		return err

@@ -3,6 +3,8 @@ package ha_test
 import (
 	"context"
 	"errors"
+	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -14,28 +16,7 @@ import (
 
 // TestFaults is the short form of `make ha`: each fault once.
 func TestFaults(t *testing.T) {
-	// A first build takes minutes.
-	binaries, err := controlplane.Binaries(t.Context(), t.Output())
-	if err != nil {
-		t.Fatal(err)
-	}
-	binary, err := injector.Build(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
-	defer cancel()
-	plane, err := controlplane.Start(ctx, controlplane.Options{
-		Binaries: binaries, TempDir: t.TempDir(), BeforeControllers: controlplane.InstallCRDs,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := plane.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	ctx, plane, binary := start(t)
 	phases, err := ha.Run(ctx, plane, ha.Options{
 		Binary: binary, Rate: 10, Rounds: 1, Calm: time.Second, Frozen: 6 * time.Second, Outage: 3 * time.Second,
 		// As what is shipped, but three times as fast.
@@ -49,4 +30,63 @@ func TestFaults(t *testing.T) {
 	if err := errors.Join(err, ha.Errs(phases)); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestAttacks is the short form of `make attacks`: each attack for a second, by one sender and by eight.
+func TestAttacks(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("attackers need 127.0.1.1 and the addresses after it, which only Linux has")
+	}
+	ctx, plane, binary := start(t)
+	o := ha.Options{
+		Binary: binary, Rate: 10, DrainPeriod: time.Second, Progress: t.Output(), MemoryLimit: ha.MemoryLimit,
+		Probe: ha.Probe{Period: time.Second, Failures: 2, Delay: time.Second},
+	}
+	if os.Geteuid() != 0 {
+		t.Log("*** THE REPLICAS HAVE NO LIMIT OF MEMORY: only root makes cgroups")
+		o.MemoryLimit = 0
+	}
+	results, err := ha.Attacks(ctx, plane, o, 8, time.Second)
+	var table strings.Builder
+	ha.AttackTable(&table, results)
+	t.Log(table.String())
+	if err != nil {
+		t.Error(err)
+	}
+	for _, result := range results {
+		if err := result.Err(); err != nil {
+			t.Error(err)
+		}
+		if result.Peak > 160 {
+			t.Errorf("%s: a replica takes %.0f MiB, more than 160", result.Name, result.Peak)
+		}
+	}
+}
+
+// start runs a control plane, and builds the injector.
+func start(t *testing.T) (context.Context, *controlplane.ControlPlane, string) {
+	t.Helper()
+	// A first build takes minutes.
+	binaries, err := controlplane.Binaries(t.Context(), t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	binary, err := injector.Build(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	t.Cleanup(cancel)
+	plane, err := controlplane.Start(ctx, controlplane.Options{
+		Binaries: binaries, TempDir: t.TempDir(), BeforeControllers: controlplane.InstallCRDs,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := plane.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return ctx, plane, binary
 }

@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/akv-injector/akv-injector/test/build"
+	"github.com/akv-injector/akv-injector/test/cgroups"
 	"github.com/akv-injector/akv-injector/test/controlplane"
 	"github.com/akv-injector/akv-injector/test/process"
 )
@@ -40,6 +41,9 @@ type Options struct {
 	// cluster: by HTTP/1.1 on connections that it keeps, with the Service's name in the certificate. Whoever says an address listens
 	// there, and passes connections on. Empty means that the API server calls the URL of the injector that was started last.
 	Service string
+	// MemoryLimit is the limit of its memory in bytes, by a cgroup. The injector is started with the GOMEMLIMIT of the chart, seven eighths of it. It
+	// needs root. Zero means no limit.
+	MemoryLimit int64
 }
 
 // Injector is a running injector. Whoever starts one must stop it, before the control plane.
@@ -55,6 +59,8 @@ type Injector struct {
 	Metrics string
 	// Dir has its kubeconfig and its log, akv-injector.log. It is a folder in that of the control plane.
 	Dir string
+
+	limited *cgroups.Group // nil unless its memory is limited
 }
 
 // Build builds the injector from the tree around this module, as it is shipped, and returns the program's path. The go
@@ -105,20 +111,55 @@ func Start(ctx context.Context, plane *controlplane.ControlPlane, opts Options) 
 	if err := plane.WriteKubeconfig(ctx, namespace, name, kubeconfig); err != nil {
 		return nil, err
 	}
-	i.Process, err = process.Start(dir, opts.Binary, append([]string{
+	cmd := exec.Command(opts.Binary, append([]string{
 		"serve", "--certs=self-signed", "--drain-period=0", "--kubeconfig=" + kubeconfig, "--namespace=" + namespace,
 		"--webhook-bind-address=" + addresses[0],
 		"--metrics-bind-address=" + addresses[1],
 		"--health-probe-bind-address=" + addresses[2],
 	}, opts.Args...)...)
-	if err != nil {
-		return nil, err
+	if err := i.run(cmd, opts.MemoryLimit); err != nil {
+		return nil, fmt.Errorf("start the injector: %w", err)
 	}
 	ready := func(ctx context.Context) error { return process.Healthy(ctx, i.Readiness) }
 	if err := i.Await(ctx, ready); err != nil {
 		return nil, errors.Join(fmt.Errorf("start the injector: %w", err), i.Stop())
 	}
 	return i, nil
+}
+
+func (i *Injector) run(cmd *exec.Cmd, memoryLimit int64) (err error) {
+	if memoryLimit != 0 {
+		if i.limited, err = cgroups.Make(cgroups.NewName()); err != nil {
+			return err
+		}
+		if err := i.limited.LimitMemory(memoryLimit); err != nil {
+			return errors.Join(err, i.limited.Remove())
+		}
+		cmd.Env = append(os.Environ(), fmt.Sprintf("GOMEMLIMIT=%dB", memoryLimit/8*7))
+	}
+	i.Process, err = process.StartCommand(i.Dir, cmd)
+	if i.limited == nil {
+		return err
+	}
+	if err == nil {
+		err = i.limited.Add(i.PID())
+	}
+	if err != nil {
+		return errors.Join(err, i.Stop())
+	}
+	return nil
+}
+
+// Stop ends it, as [process.Process.Stop] does.
+func (i *Injector) Stop() error {
+	var err error
+	if i.Process != nil {
+		err = i.Process.Stop()
+	}
+	if i.limited != nil {
+		err = errors.Join(err, i.limited.Remove())
+	}
+	return err
 }
 
 // WaitUntilCalled returns when the API server asks the injector about pods of a namespace. The namespace must have opted

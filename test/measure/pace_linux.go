@@ -1,6 +1,7 @@
 package measure
 
 import (
+	"runtime"
 	"syscall"
 	"time"
 )
@@ -11,4 +12,10 @@ func SleepUntil(at time.Time) {
 		wait := syscall.NsecToTimespec(left.Nanoseconds())
 		_ = syscall.Nanosleep(&wait, nil) // an interrupted sleep is begun again
 	}
+}
+
+// LowerPriority gives the calling goroutine a thread of the lowest priority, which ends with the goroutine.
+func LowerPriority() {
+	runtime.LockOSThread()
+	_ = syscall.Setpriority(syscall.PRIO_PROCESS, syscall.Gettid(), 19) // anyone may lower a priority
 }

@@ -74,3 +74,11 @@ func readUsage(pid int) (u Usage, err error) {
 }
 
 func inSeconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+
+// ResetPeak makes the peak of a process what its resident set is now.
+func ResetPeak(pid int) error {
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0o200); err != nil {
+		return fmt.Errorf("reset the peak of process %d: %w", pid, err)
+	}
+	return nil
+}

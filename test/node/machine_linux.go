@@ -12,18 +12,19 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/akv-injector/akv-injector/test/cgroups"
 	"github.com/akv-injector/akv-injector/test/controlplane"
 )
 
 // Enter runs this program once more, with args, in a machine, and returns its exit status: 128 and the signal where one has killed it. When
 // ctx is done, the machine ends at once. All that it was goes with it: there is nothing to end gently, or to tidy up.
 func Enter(ctx context.Context, parts Parts, args ...string) (status int, err error) {
-	m := Machine{Parts: parts, Cgroup: cgroupName()}
-	remove, err := makeCgroup(m.Cgroup)
+	m := Machine{Parts: parts, Cgroup: cgroups.NewName()}
+	group, err := cgroups.Make(m.Cgroup)
 	if err != nil {
 		return 0, err
 	}
-	defer func() { err = errors.Join(err, remove()) }()
+	defer func() { err = errors.Join(err, group.Remove()) }()
 	text, err := json.Marshal(m)
 	if err != nil {
 		return 0, fmt.Errorf("describe the machine: %w", err)

@@ -125,7 +125,7 @@ func TestEnter(t *testing.T) {
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			cgroup := fmt.Sprintf("akv-injector-node-%d-*", cmd.Process.Pid)
+			cgroup := fmt.Sprintf("akv-injector-test-%d-*", cmd.Process.Pid)
 			line, err := bufio.NewReader(stdout).ReadString('\n')
 			var program int
 			if _, scanErr := fmt.Sscanf(line, "nsenter --target=%d ", &program); scanErr != nil {
@@ -255,14 +255,14 @@ func traces(t *testing.T) map[string]string {
 	}
 	folders = append(folders, "/sys/fs/cgroup")
 	folders = append(folders, hierarchies...)
-	own := fmt.Sprintf("akv-injector-node-%d-", os.Getpid())
+	own := fmt.Sprintf("akv-injector-test-%d-", os.Getpid())
 	for _, folder := range folders {
 		entries, err := os.ReadDir(folder)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
 			t.Fatal(err)
 		}
 		for _, entry := range entries {
-			if name := entry.Name(); strings.HasPrefix(name, own) || !strings.HasPrefix(name, "akv-injector-node-") {
+			if name := entry.Name(); strings.HasPrefix(name, own) || !strings.HasPrefix(name, "akv-injector-test-") {
 				found[folder] += name + "\n"
 			}
 		}

@@ -7,6 +7,8 @@ import (
 	"os/exec"
 	"strings"
 	"syscall"
+
+	"github.com/akv-injector/akv-injector/test/cgroups"
 )
 
 // namespaces are what a machine has of its own.
@@ -47,9 +49,9 @@ func Missing() []string {
 	if err := try(); err != nil {
 		missing = append(missing, err.Error())
 	}
-	remove, err := makeCgroup(cgroupName())
+	group, err := cgroups.Make(cgroups.NewName())
 	if err == nil {
-		err = remove()
+		err = group.Remove()
 	}
 	if err != nil {
 		missing = append(missing, fmt.Sprintf("cgroups to write to: %v; a container must be a privileged one, with --cgroupns=host", err))

@@ -12,8 +12,8 @@ import (
 
 // Limits of the requests that reviews cause at the API server: by the namespace that they are about, and by the caller that sent them.
 const (
-	namespaceRate, namespaceBurst = 100, 200
-	callerRate, callerBurst       = 200, 400
+	namespaceRate, namespaceBurst = 50, 100
+	callerRate, callerBurst       = 100, 200
 	// maxDelay is how long a request waits for these limits.
 	maxDelay = time.Second
 	// maxRead is how long one may take.

@@ -10,25 +10,35 @@ import (
 )
 
 // Limits of the bytes of requests that are processed at a time. A review takes at most five times its size in memory, and what an
-// API server sends is seldom larger than 64 KiB.
+// API server sends is seldom larger than 64 KiB. Larger requests have a capacity of their own: those of one tenant and those of all others come
+// from the same API server, and must not wait for each other.
 const (
-	maxInFlight  = 8 << 20
-	leastRequest = 16 << 10        // what a smaller request counts as
-	mostRequest  = maxInFlight / 4 // what a larger one counts as, and one that does not say its size
+	maxSmall, maxLarge = 4 << 20, 8 << 20
+	leastRequest       = 16 << 10     // what a smaller request counts as
+	largeRequest       = 256 << 10    // what makes a request large
+	mostRequest        = maxLarge / 4 // what a larger one counts as, and one that does not say its size
 )
 
 // maxWait is how long a request waits for others to end.
 const maxWait = 5 * time.Second
 
 // Callers bounds what callers of a server can use together. Callers that present a verified client certificate share one capacity; all
-// others share a second one, of which each address gets a share. A flood from one address therefore does not keep another one out.
+// others share a second one, of which each address gets a share. A flood from one address therefore does not keep another one out, and large
+// requests do not keep small ones out.
 type Callers struct {
 	// CertificateRequired is true where a caller without a verified client certificate is rejected before its body is read.
 	CertificateRequired bool
 
-	authenticated, others *capacity
+	authenticated, others bySize
 	refused               *prometheus.CounterVec
 }
+
+// bySize is a capacity of small requests and one of large ones.
+type bySize struct{ small, large *capacity }
+
+func newBySize() bySize { return bySize{newCapacity(maxSmall), newCapacity(maxLarge)} }
+
+func (b bySize) inUse() float64 { return float64(b.small.inUse() + b.large.inUse()) }
 
 // Why a call is refused; a label of a metric.
 const (
@@ -41,8 +51,8 @@ const (
 func NewCallers(certificateRequired bool, registry prometheus.Registerer) *Callers {
 	c := &Callers{
 		CertificateRequired: certificateRequired,
-		authenticated:       newCapacity(maxInFlight),
-		others:              newCapacity(maxInFlight),
+		authenticated:       newBySize(),
+		others:              newBySize(),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "akv_injector_calls_refused_total",
 			Help: "Calls refused before a review was read: without a client certificate (unauthenticated), after waiting for other calls (busy), or beyond the limit of connections (connections).",
@@ -54,17 +64,17 @@ func NewCallers(certificateRequired bool, registry prometheus.Registerer) *Calle
 	registry.MustRegister(c.refused, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "akv_injector_bytes_in_flight",
 		Help: "Bytes of the calls that are processed, where a small call counts as 16 KiB.",
-	}, func() float64 { return float64(c.authenticated.inUse() + c.others.inUse()) }))
+	}, func() float64 { return c.authenticated.inUse() + c.others.inUse() }))
 	return c
 }
 
 // Handler passes on the requests that there is capacity for. A request waits for capacity before its body is read.
 func (c *Callers) Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		capacity := c.others
+		shared := c.others
 		switch {
 		case IsAuthenticated(r):
-			capacity = c.authenticated
+			shared = c.authenticated
 		case c.CertificateRequired:
 			c.refused.WithLabelValues(unauthenticated).Inc()
 			w.Header().Set("Connection", "close")
@@ -76,6 +86,10 @@ func (c *Callers) Handler(next http.Handler) http.Handler {
 			size = mostRequest
 		}
 		size = min(max(size, leastRequest), mostRequest)
+		capacity := shared.small
+		if size >= largeRequest {
+			capacity = shared.large
+		}
 		if !capacity.tryAcquire(peer, size) {
 			ctx, cancel := context.WithTimeout(r.Context(), maxWait)
 			err := capacity.acquire(ctx, peer, size)

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -126,15 +127,17 @@ func TestCallers(t *testing.T) {
 				registry := prometheus.NewRegistry()
 				callers := serving.NewCallers(test.required, registry)
 				done := make(chan struct{})
+				var underWay atomic.Int32
 				handler := callers.Handler(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+					underWay.Add(1)
 					if _, err := io.Copy(io.Discard, r.Body); err != nil {
 						t.Error(err)
 					}
 					<-done
 				}))
-				call := func(remote string) *httptest.ResponseRecorder {
+				call := func(remote string, size int64) *httptest.ResponseRecorder {
 					r := httptest.NewRequest(http.MethodPost, "/", unread{t, test.codes[0]})
-					r.ContentLength, r.RemoteAddr, r.TLS = -1, remote, &tls.ConnectionState{}
+					r.ContentLength, r.RemoteAddr, r.TLS = size, remote, &tls.ConnectionState{}
 					if test.presented {
 						r.TLS.VerifiedChains = [][]*x509.Certificate{{{}}}
 					}
@@ -144,21 +147,26 @@ func TestCallers(t *testing.T) {
 				}
 				answers := make(chan int, 4)
 				for range 2 { // the first peer has two of 2 MiB at once
-					go func() { answers <- call("10.0.0.1:1").Code }()
+					go func() { answers <- call("10.0.0.1:1", -1).Code }()
 				}
 				synctest.Wait()
-				if third := call("10.0.0.1:2").Code; third != test.codes[1] {
+				if third := call("10.0.0.1:2", -1).Code; third != test.codes[1] {
 					t.Errorf("a third call gets %d, want %d", third, test.codes[1])
 				}
+				go func() { answers <- call("10.0.0.1:3", 100).Code }()
+				synctest.Wait()
+				if test.codes[0] == http.StatusOK && underWay.Load() != 3 {
+					t.Error("a small call waits for large ones")
+				}
 				close(done)
-				for range 2 {
+				for range 3 {
 					if code := <-answers; code != test.codes[0] {
 						t.Errorf("a call gets %d, want %d", code, test.codes[0])
 					}
 				}
 				want := map[string]float64{"": 0, "busy": 1, "unauthenticated": 0, "connections": 0}
 				if test.codes[1] == http.StatusForbidden {
-					want["busy"], want["unauthenticated"] = 0, 3
+					want["busy"], want["unauthenticated"] = 0, 4
 				}
 				if diff := cmp.Diff(want, gathered(t, registry)); diff != "" {
 					t.Errorf("bytes in flight and refused calls (-want +got):\n%s", diff)

@@ -3,6 +3,7 @@
 //
 //	go run ./cmd/ha faults  while replicas are replaced, killed and frozen, API server and etcd restarted, and all replicas gone
 //	go run ./cmd/ha soak    for long, and without faults: neither goroutines nor memory may grow
+//	go run ./cmd/ha attacks while tenants and pods send what is meant to take the injector down
 //
 // It prints the tables that docs/performance.md shows, and ends with status 1 where something came otherwise than promised.
 // Everything it starts listens on loopback and ends with it.
@@ -49,20 +50,26 @@ func run(ctx context.Context) error {
 	flag.DurationVar(&o.DrainPeriod, "drain-period", o.DrainPeriod, "that of the replicas")
 	flag.DurationVar(&o.Probe.Delay, "delay", o.Probe.Delay, "how much later than readiness new connections go elsewhere")
 	duration := flag.Duration("duration", 10*time.Minute, "how long a soak is")
+	senders := flag.Int("senders", 64, "how many attack at the same time")
+	attack := flag.Duration("attack", time.Minute, "how long each attack lasts")
 	flag.Parse()
 	command := flag.Arg(0)
-	if flag.NArg() != 1 || (command != "faults" && command != "soak") {
+	if flag.NArg() != 1 || (command != "faults" && command != "soak" && command != "attacks") {
 		flag.Usage()
-		return fmt.Errorf("must be called with faults or soak, not %q", strings.Join(flag.Args(), " "))
+		return fmt.Errorf("must be called with faults, soak or attacks, not %q", strings.Join(flag.Args(), " "))
 	}
 	if o.Rate < 1 || o.Rounds < 1 {
 		return errors.New("-rate and -rounds must be positive")
 	}
 	return withControlPlane(ctx, o, func(plane *controlplane.ControlPlane, o ha.Options) error {
-		if command == "soak" {
+		switch command {
+		case "soak":
 			return soak(ctx, plane, o, *duration)
+		case "attacks":
+			return attacks(ctx, plane, o, *senders, *attack)
+		default:
+			return faults(ctx, plane, o)
 		}
-		return faults(ctx, plane, o)
 	})
 }
 
@@ -84,6 +91,18 @@ func faults(ctx context.Context, plane *controlplane.ControlPlane, o ha.Options)
 	fmt.Printf("\n%d pods a second, each fault %d times, drain period %s, endpoints %s late:\n\n", o.Rate, o.Rounds, o.DrainPeriod, o.Probe.Delay)
 	ha.Table(os.Stdout, phases)
 	return errors.Join(err, ha.Errs(phases))
+}
+
+func attacks(ctx context.Context, plane *controlplane.ControlPlane, o ha.Options, senders int, duration time.Duration) error {
+	o.MemoryLimit = ha.MemoryLimit
+	results, err := ha.Attacks(ctx, plane, o, senders, duration)
+	fmt.Printf("\n%d pods a second, each attack for %s, replicas limited to %d MiB of memory:\n\n", o.Rate, duration, o.MemoryLimit>>20)
+	ha.AttackTable(os.Stdout, results)
+	errs := []error{err}
+	for _, result := range results {
+		errs = append(errs, result.Err())
+	}
+	return errors.Join(errs...)
 }
 
 func soak(ctx context.Context, plane *controlplane.ControlPlane, o ha.Options, duration time.Duration) error {

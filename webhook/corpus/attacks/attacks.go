@@ -32,7 +32,7 @@ var Secrets = map[string]string{
 // Objects are values of the parameter "objects" of a SecretProviderClass, which etcd takes up to 1.5 MiB.
 var Objects = map[string]string{
 	"as many nodes as there can be": "array: [" + strings.Repeat("a,", 690_000) + "]",
-	"tags behind a directive":       "array: [a]\n...\n%TAG !x! " + strings.Repeat("t", 60_000) + "\n---\n" + strings.Repeat("- !x!a\n", 190_000),
+	"tags behind a directive":       "array: [a]\n...\n%TAG !x! " + strings.Repeat("t", 60_000) + "\n---\n" + strings.Repeat("- !x!a\n", 150_000),
 	"an object many times":          "x: &x |\n  objectName: a\n  #" + strings.Repeat("…", 100_000) + "\narray: [" + strings.Repeat("*x,", 900) + "]",
 	"nodes in an object":            "array:\n- \"[" + strings.Repeat("a,", 200_000) + "]\"",
 	"lists in lists":                "array: " + strings.Repeat("[", 500_000),

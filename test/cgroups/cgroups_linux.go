@@ -1,4 +1,6 @@
-package node
+// Package cgroups makes cgroups of version 1 or 2 for a program's children: those of a node's pods, and of an injector whose memory is limited. It
+// needs root, and removes what processes that have died left behind.
+package cgroups
 
 import (
 	"bufio"
@@ -9,17 +11,66 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
 )
 
-// cgroupPrefix is how the names of all machines' cgroups begin.
-const cgroupPrefix = "akv-injector-node-"
+// prefix is how the names of all groups begin.
+const prefix = "akv-injector-test-"
 
-// cgroupName is one that no other machine has, not even that of a process with the same number in another container.
-func cgroupName() string {
-	return fmt.Sprintf("%s%d-%08x", cgroupPrefix, os.Getpid(), rand.Uint32())
+// NewName returns a name that no other group has, not even one of a process with the same id in another container.
+func NewName() string {
+	return fmt.Sprintf("%s%d-%08x", prefix, os.Getpid(), rand.Uint32())
+}
+
+// Group is a cgroup. Its maker must remove it.
+type Group struct {
+	hierarchies
+
+	name   string
+	remove func() error
+}
+
+// Remove removes the cgroup, with all cgroups inside. Their processes must have ended.
+func (g *Group) Remove() error { return g.remove() }
+
+// LimitMemory limits the memory of all processes in the group: the kernel kills one that goes beyond it.
+func (g *Group) LimitMemory(bytes int64) error {
+	if err := g.write("memory", []string{"memory.limit_in_bytes", "memory.max"}, bytes); err != nil {
+		return fmt.Errorf("limit the memory of cgroup %s: %w", g.name, err)
+	}
+	return nil
+}
+
+// Add moves a process into the group. Memory that it uses already counts where it was before.
+func (g *Group) Add(pid int) error {
+	if err := g.write("process", []string{"cgroup.procs"}, int64(pid)); err != nil {
+		return fmt.Errorf("add process %d to cgroup %s: %w", pid, g.name, err)
+	}
+	return nil
+}
+
+// write writes a number to whichever of the files exist: version 1 has some in one hierarchy only, under another name.
+func (g *Group) write(what string, files []string, number int64) error {
+	found := false
+	for _, folder := range g.folders {
+		for _, file := range files {
+			path := filepath.Join(folder, g.name, file)
+			if _, err := os.Stat(path); err != nil {
+				continue
+			}
+			found = true
+			if err := os.WriteFile(path, strconv.AppendInt(nil, number, 10), 0o644); err != nil {
+				return err
+			}
+		}
+	}
+	if !found {
+		return fmt.Errorf("there is no setting of %s", what)
+	}
+	return nil
 }
 
 // controllers are those that kubelet can't do without.
@@ -68,9 +119,8 @@ func findHierarchies() (found hierarchies, err error) {
 	return found, nil
 }
 
-// makeCgroup makes a cgroup for all of the node's pods, and returns what removes it, with all that is inside. Cgroups of machines whose
-// makers died before they could remove them go, too.
-func makeCgroup(name string) (_ func() error, err error) {
+// Make makes a group with a name of [NewName]. It removes groups whose makers died before they could.
+func Make(name string) (_ *Group, err error) {
 	found, err := findHierarchies()
 	if err != nil {
 		return nil, err
@@ -126,15 +176,15 @@ func makeCgroup(name string) (_ func() error, err error) {
 		return nil, err
 	}
 	steps = append(steps, owned.Close)
-	return func() error {
-		// Whoever makes one meanwhile would miss the controllers that are taken back.
+	return &Group{hierarchies: found, name: name, remove: func() error {
+		// A group that is made meanwhile would miss the controllers that are taken back.
 		making, err := lock(found.folders[0], syscall.LOCK_EX)
 		if err != nil {
 			return fmt.Errorf("remove cgroup: %w", err)
 		}
 		defer making.Close()
 		return undo()
-	}, nil
+	}}, nil
 }
 
 // passOn has a cgroup of version 2 pass all controllers on to its children, as kubelet asks for and the runtime does in any case. It
@@ -154,7 +204,7 @@ func passOn(folder string) (takeBack func() error, err error) {
 		return os.WriteFile(filepath.Join(folder, "cgroup.subtree_control"), []byte(sign+controller), 0o644)
 	}
 	takeBack = func() error {
-		if others, err := filepath.Glob(filepath.Join(folder, cgroupPrefix+"*")); err != nil || len(others) > 0 {
+		if others, err := filepath.Glob(filepath.Join(folder, prefix+"*")); err != nil || len(others) > 0 {
 			return err // another machine needs them
 		}
 		for _, controller := range added {
@@ -173,7 +223,7 @@ func passOn(folder string) (takeBack func() error, err error) {
 
 // sweep removes the cgroups of machines whose makers are dead. That some can't be removed yet is no reason to do without a new one.
 func (h hierarchies) sweep() {
-	left, err := filepath.Glob(filepath.Join(h.folders[0], cgroupPrefix+"*"))
+	left, err := filepath.Glob(filepath.Join(h.folders[0], prefix+"*"))
 	if err != nil {
 		return
 	}
