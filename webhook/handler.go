@@ -14,7 +14,6 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-logr/logr"
 	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
 	"gomodules.xyz/jsonpatch/v2"
 	admissionv1 "k8s.io/api/admission/v1"
@@ -66,7 +65,7 @@ func (h *handler[T, P]) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		outcome, reason, err = abandoned, "", nil
 	case err != nil:
 		outcome, reason = failed, ""
-		h.respond(w, faulty(req.UID, err), nil)
+		http.Error(w, faulty(err), http.StatusInternalServerError)
 	default:
 		h.respond(w, answer(req.UID, lastingName[T, P](req), req.Kind, &verdict), verdict.Operations)
 	}
@@ -87,9 +86,6 @@ func note(ctx context.Context, uid types.UID, outcome inject.Outcome, reason api
 		attribute.String("akv_injector.review.outcome", string(outcome)),
 		attribute.String("akv_injector.review.reason", string(reason)),
 	)
-	if outcome == failed { // the HTTP status is 200 all the same
-		span.SetStatus(codes.Error, "")
-	}
 }
 
 func (h *handler[T, P]) logReview(req *request[T], outcome inject.Outcome, reason api.Reason, warnings int, took time.Duration, err error) {

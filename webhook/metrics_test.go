@@ -50,7 +50,7 @@ func TestEveryReviewIsCounted(t *testing.T) {
 	}
 	post(handlers[archives[0]], webhook.MutatePods, []byte("{"))
 	count(webhook.MutatePods, "malformed", "")
-	decode(t, post(serve(brokenSource{}), webhook.MutatePods, reviewOf(t, load(t, "origin-demo"))))
+	post(serve(brokenSource{}), webhook.MutatePods, reviewOf(t, load(t, "origin-demo")))
 	count(webhook.MutatePods, "error", "")
 
 	after := counted(t, registry)

@@ -104,17 +104,11 @@ func fit(errs field.ErrorList, each, all int) []string {
 	return printed
 }
 
-// faulty says that a review could not be judged. The pod is neither right nor wrong: whoever creates it tries again.
-func faulty(uid types.UID, err error) *admissionv1.AdmissionResponse {
+// faulty is the text of an answer of status 500. With it, the failurePolicy of the webhook decides, and the API server prints the text if that is Fail.
+// An AdmissionReview with this status would reject the object in any case.
+func faulty(err error) string {
 	message, _, _ := strings.Cut(err.Error(), "\n")
-	return &admissionv1.AdmissionResponse{
-		UID: uid,
-		Result: &metav1.Status{
-			Status: metav1.StatusFailure, Code: http.StatusInternalServerError, Reason: metav1.StatusReasonInternalError,
-			Message: "akv-injector could not review the request; it may succeed when tried again: " + api.Cut(message, maxError),
-		},
-		AuditAnnotations: map[string]string{auditOutcome: string(failed)},
-	}
+	return "akv-injector could not review the request; it may succeed when tried again: " + api.Cut(message, maxError)
 }
 
 // The API server cuts a warning at 256 characters, and drops those beyond 4 KiB in all (KEP-1693).

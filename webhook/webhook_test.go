@@ -276,18 +276,21 @@ func (b brokenSource) Facts(context.Context, string, inject.Needs, bool) (inject
 	return inject.Facts{}, context.DeadlineExceeded
 }
 
-// TestOwnFaultsFailClosed shows that a review that can't be judged is neither allowed nor taken for the author's mistake.
-func TestOwnFaultsFailClosed(t *testing.T) {
+// TestOwnFaults shows that a review that can't be judged is neither allowed nor rejected: the failurePolicy of the webhook decides.
+func TestOwnFaults(t *testing.T) {
 	for name, source := range map[string]brokenSource{"a cluster out of reach": {}, "a panic": {panics: true}} {
-		t.Run(name, func(t *testing.T) {
-			response := decode(t, post(serve(source), webhook.MutatePods, reviewOf(t, load(t, "origin-demo"))))
-			if response.Allowed || response.UID != uid || response.Result.Code != http.StatusInternalServerError {
-				t.Errorf("allowed %t, UID %q, result %+v; want a refusal with code 500", response.Allowed, response.UID, response.Result)
-			}
-			if strings.Contains(response.Result.Message, "goroutine") {
-				t.Errorf("the message shows a stack: %s", response.Result.Message)
-			}
-		})
+		for path, body := range map[string][]byte{
+			webhook.MutatePods:   reviewOf(t, load(t, "origin-demo")),
+			webhook.ValidatePods: updateOf(t, podWith(nil, "", nil), podWith(nil, "", nil)),
+		} {
+			t.Run(name+", "+path, func(t *testing.T) {
+				w := post(serve(source), path, body)
+				text := w.Body.String()
+				if w.Code != http.StatusInternalServerError || !strings.HasPrefix(text, "akv-injector could not review the request") || strings.Contains(text, "goroutine") {
+					t.Errorf("HTTP status %d, %s; want 500 and a message without a stack", w.Code, text)
+				}
+			})
+		}
 	}
 }
 
