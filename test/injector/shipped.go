@@ -75,7 +75,10 @@ func apply(ctx context.Context, cfg *rest.Config, route func(*unstructured.Unstr
 	if err != nil {
 		return fmt.Errorf("make a client: %w", err)
 	}
-	for _, file := range []string{"../namespace/namespace.yaml", "rbac.yaml", "mutating-webhook-configuration.yaml", "validating-webhook-configuration.yaml"} {
+	for _, file := range []string{
+		"../namespace/namespace.yaml", "rbac.yaml", "service-account-policy.yaml", "mutating-webhook-configuration.yaml",
+		"validating-webhook-configuration.yaml",
+	} {
 		objects, err := Shipped(ctx, file, "")
 		if err != nil {
 			return err
