@@ -36,12 +36,15 @@ type ownCluster struct {
 	objects  dynamic.Interface
 }
 
-// startCluster starts a cluster in whose namespace default one line asks for a secret. The injector is told the tenant.
-func startCluster(t *testing.T) *ownCluster {
+// startCluster starts a cluster in whose namespace default one line asks for a secret. The injector is told the tenant. Arguments are added to those
+// of the API server, and to those of the injector.
+func startCluster(t *testing.T, apiServerArgs []string, args ...string) *ownCluster {
 	t.Helper()
 	var c ownCluster
 	var err error
-	if c.ControlPlane, err = controlplane.Start(t.Context(), controlplane.Options{Binaries: plane.Binaries, NoControllers: true, TempDir: t.TempDir()}); err != nil {
+	if c.ControlPlane, err = controlplane.Start(t.Context(), controlplane.Options{
+		Binaries: plane.Binaries, NoControllers: true, TempDir: t.TempDir(), APIServerArgs: apiServerArgs,
+	}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -57,7 +60,7 @@ func startCluster(t *testing.T) *ownCluster {
 	if c.objects, err = dynamic.NewForConfig(quiet); err != nil {
 		t.Fatal(err)
 	}
-	c.injector, err = injector.Start(t.Context(), c.ControlPlane, injector.Options{Binary: binary, Args: []string{"--tenant-id=00000000-0000-4000-8000-000000000001"}})
+	c.injector, err = injector.Start(t.Context(), c.ControlPlane, injector.Options{Binary: binary, Args: append(args, "--tenant-id=00000000-0000-4000-8000-000000000001")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +137,7 @@ func (c *ownCluster) counted(ctx context.Context) (map[string]int, error) {
 // TestClassesThroughTrouble begins without the driver, and then takes from the injector, one by one, what it needs. Nobody restarts it.
 func TestClassesThroughTrouble(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t)
+	c := startCluster(t, nil)
 	definitions, err := apiextensions.NewForConfig(c.Config)
 	if err != nil {
 		t.Fatal(err)
@@ -259,7 +262,7 @@ func (c *ownCluster) setRules(t *testing.T, rules []rbacv1.PolicyRule) {
 // TestClassMetrics counts what an injector says of its classes when each thing happens once.
 func TestClassMetrics(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t)
+	c := startCluster(t, nil)
 	want := map[string]int{"created": 0, "owned": 0, "restored": 0, "taken": 0, "outdated": 0, "failed": 0}
 	count := func(result string) {
 		t.Helper()

@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -17,10 +18,6 @@ import (
 	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/clientcmd"
 )
 
@@ -44,9 +41,9 @@ func TestCutOff(t *testing.T) {
 	}
 	r := startReplica(t, "--kubeconfig="+kubeconfig)
 	r.waitReady(t)
-	client := caller(t, false)
+	client, body := caller(t, false), creation(t, namespace, bound("uses", "access-blob"))
 	judge := func(ctx context.Context) (code int, allowed bool, err error) {
-		return judged(ctx, client, "https://"+r.address+"/validate/pods", namespace, bound("uses", "access-blob"))
+		return judged(ctx, client, "https://"+r.address+"/validate/pods", body)
 	}
 	if code, allowed, err := judge(t.Context()); err != nil || code != http.StatusOK || !allowed {
 		t.Fatalf("the pod is not admitted at first: %d, %t, %v", code, allowed, err)
@@ -83,23 +80,8 @@ func TestCutOff(t *testing.T) {
 }
 
 // judged sends the review of a pod's creation, and returns the HTTP status and whether the pod is allowed.
-func judged(ctx context.Context, client *http.Client, url, namespace string, pod *corev1.Pod) (code int, allowed bool, err error) {
-	pod.Namespace = namespace
-	object, err := json.Marshal(pod)
-	if err != nil {
-		return 0, false, err
-	}
-	body, err := json.Marshal(&admissionv1.AdmissionReview{
-		TypeMeta: metav1.TypeMeta{APIVersion: "admission.k8s.io/v1", Kind: "AdmissionReview"},
-		Request: &admissionv1.AdmissionRequest{
-			UID: types.UID("uid"), Kind: metav1.GroupVersionKind{Version: "v1", Kind: "Pod"}, Namespace: namespace,
-			Operation: admissionv1.Create, Object: runtime.RawExtension{Raw: object},
-		},
-	})
-	if err != nil {
-		return 0, false, err
-	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(string(body)))
+func judged(ctx context.Context, client *http.Client, url string, body []byte) (code int, allowed bool, err error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
 		return 0, false, err
 	}

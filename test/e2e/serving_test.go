@@ -24,6 +24,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	admissionv1 "k8s.io/api/admission/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -92,11 +93,18 @@ func caller(t *testing.T, http2 bool) *http.Client {
 // review is an AdmissionReview of a pod that asks for nothing.
 func review(t *testing.T, uid string) []byte {
 	t.Helper()
+	return bytes.Replace(creation(t, metav1.NamespaceDefault, bare("app")), []byte(`"uid":"any"`), []byte(`"uid":"`+uid+`"`), 1)
+}
+
+// creation is an AdmissionReview of a pod's creation.
+func creation(t *testing.T, namespace string, pod *corev1.Pod) []byte {
+	t.Helper()
+	pod.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}
 	body, err := json.Marshal(&admissionv1.AdmissionReview{
 		TypeMeta: metav1.TypeMeta{APIVersion: "admission.k8s.io/v1", Kind: "AdmissionReview"},
 		Request: &admissionv1.AdmissionRequest{
-			UID: types.UID(uid), Kind: metav1.GroupVersionKind{Version: "v1", Kind: "Pod"}, Namespace: "default", Operation: admissionv1.Create,
-			Object: runtime.RawExtension{Raw: []byte(`{"kind":"Pod","spec":{"containers":[{"name":"app"}]}}`)},
+			UID: "any", Kind: metav1.GroupVersionKind{Version: "v1", Kind: "Pod"}, Namespace: namespace, Operation: admissionv1.Create,
+			Object: runtime.RawExtension{Object: pod},
 		},
 	})
 	if err != nil {
