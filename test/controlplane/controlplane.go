@@ -34,6 +34,9 @@ import (
 
 const loopback = "127.0.0.1"
 
+// ServiceRange is the address range of Services.
+const ServiceRange = "10.0.0.0/24"
+
 // ServiceIP is the address of Service kubernetes in namespace default, by which pods look for the API server. Nobody listens there,
 // but the API server's certificate is good for it.
 const ServiceIP = "10.0.0.1"
@@ -135,7 +138,7 @@ func (c *ControlPlane) start(ctx context.Context, opts Options) error {
 		"--token-auth-file=" + filepath.Join(c.Dir, "tokens.csv"),
 		"--authorization-mode=RBAC",
 		"--allow-privileged=true",
-		"--service-cluster-ip-range=10.0.0.0/24",
+		"--service-cluster-ip-range=" + ServiceRange,
 		"--service-account-issuer=" + c.Config.Host,
 		"--service-account-key-file=" + keyFile, "--service-account-signing-key-file=" + keyFile,
 	}, opts.APIServerArgs)

@@ -15,7 +15,11 @@ import (
 // packages are what a node takes from Debian, or Ubuntu. They are unpacked, never installed. Their versions are those of the machine's
 // own release, whose libraries they need: no archive keeps a version that a security fix has replaced, so none could be pinned. They are
 // downloaded once: whoever wants newer ones removes the folder.
-var packages = []string{"containerd", "runc", "containernetworking-plugins", "busybox-static"}
+var packages = []string{
+	"containerd", "runc", "containernetworking-plugins", "busybox-static",
+	// What kube-router runs, and their libraries.
+	"iptables", "ipset", "libip4tc2", "libip6tc2", "libipset13", "libmnl0", "libnetfilter-conntrack3", "libnfnetlink0", "libnftnl11", "libxtables12",
+}
 
 // unpacked returns a folder that has the packages' files, from the user's cache folder where they are there already. A folder there is
 // always whole.

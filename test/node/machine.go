@@ -20,8 +20,8 @@ type Parts struct {
 	ControlPlane string
 	// Kubernetes is the folder of function controlplane.NodeBinaries.
 	Kubernetes string
-	// Driver and Provider are programs.
-	Driver, Provider string
+	// Driver, Provider and Firewall are programs.
+	Driver, Provider, Firewall string
 	// Debian is a folder into which Debian's packages are unpacked.
 	Debian string
 	// More is what the caller of Enter wants to find again in the machine. Build leaves it empty.
@@ -47,6 +47,7 @@ func Build(ctx context.Context, progress *os.File) (parts Parts, err error) {
 	}{
 		{&parts.Driver, "secrets-store-csi-driver", "driver", "sigs.k8s.io/secrets-store-csi-driver/cmd/secrets-store-csi-driver"},
 		{&parts.Provider, "azure-provider", "provider", "github.com/Azure/secrets-store-csi-driver-provider-azure/cmd"},
+		{&parts.Firewall, "kube-router", "firewall", "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router"},
 	} {
 		*program.file = filepath.Join(filepath.Dir(source), "bin", "test", program.name)
 		if err := build.Announced(progress, program.name, "a minute", func() error {
@@ -94,8 +95,10 @@ const (
 	// bridge is the network of the pods, which leads no further than the node. kubelet takes no loopback address for its node's.
 	bridge      = "pods"
 	nodeAddress = "10.88.0.1"
-	podNetwork  = "10.88.0.0/24"
 )
+
+// PodNetwork has the addresses of the pods.
+const PodNetwork = "10.88.0.0/24"
 
 // variable tells a process that it is in a machine, and about it.
 const variable = "AKV_INJECTOR_TEST_MACHINE"

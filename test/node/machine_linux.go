@@ -108,7 +108,7 @@ func (m *Machine) settle() (err error) {
 			return err
 		}
 	}
-	for _, part := range []string{m.Parts.ControlPlane, m.Parts.Kubernetes, m.Parts.Driver, m.Parts.Provider, m.Parts.Debian} {
+	for _, part := range []string{m.Parts.ControlPlane, m.Parts.Kubernetes, m.Parts.Driver, m.Parts.Provider, m.Parts.Firewall, m.Parts.Debian} {
 		if _, err := os.Stat(part); part != "" && err != nil {
 			return fmt.Errorf("find a part of the node, which must not be below /run, nor on a file system that is mounted below /etc, /var/lib or /var/log: %w", err)
 		}

@@ -1,5 +1,5 @@
-// Package node runs one real Kubernetes node beside a control plane: kube-scheduler, kubelet, containerd, the Secrets Store CSI
-// driver and its Azure provider, with a fake Azure before it. A pod's secrets-store volume is mounted as it is in a cluster, and
+// Package node runs one real Kubernetes node beside a control plane: kube-scheduler, kubelet, containerd, a firewall that enforces
+// NetworkPolicies, the Secrets Store CSI driver and its Azure provider, with a fake Azure before it. A pod's secrets-store volume is mounted as it is in a cluster, and
 // its container reads what the fake's vault has.
 //
 // A program that wants a node runs itself once more in a [Machine], by [Enter]: namespaces of its own for processes, mounts,
@@ -106,7 +106,7 @@ func (m *Machine) Start(ctx context.Context, plane *controlplane.ControlPlane, o
 	n.end = sync.OnceFunc(func() { close(n.ended) })
 	// Azure before its provider, containers before kubelet; the driver waits for nobody.
 	for _, start := range []func(context.Context) error{
-		n.startAzure, n.startService, n.startRuntime, n.startProvider, n.startDriver, n.startScheduler, n.startKubelet, n.awaitReady,
+		n.startAzure, n.startService, n.startRuntime, n.startProvider, n.startDriver, n.startScheduler, n.startKubelet, n.awaitReady, n.startFirewall,
 	} {
 		if err := start(ctx); err != nil {
 			return nil, errors.Join(fmt.Errorf("start the node: %w", err), n.Stop())

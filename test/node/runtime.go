@@ -52,7 +52,7 @@ root = %q
     "ipam": {"type": "host-local", "dataDir": "/run/cni", "ranges": [[{"subnet": %q, "gateway": %q}]]}
   }]
 }
-`, bridge, podNetwork, nodeAddress)),
+`, bridge, PodNetwork, nodeAddress)),
 	)
 	if err != nil {
 		return err

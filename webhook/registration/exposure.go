@@ -21,6 +21,8 @@ const (
 	exposureTimeout = 3 * time.Second
 	// maxTried is how many replicas are tried.
 	maxTried = 3
+	// webhookPort is the name that the chart gives the port of the Service by which the API server calls.
+	webhookPort = "webhook"
 )
 
 // Exposure finds out whether any pod can send reviews: whether the NetworkPolicy is there, is strict and is enforced. A replica is a pod that must
@@ -119,7 +121,7 @@ func (e *Exposure) others(ctx context.Context) ([]string, error) {
 	var addresses []string
 	for _, slice := range list.Items {
 		for _, port := range slice.Ports {
-			if port.Port == nil {
+			if port.Port == nil || port.Name == nil || *port.Name != webhookPort {
 				continue
 			}
 			for _, endpoint := range slice.Endpoints {

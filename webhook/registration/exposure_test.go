@@ -26,6 +26,12 @@ func TestExposure(t *testing.T) {
 	closed := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.3"), open.Port())
 	own := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), open.Port())
 	t.Cleanup(func() { _ = listener.Close() })
+	metrics, err := net.Listen("tcp", "127.0.0.3:0") // open in any case
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = metrics.Close() })
+	metricsPort := int32(netip.MustParseAddrPort(metrics.Addr().String()).Port())
 	var lines []string
 	client, registry := fake.NewClientset(), prometheus.NewRegistry()
 	exposure := registration.NewExposure(registration.Options{
@@ -54,7 +60,9 @@ func TestExposure(t *testing.T) {
 		}
 		slice := &discoveryv1.EndpointSlice{
 			ObjectMeta: metav1.ObjectMeta{Namespace: service.Namespace, Name: "slice", Labels: map[string]string{discoveryv1.LabelServiceName: service.Name}},
-			Ports:      []discoveryv1.EndpointPort{{Port: new(int32(open.Port()))}},
+			Ports: []discoveryv1.EndpointPort{
+				{Name: new("metrics"), Port: &metricsPort}, {Name: new("webhook"), Port: new(int32(open.Port()))},
+			},
 		}
 		for _, e := range step.endpoints {
 			slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{Addresses: []string{e.Addr().String()}, Conditions: discoveryv1.EndpointConditions{Ready: &step.ready}})

@@ -2,7 +2,7 @@
 // has. It checks what it shows: the exit status is 0 only if everything is as it should be.
 //
 //	go run ./cmd/node            show it and leave nothing behind
-//	go run ./cmd/node failures   show a part: stories, failures or faults
+//	go run ./cmd/node failures   show a part: stories, failures, faults or attacks
 //	go run ./cmd/node latency    measure the time from kubectl apply to the secret; -runs=10 before it for less than half an hour
 //	go run ./cmd/node --keep     leave it running, to try kubectl on, until interrupted
 //	go run ./cmd/node possible   say what this machine lacks for it; the exit status is 0 if nothing

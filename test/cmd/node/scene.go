@@ -64,6 +64,15 @@ func (s *show) refuses(ctx context.Context, want string, args ...string) error {
 // shell shows and runs a command line, and returns what it prints, whether it fails or not.
 func (s *show) shell(ctx context.Context, line string) (string, error) {
 	s.out.Command(line)
+	out, err := s.quietly(ctx, line)
+	if ctx.Err() == nil {
+		s.out.Output(out)
+	}
+	return out, err
+}
+
+// quietly does as shell does, and shows nothing.
+func (s *show) quietly(ctx context.Context, line string) (string, error) {
 	cmd := s.plane.Kubectl(ctx)
 	cmd.Path, cmd.Args, cmd.Dir = "/bin/sh", []string{"sh", "-c", line}, s.dir
 	cmd.Env = append(cmd.Env, "PATH="+s.plane.Binaries+":"+os.Getenv("PATH"))
@@ -71,7 +80,6 @@ func (s *show) shell(ctx context.Context, line string) (string, error) {
 	if ctx.Err() != nil {
 		return "", context.Cause(ctx)
 	}
-	s.out.Output(string(out))
 	if err != nil {
 		return string(out), fmt.Errorf("%s: %w", line, err)
 	}

@@ -79,6 +79,7 @@ var parts = []struct {
 	{"stories", stories},
 	{"failures", failures},
 	{"faults", faults},
+	{"attacks", attacks},
 }
 
 // measurement is a part that must be asked for.
@@ -145,7 +146,7 @@ func (s *show) start(ctx context.Context) error {
 		do   func(context.Context) error
 	}{
 		{"Kubernetes: etcd, API server and controllers", s.startPlane},
-		{"a node: scheduler, kubelet, containerd, CSI driver, Azure provider", s.startNode},
+		{"a node: scheduler, kubelet, containerd, firewall, CSI driver, Azure provider", s.startNode},
 		{"cert-manager, and akv-injector by its chart, as shipped", s.install},
 	} {
 		if err := s.out.Step(step.what, func() error { return step.do(ctx) }); err != nil {
@@ -198,7 +199,10 @@ func (s *show) install(ctx context.Context) (err error) {
 		return fmt.Errorf("create namespace: %w\n%s", err, out)
 	}
 	objects, err := chart.Render(ctx, chart.Options{
-		Helm: s.machine.Parts.More[helmProgram], Values: map[string]any{"image": map[string]any{"repository": repository, "tag": tag}},
+		Helm: s.machine.Parts.More[helmProgram], Values: map[string]any{
+			"image":         map[string]any{"repository": repository, "tag": tag},
+			"networkPolicy": map[string]any{"podCIDRs": []string{node.PodNetwork}},
+		},
 	})
 	if err != nil {
 		return err
