@@ -21,7 +21,7 @@ const (
 // bytes that it is written in. So ParseYAML rejects aliases, directives and further documents, and a text with more than maxMarks
 // characters that can begin or end a node, before any of it is expanded. The node is nil for a text without a document.
 func ParseYAML(text string, maxMarks int) (*yaml.Node, error) {
-	switch marks := countMarks(text); {
+	switch marks := CountMarks(text); {
 	case !utf8.ValidString(text): // the parser would take some of these for UTF-16
 		return nil, errors.New("must be UTF-8")
 	case strings.Contains(text, "%TAG") || strings.Contains(text, "%YAML"):
@@ -48,8 +48,8 @@ func ParseYAML(text string, maxMarks int) (*yaml.Node, error) {
 	return document.Content[0], checkNode(document.Content[0], 0)
 }
 
-// countMarks counts the characters without which there is no further node. A dash or a question mark is one only before a space.
-func countMarks(text string) int {
+// CountMarks counts the characters without which there is no further node. A dash or a question mark is one only before a space.
+func CountMarks(text string) int {
 	marks := 0
 	for i := range len(text) {
 		switch text[i] {

@@ -23,6 +23,7 @@ import (
 	"github.com/akv-injector/akv-injector/webhook/class"
 	"github.com/akv-injector/akv-injector/webhook/facts"
 	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/jsonstream"
 	"github.com/akv-injector/akv-injector/webhook/pods"
 	"github.com/akv-injector/akv-injector/webhook/policy"
 	"github.com/akv-injector/akv-injector/webhook/review"
@@ -247,26 +248,30 @@ func (r *run) object(ctx context.Context, o *object) ([]jsonpatch.Operation, []*
 	if err != nil {
 		return nil, nil, fmt.Errorf("print object: %w", err)
 	}
-	if err := checkTypes(o.GetKind(), text); err != nil {
-		r.undecodable(o, err)
+	var pod pods.Pod
+	var w pods.Workload
+	isPod := o.GetKind() == podKind.Kind
+	if isPod {
+		err = pods.Decode(text, &pod)
+	} else {
+		err = pods.Decode(text, &w)
+	}
+	if !errors.Is(err, jsonstream.ErrTooLarge) {
+		if err := checkTypes(o.GetKind(), text); err != nil { // which names more fields
+			r.undecodable(o, err)
+			return nil, nil, nil
+		}
+	}
+	if err != nil {
+		r.unreadable(o, "", err.Error())
 		return nil, nil, nil
 	}
 	var subject inject.Subject
 	var operations []jsonpatch.Operation
 	var kept field.ErrorList
-	if o.GetKind() == podKind.Kind {
-		var pod pods.Pod
-		if err := pods.Decode(text, &pod); err != nil {
-			r.unreadable(o, "", err.Error())
-			return nil, nil, nil
-		}
+	if isPod {
 		subject = inject.Pod(&pod)
 	} else {
-		var w pods.Workload
-		if err := pods.Decode(text, &w); err != nil {
-			r.unreadable(o, "", err.Error())
-			return nil, nil, nil
-		}
 		handover, ok := inject.HandDown(&w, nil)
 		if !ok {
 			return nil, nil, nil

@@ -54,12 +54,12 @@ func (o Options) read() ([]*file, findings, error) {
 			if o.Stdin == nil {
 				return nil, nil, errors.New("read -: there is no standard input")
 			}
-			text, err := io.ReadAll(o.Stdin)
+			text, err := readAll(o.Stdin)
 			if err != nil {
 				unreadable(stdinName, fmt.Errorf("read standard input: %w", err))
 				continue
 			}
-			files = append(files, newFile(stdinName, string(text)))
+			files = append(files, newFile(stdinName, text))
 			continue
 		}
 		names, err := o.list(path)
@@ -71,12 +71,12 @@ func (o Options) read() ([]*file, findings, error) {
 				continue
 			}
 			seen[filepath.Clean(name)] = true
-			text, err := os.ReadFile(name)
+			text, err := readFile(name)
 			if err != nil {
 				unreadable(name, err)
 				continue
 			}
-			files = append(files, newFile(name, string(text)))
+			files = append(files, newFile(name, text))
 		}
 	}
 	for _, f := range files {
@@ -89,6 +89,26 @@ func (o Options) read() ([]*file, findings, error) {
 		}
 	}
 	return files, found, nil
+}
+
+// maxFile is the size of a file in bytes.
+const maxFile = 100 << 20
+
+func readFile(name string) (string, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	return readAll(f)
+}
+
+func readAll(r io.Reader) (string, error) {
+	text, err := io.ReadAll(io.LimitReader(r, maxFile+1))
+	if err == nil && len(text) > maxFile {
+		err = fmt.Errorf("must have at most %d bytes; split it into files", maxFile)
+	}
+	return string(text), err
 }
 
 func lastIndex(list []string, s string) int {

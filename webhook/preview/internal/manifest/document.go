@@ -12,6 +12,8 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	"go.yaml.in/yaml/v3"
 	sigsyaml "sigs.k8s.io/yaml"
+
+	"github.com/akv-injector/akv-injector/webhook/api"
 )
 
 // Document is one document of a file. The texts of a file's documents, one after the other, are the text of the file.
@@ -67,6 +69,13 @@ func (d *Document) Problem() *Problem { return d.problem }
 // JSON is the document's value as the API server would be sent it; nil where there is none. Plain words such as yes mean what kubectl
 // takes them for.
 func (d *Document) JSON() []byte { return d.json }
+
+// Limits of a document. A node takes up to 500 bytes of memory, however short it is written. No API server takes a larger object than maxObject.
+const (
+	maxNodes  = 500_000
+	maxMarks  = 400_000
+	maxObject = 3 << 20
+)
 
 const (
 	byteOrderMark = "\uFEFF"
@@ -155,6 +164,10 @@ func readJSON(d Document) []*Document {
 	whole := d
 	for rest := d.body; strings.TrimSpace(rest) != ""; {
 		value, length, err := parseJSON(rest)
+		if errors.Is(err, errNodes) {
+			d.body, d.problem = rest, d.tooLarge("must have at most %d values; split it into documents", maxNodes)
+			return append(documents, &d)
+		}
 		if err != nil {
 			if whole.readYAML(); whole.root != nil {
 				return []*Document{&whole}
@@ -228,18 +241,52 @@ func (d *Document) keyProblem(node *yaml.Node) *Problem {
 }
 
 func (d *Document) readYAML() {
+	if marks := api.CountMarks(d.body); marks > maxMarks {
+		d.problem = d.tooLarge("must have at most %d lines, commas, colons and brackets, has %d; split it into documents", maxMarks, marks)
+		return
+	}
 	root, err := parseYAML(d.body)
 	if err != nil {
 		d.problem = d.yamlProblem(err)
 		return
 	}
 	d.root = root
+	if limit := 4*len(d.body) + maxObject; expandedSize(root, limit, map[*yaml.Node]int{}) > limit {
+		d.problem = d.tooLarge("must have at most %d bytes with its aliases expanded", limit)
+		return
+	}
 	if d.problem = d.keyProblem(root); d.problem != nil {
 		return
 	}
 	if d.json, err = sigsyaml.YAMLToJSON([]byte(d.body)); err != nil {
 		d.problem = d.yamlProblem(err)
 	}
+}
+
+// tooLarge says which limit a document exceeds.
+func (d *Document) tooLarge(format string, args ...any) *Problem {
+	return &Problem{Line: d.line + 1, Detail: fmt.Sprintf(format, args...)}
+}
+
+// expandedSize is the size in bytes of a node's scalars with its aliases expanded, or more than limit if it exceeds that. Known has the sizes of the
+// nodes that aliases refer to.
+func expandedSize(node *yaml.Node, limit int, known map[*yaml.Node]int) int {
+	if node.Kind == yaml.AliasNode {
+		size, ok := known[node.Alias]
+		if !ok {
+			known[node.Alias] = 0 // an alias of a node around itself is an error elsewhere
+			size = expandedSize(node.Alias, limit, known)
+			known[node.Alias] = size
+		}
+		return size
+	}
+	size := len(node.Value) + 1
+	for _, child := range node.Content {
+		if size += expandedSize(child, limit, known); size > limit {
+			break
+		}
+	}
+	return size
 }
 
 func parseYAML(text string) (*yaml.Node, error) {

@@ -1,6 +1,7 @@
 package manifest
 
 import (
+	"errors"
 	"strings"
 	"unicode/utf8"
 
@@ -21,9 +22,15 @@ type jsonParser struct {
 	text string
 	// line and column are those of the offset seen, from 1.
 	line, column, seen int
+	nodes              int
 }
 
+var errNodes = errors.New("there are too many values")
+
 func (p *jsonParser) value() (*yaml.Node, error) {
+	if p.nodes++; p.nodes > maxNodes {
+		return nil, errNodes
+	}
 	kind := p.PeekKind()
 	node := &yaml.Node{}
 	node.Line, node.Column = p.position()

@@ -104,6 +104,11 @@ func TestProblemSaysWhatWouldBeRight(t *testing.T) {
 		"a key that is there already":  {"# one\na: 1\nb: 2\na: 3\n", `must have key "a" once, not on line 2 and on line 4`},
 		"such a key in another list":   {"l:\n- a: 1\n  b: 2\n- a: 3\n", ""},
 		"such a key beside merged one": {"x: &x {a: 1}\ny:\n  <<: *x\n  a: 2\n", ""},
+		"a list that is long":          {"a: [" + strings.Repeat("b,", 390_000) + "]\n", ""},
+		"one that is too long":         {"a: [" + strings.Repeat("b,", 400_000) + "]\n", "must have at most 400000 lines, commas, colons and brackets, has 400003; split it into documents"},
+		"the same in JSON":             {"[" + strings.Repeat("1,", 500_000) + "1]\n", "must have at most 500000 values; split it into documents"},
+		"a text that is long":          {"a: |\n" + strings.Repeat("  b\n", 390_000), ""},
+		"a text and its aliases":       {"a: &a " + strings.Repeat("b", 1000) + "\nc: [" + strings.Repeat("*a,", 5000) + "]\n", "must have at most 3209826 bytes with its aliases expanded"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
