@@ -27,11 +27,11 @@ func newCallerLimits() *callerLimits {
 }
 
 // limited is the context of a request, with the limit of its caller.
-func (c *callerLimits) limited(r *http.Request) context.Context {
+func (c *callerLimits) limited(ctx context.Context, r *http.Request) context.Context {
 	if serving.IsAuthenticated(r) {
-		return r.Context()
+		return ctx
 	}
-	return facts.WithCaller(r.Context(), c.of(serving.PeerOf(r.RemoteAddr)))
+	return facts.WithCaller(ctx, c.of(serving.PeerOf(r.RemoteAddr)))
 }
 
 func (c *callerLimits) of(peer netip.Addr) *rate.Limiter {

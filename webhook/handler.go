@@ -56,7 +56,7 @@ func (h *handler[T, P]) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), code)
 		return
 	}
-	ctx, cancel := context.WithDeadline(h.callers.limited(r), deadline)
+	ctx, cancel := context.WithDeadline(h.callers.limited(r.Context(), r), deadline)
 	defer cancel()
 	verdict, err := h.judgeSafely(ctx, req)
 	outcome, reason := verdict.Outcome, firstReason(&verdict)
@@ -121,7 +121,7 @@ func timeout(r *http.Request) time.Duration {
 
 // respond writes the answer, with operations as its patch.
 func (h *handler[T, P]) respond(w http.ResponseWriter, response *admissionv1.AdmissionResponse, operations []jsonpatch.Operation) {
-	buffer := answers.Get().(*answerBuffer) //nolint:errcheck // the pool holds nothing else
+	buffer := answers.Get().(*answerBuffer) //nolint:forcetypeassert // the pool holds nothing else
 	defer buffer.release()
 	if len(operations) > 0 {
 		buffer.patch = inject.AppendPatch(buffer.patch[:0], operations)

@@ -7,6 +7,7 @@ import (
 	"mime"
 	"net/http"
 	"os"
+	"runtime"
 	"sync"
 
 	admissionv1 "k8s.io/api/admission/v1"
@@ -59,9 +60,9 @@ func readRequest[T any, P reader[T]](w http.ResponseWriter, r *http.Request) (*r
 			return nil, http.StatusUnsupportedMediaType, errors.New("must have Content-Type application/json")
 		}
 	}
-	reader := readers.Get().(*jsonstream.Reader) //nolint:errcheck // the pool holds nothing else
+	reader := readers.Get().(*jsonstream.Reader) //nolint:forcetypeassert // the pool holds nothing else
 	defer readers.Put(reader)
-	body := &io.LimitedReader{R: r.Body, N: maxBody + 1}
+	body := &body{io.LimitedReader{R: r.Body, N: maxBody + 1}}
 	reader.Reset(body, pods.MaxKept)
 	var review admissionReview[T, P]
 	review.read(reader)
@@ -84,6 +85,20 @@ func readRequest[T any, P reader[T]](w http.ResponseWriter, r *http.Request) (*r
 		return nil, http.StatusBadRequest, err
 	}
 	return review.request, http.StatusOK, nil
+}
+
+// body is the start of a request's body. Once yieldAfter bytes are read, it lets other goroutines run before it reads more, so that small reviews
+// do not wait for large ones.
+type body struct{ io.LimitedReader }
+
+const yieldAfter = 64 << 10
+
+// Read implements [io.Reader].
+func (b *body) Read(p []byte) (int, error) {
+	if b.N < maxBody-yieldAfter {
+		runtime.Gosched()
+	}
+	return b.LimitedReader.Read(p)
 }
 
 // admissionReview is an AdmissionReview about objects of type T.

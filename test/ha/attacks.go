@@ -5,13 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
 	"time"
+
+	"go.uber.org/zap"
 
 	"github.com/akv-injector/akv-injector/test/controlplane"
 	"github.com/akv-injector/akv-injector/test/measure"
@@ -49,7 +50,7 @@ func Attacks(ctx context.Context, plane *controlplane.ControlPlane, o Options, s
 	}
 	defer func() { err = errors.Join(err, c.stop()) }()
 	echo := httptest.NewUnstartedServer(http.HandlerFunc(reviews.Echo))
-	echo.Config.ErrorLog = log.New(io.Discard, "", 0) // senders hang up
+	echo.Config.ErrorLog = zap.NewStdLog(zap.NewNop()) // senders hang up
 	echo.StartTLS()
 	defer echo.Close()
 	attacks, err := c.attacks(ctx, echo.Listener.Addr().String())

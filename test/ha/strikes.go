@@ -86,7 +86,7 @@ func (c *cluster) attacks(ctx context.Context, echo string) ([]attack, error) {
 	}
 	var replicas []*target
 	for _, r := range c.replicas {
-		replicas = append(replicas, &target{address: r.Address, tls: &tls.Config{InsecureSkipVerify: true}}) //nolint:gosec // an attacker does not care
+		replicas = append(replicas, &target{address: r.Address, tls: &tls.Config{InsecureSkipVerify: true}}) // an attacker does not care
 	}
 	// reviews sends bodies to the replicas, pods creates some at the API server, in a dry run unless they are to stay.
 	reviews := func(path string, bodies ...[]byte) (strikes []strike) {
@@ -265,7 +265,7 @@ type sender struct {
 }
 
 type connection struct {
-	*tls.Conn
+	net.Conn
 
 	answers *bufio.Reader
 }
@@ -285,7 +285,7 @@ func (s *sender) send(ctx context.Context, k strike) (status string, err error) 
 		if err != nil {
 			return "", err
 		}
-		c = &connection{dialed.(*tls.Conn), bufio.NewReader(dialed)}
+		c = &connection{dialed, bufio.NewReader(dialed)}
 		s.connections[k.target] = c
 	}
 	status, open, err := c.send(ctx, k)
@@ -298,7 +298,7 @@ func (s *sender) send(ctx context.Context, k strike) (status string, err error) 
 
 // send reports whether the connection stays open besides.
 func (c *connection) send(ctx context.Context, k strike) (status string, open bool, err error) {
-	defer context.AfterFunc(ctx, func() { _ = c.NetConn().Close() })()
+	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
 	// A server may answer before it has read everything, and close the connection.
 	_, sendErr := fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: %s\r\n%sContent-Type: application/json\r\nContent-Length: %d\r\n\r\n",
 		k.path, k.address, k.header, len(k.body))

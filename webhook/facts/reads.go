@@ -2,6 +2,7 @@ package facts
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -130,7 +131,7 @@ func (r *reads) pace(ctx context.Context, namespace string, caller *rate.Limiter
 		return fmt.Errorf("too many lookups are waiting in namespace %s", namespace)
 	}
 	if caller != nil && caller.Wait(ctx) != nil {
-		return fmt.Errorf("too many lookups are waiting for this caller")
+		return errors.New("too many lookups are waiting for this caller")
 	}
 	return nil
 }

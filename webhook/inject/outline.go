@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 
@@ -54,10 +53,8 @@ func (o *Outline) Subject() Subject {
 func (o *Outline) Digest() [sha256.Size]byte {
 	hash := sha256.New()
 	put := func(text string) {
-		var size [8]byte
-		binary.LittleEndian.PutUint64(size[:], uint64(len(text)))
-		hash.Write(size[:])
-		io.WriteString(hash, text)
+		_, _ = hash.Write(binary.LittleEndian.AppendUint64(nil, uint64(len(text)))) // a hash returns no error
+		_, _ = hash.Write([]byte(text))
 	}
 	for _, entries := range []map[string]string{o.labels, o.annotations} {
 		for _, key := range slices.Sorted(maps.Keys(entries)) {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"reflect"
-	"runtime"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -26,9 +25,6 @@ const (
 
 // windowSize is how many bytes are read at a time.
 const windowSize = 16 << 10
-
-// A text that is longer than yieldAfter lets other goroutines run whenever it needs more input, so that short texts do not wait for long ones.
-const yieldAfter = 64 << 10
 
 // Reader reads one JSON text. Call [Reader.Reset] before the first use; a Reader that is reset reuses its buffers.
 type Reader struct {
@@ -98,9 +94,6 @@ func (r *Reader) fill() bool {
 	}
 	r.before += r.end
 	r.pos, r.end = 0, 0
-	if r.before > yieldAfter {
-		runtime.Gosched()
-	}
 	for range 100 {
 		n, err := r.source.Read(r.window)
 		if n > 0 {

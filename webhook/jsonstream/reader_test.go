@@ -180,7 +180,7 @@ func FuzzReader(f *testing.F) {
 		got, err := read(&chunks{text: text, size: int(chunk) + 1})
 		var want node
 		decoder := jsontext.NewDecoder(bytes.NewReader(text), jsontext.AllowDuplicateNames(false))
-		if json.UnmarshalDecode(decoder, &want) != nil || decoder.SkipValue() != io.EOF {
+		if json.UnmarshalDecode(decoder, &want) != nil || !errors.Is(decoder.SkipValue(), io.EOF) {
 			return
 		}
 		if err != nil {

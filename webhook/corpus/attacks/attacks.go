@@ -52,17 +52,17 @@ func numbered(format string, n int) string {
 // goroutines allocate as well, unless an earlier run stays within limit.
 func Allocated(limit int, f func()) int {
 	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
-	least := math.MaxInt
+	least := uint64(math.MaxInt)
 	for range 3 {
 		metrics.Read(sample)
 		before := sample[0].Value.Uint64()
 		f()
 		metrics.Read(sample)
-		if least = min(least, int(sample[0].Value.Uint64()-before)); least <= limit {
+		if least = min(least, sample[0].Value.Uint64()-before); least <= uint64(limit) { //nolint:gosec // neither is negative
 			break
 		}
 	}
-	return least
+	return int(least)
 }
 
 // Factor is how many bytes may be allocated for each byte of a text that a tenant wrote, and Free how many besides. The YAML library allocates
