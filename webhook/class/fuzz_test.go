@@ -52,7 +52,7 @@ func FuzzManaged(f *testing.F) {
 	f.Add("a\"\\", "b\u0085- |\u2028  objectName: c", "\x00\x7f\ufeff\u00e9", "😀")
 	f.Fuzz(func(t *testing.T, name, alias, version, permission string) {
 		for _, s := range []string{name, alias, version, permission} {
-			if name == "" || !utf8.ValidString(s) || strings.TrimSpace(s) != s {
+			if name == "" || !utf8.ValidString(s) || strings.TrimSpace(s) != s || len(s) > 250 {
 				return // no item is parsed to this
 			}
 		}
@@ -74,9 +74,6 @@ func FuzzManaged(f *testing.F) {
 		maps.DeleteFunc(want, func(_, value string) bool { return value == "" })
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("object (-asked +printed):\n%s", diff)
-		}
-		if strings.Contains(name+alias+version+permission, "%TAG") {
-			return // which is not worth telling from a directive
 		}
 		back := class.Read(spc)
 		if diff := cmp.Diff([]class.Object{{Name: name, Type: "secret", File: item.File()}}, back.Objects); diff != "" || back.Invalid != "" {
