@@ -3,6 +3,7 @@ package controller
 import (
 	"fmt"
 	"hash/crc32"
+	"slices"
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
@@ -44,15 +45,22 @@ type told struct {
 	note string
 }
 
-// toldAlike is the same note for all pods of claims.
-func toldAlike(granted []claims.Claim, note string) []told {
+// toldAlike is the same note about a class for all pods of claims that hear of it.
+func toldAlike(granted []claims.Claim, name, note string) []told {
 	var list []told
 	for _, claim := range granted {
 		for _, p := range claim.Pods {
-			list = append(list, told{p, note})
+			if hears(p, name) {
+				list = append(list, told{p, note})
+			}
 		}
 	}
 	return list
+}
+
+// hears reports whether a pod hears of a class that it mounts.
+func hears(p *claims.Pod, name string) bool {
+	return slices.Index(p.Classes, name) < maxToldOf
 }
 
 const (

@@ -108,7 +108,7 @@ func serve(ctx context.Context, address, probes, certDir, clientID string) error
 	if err != nil {
 		return fmt.Errorf("set up: %w", err)
 	}
-	server.Register(path, &ctrlwebhook.Admission{Handler: handler})
+	mgr.GetWebhookServer().Register(path, &ctrlwebhook.Admission{Handler: handler}) // getting it makes the manager start it
 	if err := mgr.AddReadyzCheck("webhook", server.StartedChecker()); err != nil {
 		return fmt.Errorf("set up: %w", err)
 	}

@@ -96,14 +96,14 @@ func TestPolicyWithoutAnInjector(t *testing.T) {
 		{"audited", plain, false},
 		{"audited", uses, false},
 		{"ceilings", plain, false},
-		{"ceilings", uses, true},
+		{"ceilings", uses, false},
 		{"none", uses, false},
 	} {
 		t.Run(fmt.Sprint(test.namespace, " ", test.pod.Name), func(t *testing.T) {
 			checkOutage(t, tryPod(t.Context(), prefix+test.namespace, test.pod), test.closed)
 		})
 	}
-	for name, closed := range map[string]bool{"required": true, "bound": true, "warned": false, "audited": false, "ceilings": true, "none": false} {
+	for name, closed := range map[string]bool{"required": true, "bound": true, "warned": false, "audited": false, "ceilings": false, "none": false} {
 		t.Run(name+" running", func(t *testing.T) {
 			pod, err := client.CoreV1().Pods(prefix+name).Get(t.Context(), "running", metav1.GetOptions{})
 			if err != nil {

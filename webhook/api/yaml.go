@@ -52,18 +52,26 @@ func ParseYAML(text string, maxMarks int) (*yaml.Node, error) {
 	return document.Content[0], checkNode(document.Content[0], 0)
 }
 
-// CountMarks counts the characters without which there is no further node. A dash or a question mark is one only before a space.
+// CountMarks counts the characters without which there is no further node: ends of lines, punctuation, and the dashes and question marks that
+// stand before a space or the end of a line.
 func CountMarks(text string) int {
-	marks := 0
-	for i := range len(text) {
-		switch text[i] {
-		case '\n', '\r', ',', ':', '[', '{':
+	marks, indicator := 0, false
+	for _, r := range text {
+		switch r {
+		case '\n', '\r', '\u0085', '\u2028', '\u2029':
 			marks++
-		case '-', '?':
-			if i+1 == len(text) || strings.IndexByte(" \t\r\n", text[i+1]) >= 0 {
+			fallthrough
+		case ' ', '\t':
+			if indicator {
 				marks++
 			}
+		case ',', ':', '[', '{':
+			marks++
 		}
+		indicator = r == '-' || r == '?'
+	}
+	if indicator {
+		marks++
 	}
 	return marks
 }

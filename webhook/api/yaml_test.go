@@ -19,6 +19,8 @@ func TestParseYAML(t *testing.T) {
 		"a: &a b\nc: *a":                                  "line 2: must have no aliases",
 		"\xff\xfea":                                       "must be UTF-8",
 		strings.Repeat("[", 12) + strings.Repeat("]", 12): "line 1: must be nested at most 10 levels deep",
+		strings.Repeat("-\u0085", 50):                     "must have at most 99 lines, commas, colons and brackets, has 100",
+		strings.Repeat("#\u2028", 100) + "-":              "must have at most 99 lines, commas, colons and brackets, has 101",
 		strings.Repeat("- a\n", 50):                       "must have at most 99 lines, commas, colons and brackets, has 100",
 	} {
 		got := ""

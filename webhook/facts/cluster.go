@@ -65,7 +65,7 @@ var clusterLimits = limits{probe: 5 * time.Second, age: 25 * time.Second, failin
 
 // NewCluster follows the cluster that live asks, from Start on. Requests that reviews cause are shared and limited.
 func NewCluster(live *Live, log logr.Logger) *Cluster {
-	c := &Cluster{live: &Live{Metadata: live.Metadata, Dynamic: live.Dynamic, reads: newReads()}, log: log, limits: clusterLimits}
+	c := &Cluster{live: &Live{Metadata: live.Metadata, Dynamic: live.Dynamic, raw: live.raw, reads: newReads()}, log: log, limits: clusterLimits}
 	c.namespaces.read = func(object metav1.Object) (*inject.Namespace, bool) { return namespaceOf(object), true }
 	c.serviceAccounts.read = func(object metav1.Object) (*inject.ServiceAccount, bool) { return serviceAccount(object), true }
 	c.classes.read = func(object metav1.Object) (existingClass, bool) {
@@ -161,6 +161,8 @@ func (c *Cluster) NeedLeaderElection() bool {
 
 // probe asks the API server at intervals whether it answers. A watch that is quiet looks the same as one that is dead.
 func (c *Cluster) probe(ctx context.Context) {
+	started := time.Now()
+	c.answered.CompareAndSwap(nil, &started)
 	ticker := time.NewTicker(c.limits.probe)
 	defer ticker.Stop()
 	for failed := false; ; {
@@ -189,7 +191,7 @@ func (c *Cluster) probe(ctx context.Context) {
 	}
 }
 
-// age is how long ago the API server was last known to answer; 0 before it was ever asked.
+// age is how long ago the API server was last known to answer; since the start where it never did.
 func (c *Cluster) age() time.Duration {
 	if answered := c.answered.Load(); answered != nil {
 		return time.Since(*answered)

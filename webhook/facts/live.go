@@ -2,13 +2,18 @@ package facts
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/metadata"
@@ -17,6 +22,7 @@ import (
 	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/class"
 	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/webhook/jsonstream"
 )
 
 // Resources of the objects that facts are read from, and of those that say whether a cluster has such objects.
@@ -27,8 +33,12 @@ var (
 	definitionResource     = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
 )
 
-// maxNames is how many names of a kind are read for errors to offer.
-const maxNames = 500
+const (
+	// maxNames is how many names of a kind are read for errors to offer.
+	maxNames = 500
+	// pageSize is how many objects are asked for at once: the API server holds them all in memory.
+	pageSize = 20
+)
 
 // Live is a Source that asks the API server every time. What does not exist, be it an object or its whole kind, is no error;
 // anything else that keeps it from an answer is.
@@ -36,6 +46,7 @@ type Live struct {
 	Metadata metadata.Interface
 	Dynamic  dynamic.Interface
 
+	raw   rest.Interface
 	reads *reads // nil where requests are not shared
 }
 
@@ -53,6 +64,12 @@ func NewLive(config *rest.Config) (*Live, error) {
 		return nil, fmt.Errorf("make a client of metadata: %w", err)
 	}
 	if l.Dynamic, err = dynamic.NewForConfigAndClient(config, client); err != nil {
+		return nil, fmt.Errorf("make a client of custom resources: %w", err)
+	}
+	errorTypes := runtime.NewScheme()
+	metav1.AddToGroupVersion(errorTypes, schema.GroupVersion{Version: "v1"})
+	config.NegotiatedSerializer = serializer.NewCodecFactory(errorTypes).WithoutConversion()
+	if l.raw, err = rest.UnversionedRESTClientForConfigAndClient(config, client); err != nil {
 		return nil, fmt.Errorf("make a client of custom resources: %w", err)
 	}
 	return &l, nil
@@ -139,13 +156,45 @@ func lacksClient(name string, sa *inject.ServiceAccount) bool {
 
 // class is nil where there is none of that name.
 func (l *Live) class(ctx context.Context, namespace, name string) (*class.Class, error) {
+	if !canExist(name) {
+		return nil, nil
+	}
 	return share(ctx, l.reads, question{namespace, class.Resource.Resource, name}, func(ctx context.Context) (*class.Class, error) {
-		object, err := l.classObject(ctx, namespace, name)
-		if err != nil || object == nil {
+		spc := class.SecretProviderClass{ObjectMeta: metav1.ObjectMeta{Name: name}}
+		switch found, err := l.read(ctx, class.Resource, namespace, name, "", func(r *jsonstream.Reader) { decodeClass(r, &spc) }); {
+		case errors.Is(err, jsonstream.ErrTooLarge):
+			return &class.Class{Name: name, Provider: class.Provider, Invalid: "must have fewer values"}, nil
+		case err != nil || !found:
 			return nil, err
 		}
-		return classOf(object), nil
+		return class.Read(&spc), nil
 	})
+}
+
+// read decodes an object, or a page of a list, as it arrives: a tenant may have made it as large as an object may be. It reports whether there is
+// such an object, or kind.
+func (l *Live) read(ctx context.Context, resource schema.GroupVersionResource, namespace, name, next string, decode func(*jsonstream.Reader)) (bool, error) {
+	request := l.raw.Get().AbsPath("apis", resource.Group, resource.Version, "namespaces", namespace, resource.Resource, name).SetHeader("Accept", runtime.ContentTypeJSON)
+	if name == "" {
+		request.Param("limit", strconv.Itoa(pageSize))
+	}
+	if next != "" {
+		request.Param("continue", next)
+	}
+	body, err := request.Stream(ctx)
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err == nil {
+		var r jsonstream.Reader
+		r.Reset(body, maxDecoded)
+		decode(&r)
+		err = errors.Join(r.Close(), body.Close())
+	}
+	if err != nil {
+		return false, fmt.Errorf("read %s of namespace %s: %w", strings.TrimSuffix(resource.Resource+"/"+name, "/"), namespace, err)
+	}
+	return true, nil
 }
 
 // classObject is nil where there is none of that name.
@@ -210,25 +259,17 @@ func (l *Live) list(ctx context.Context, resource schema.GroupVersionResource, n
 	return list.Items, true, nil
 }
 
-// selectors are those of the namespace's AzureIdentityBindings. They are read in pages: a tenant may have made many of any size.
+// selectors are those of the namespace's AzureIdentityBindings.
 func (l *Live) selectors(ctx context.Context, namespace string) ([]string, error) {
-	const page = 20
 	return share(ctx, l.reads, question{namespace, bindingResource.Resource, ""}, func(ctx context.Context) (selectors []string, err error) {
-		options := metav1.ListOptions{Limit: page}
-		for {
-			list, err := l.Dynamic.Resource(bindingResource).Namespace(namespace).List(ctx, options)
-			if apierrors.IsNotFound(err) {
-				return nil, nil
+		for next := ""; ; {
+			var page bindings
+			found, err := l.read(ctx, bindingResource, namespace, "", next, page.decode)
+			if err != nil || !found {
+				return nil, err
 			}
-			if err != nil {
-				return nil, fmt.Errorf("list AzureIdentityBindings: %w", err)
-			}
-			for i := range list.Items {
-				if selector := bindingSelector(&list.Items[i]); selector != "" {
-					selectors = append(selectors, selector)
-				}
-			}
-			if options.Continue = list.GetContinue(); options.Continue == "" {
+			selectors = append(selectors, page.selectors...)
+			if next = page.next; next == "" {
 				return selectors, nil
 			}
 		}

@@ -3,6 +3,7 @@ package facts_test
 import (
 	"context"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -91,6 +92,11 @@ func TestLive(t *testing.T) {
 			forget: bindings,
 			asked:  []string{listBindings},
 		},
+		"a class from which more would be kept than it has bytes": {
+			needs: inject.Needs{Classes: []string{"dense"}},
+			want:  inject.Facts{Classes: []*class.Class{{Name: "dense", Provider: "azure", Invalid: "must have fewer values"}}},
+			asked: []string{getClass + "dense"},
+		},
 		"names that lead out of the path": {
 			needs: inject.Needs{Classes: []string{"../../../../api/v1/secrets/x", ""}, ServiceAccount: "../secrets/x", NamedServiceAccount: ".."},
 		},
@@ -98,6 +104,9 @@ func TestLive(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			server := startAPIServer(t, shop, blobSA, defaultSA, keyVault, blobBinding)
+			if slices.Contains(test.needs.Classes, "dense") {
+				server.apply(`{apiVersion: secrets-store.csi.x-k8s.io/v1, kind: SecretProviderClass, metadata: {namespace: shop, name: dense}, spec: {secretObjects: [{data: [` + strings.Repeat("{},", 100_000) + `]}]}}`)
+			}
 			if test.forget != "" {
 				server.forget(test.forget)
 			}
@@ -129,9 +138,9 @@ func TestLiveNamespace(t *testing.T) {
 func TestLiveFailures(t *testing.T) {
 	for resource, want := range map[string]string{
 		namespaces:      "read metadata of namespaces/shop: the server says Forbidden",
-		classes:         "read SecretProviderClass key-vault: the server says Forbidden",
+		classes:         "read secretproviderclasses/key-vault of namespace shop: the server says Forbidden",
 		serviceAccounts: "read metadata of serviceaccounts/default: the server says Forbidden",
-		bindings:        "list AzureIdentityBindings: the server says Forbidden",
+		bindings:        "read azureidentitybindings of namespace shop: the server says Forbidden",
 	} {
 		t.Run(resource, func(t *testing.T) {
 			t.Parallel()

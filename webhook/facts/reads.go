@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -11,15 +12,18 @@ import (
 	"k8s.io/utils/lru"
 )
 
-// Limits of the requests that reviews cause at the API server: by the namespace that they are about, and by the caller that sent them.
+// Limits of the requests that the reviews of one caller cause at the API server: about one namespace, and in all. No caller uses up what another
+// one may ask.
 const (
 	namespaceRate, namespaceBurst = 50, 100
 	callerRate, callerBurst       = 100, 200
+	// maxAtOnce is how many requests all reviews make at the same time. The answer to one may have a megabyte or more.
+	maxAtOnce = 8
 	// maxDelay is how long a request waits for these limits.
 	maxDelay = time.Second
 	// maxRead is how long one may take.
 	maxRead = 3 * time.Second
-	// maxPaced is how many namespaces, and how many callers, limits are kept of.
+	// maxPaced is how many namespaces of callers limits are kept of.
 	maxPaced = 4096
 )
 
@@ -38,26 +42,39 @@ func WithCaller(ctx context.Context, limit *rate.Limiter) context.Context {
 // reads makes reviews share the requests that they cause. Reviews that ask the same question share a request that begins after each of them
 // has asked: so none gets an answer that is older than itself, and what was applied before a review is found by it.
 type reads struct {
+	atOnce chan struct{} // has an element for each request under way
+
 	mu         sync.Mutex
-	flights    map[question]*flight
-	namespaces *lru.Cache // a *rate.Limiter by name
+	flights    map[asked]*flight
+	namespaces *lru.Cache // a *rate.Limiter by paced
 }
 
 // question is what a request asks for: an object, or with an empty name a list.
 type question struct{ namespace, resource, name string }
 
+// asked is a question and whose reviews ask it. Callers share no request: one that is over its limits would take the answer from the others.
+type asked struct {
+	caller *rate.Limiter // nil for callers that have no limit in all
+	question
+}
+
+// paced is what a limit is for.
+type paced struct {
+	caller    *rate.Limiter
+	namespace string
+}
+
 // flight is a request that reviews wait for.
 type flight struct {
-	caller *rate.Limiter // of the review that asked first
-	begun  bool
-	next   *flight // of those that asked after it had begun
-	ended  chan struct{}
-	value  any
-	err    error
+	begun bool
+	next  *flight // of those that asked after it had begun
+	ended chan struct{}
+	value any
+	err   error
 }
 
 func newReads() *reads {
-	return &reads{flights: map[question]*flight{}, namespaces: lru.New(maxPaced)}
+	return &reads{atOnce: make(chan struct{}, maxAtOnce), flights: map[asked]*flight{}, namespaces: lru.New(maxPaced)}
 }
 
 // share answers a question by read, which other callers may have begun and others may wait for. A nil r calls read.
@@ -83,15 +100,16 @@ func (r *reads) join(ctx context.Context, q question, read func(context.Context)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	caller, _ := ctx.Value(callerKey{}).(*rate.Limiter)
-	f := r.flights[q]
+	key := asked{caller, q}
+	f := r.flights[key]
 	switch {
 	case f == nil:
-		f = &flight{caller: caller, ended: make(chan struct{})}
-		r.flights[q] = f
-		go r.fly(context.WithoutCancel(ctx), q, f, read) // others may join it, so it does not end with ctx
+		f = &flight{ended: make(chan struct{})}
+		r.flights[key] = f
+		go r.fly(context.WithoutCancel(ctx), key, f, read) // others may join it, so it does not end with ctx
 	case f.begun:
 		if f.next == nil {
-			f.next = &flight{caller: caller, ended: make(chan struct{})}
+			f.next = &flight{ended: make(chan struct{})}
 		}
 		f = f.next
 	}
@@ -99,16 +117,15 @@ func (r *reads) join(ctx context.Context, q question, read func(context.Context)
 }
 
 // fly makes the request of f, and of those that follow it.
-func (r *reads) fly(ctx context.Context, q question, f *flight, read func(context.Context) (any, error)) {
+func (r *reads) fly(ctx context.Context, q asked, f *flight, read func(context.Context) (any, error)) {
 	for f != nil {
-		err := r.pace(ctx, q.namespace, f.caller)
+		err := r.pace(ctx, paced{q.caller, q.namespace})
 		r.mu.Lock()
 		f.begun = true
 		r.mu.Unlock()
 		if f.err = err; err == nil {
-			limited, cancel := context.WithTimeout(ctx, maxRead)
-			f.value, f.err = read(limited)
-			cancel()
+			f.value, f.err = readSafely(ctx, read)
+			<-r.atOnce
 		}
 		r.mu.Lock()
 		next := f.next
@@ -123,26 +140,43 @@ func (r *reads) fly(ctx context.Context, q question, f *flight, read func(contex
 	}
 }
 
-// pace waits until another request may be made.
-func (r *reads) pace(ctx context.Context, namespace string, caller *rate.Limiter) error {
-	ctx, cancel := context.WithTimeout(ctx, maxDelay)
+// readSafely reads within maxRead, and turns a panic into an error: it runs in a goroutine of its own, where a panic would end the process.
+func readSafely(ctx context.Context, read func(context.Context) (any, error)) (value any, err error) {
+	defer func() {
+		if reason := recover(); reason != nil {
+			err = fmt.Errorf("panic: %v\n%s", reason, debug.Stack())
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, maxRead)
 	defer cancel()
-	if err := r.limitOf(namespace).Wait(ctx); err != nil {
-		return fmt.Errorf("too many lookups are waiting in namespace %s", namespace)
-	}
-	if caller != nil && caller.Wait(ctx) != nil {
-		return errors.New("too many lookups are waiting for this caller")
-	}
-	return nil
+	return read(ctx)
 }
 
-func (r *reads) limitOf(namespace string) *rate.Limiter {
+// pace waits until another request may be made. Unless it returns an error, an element of atOnce is to be taken when the request has ended.
+func (r *reads) pace(ctx context.Context, p paced) error {
+	ctx, cancel := context.WithTimeout(ctx, maxDelay)
+	defer cancel()
+	if p.caller != nil && p.caller.Wait(ctx) != nil {
+		return errors.New("too many lookups are waiting for this caller")
+	}
+	if err := r.limitOf(p).Wait(ctx); err != nil {
+		return fmt.Errorf("too many lookups are waiting in namespace %s", p.namespace)
+	}
+	select {
+	case r.atOnce <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return errors.New("too many lookups are under way")
+	}
+}
+
+func (r *reads) limitOf(p paced) *rate.Limiter {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if limit, ok := r.namespaces.Get(namespace); ok {
+	if limit, ok := r.namespaces.Get(p); ok {
 		return limit.(*rate.Limiter) //nolint:forcetypeassert // it holds nothing else
 	}
 	limit := rate.NewLimiter(namespaceRate, namespaceBurst)
-	r.namespaces.Add(namespace, limit)
+	r.namespaces.Add(p, limit)
 	return limit
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -72,6 +73,50 @@ func TestReadsOutliveTheirCaller(t *testing.T) {
 		hangUp()
 		time.Sleep(time.Minute)
 	})
+}
+
+// TestCallersShareNoLimit shows that a caller who uses up what it may ask takes nothing from another one, and that at most 8 requests are under way.
+func TestCallersShareNoLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reads := facts.NewReads()
+		flooding, end := context.WithTimeout(facts.WithCaller(t.Context(), facts.NewLimit(100, 200)), 5*time.Second)
+		defer end()
+		var underWay atomic.Int64
+		read := func(context.Context) (string, error) {
+			if n := underWay.Add(1); n > 8 {
+				t.Errorf("%d requests are under way", n)
+			}
+			time.Sleep(10 * time.Millisecond)
+			underWay.Add(-1)
+			return "", nil
+		}
+		for i := range 1000 {
+			go func() {
+				for j := 0; flooding.Err() == nil; j++ {
+					_, _ = reads.Ask(flooding, fmt.Sprint("n", i%20), fmt.Sprint("a", j), read)
+					time.Sleep(10 * time.Millisecond)
+				}
+			}()
+		}
+		for i := range 40 {
+			time.Sleep(100 * time.Millisecond)
+			start := time.Now()
+			_, err := reads.Ask(t.Context(), "n0", fmt.Sprint("a", i), read)
+			if took := time.Since(start); err != nil || took > 100*time.Millisecond {
+				t.Errorf("another caller gets %v after %s", err, took)
+			}
+		}
+		end()
+		time.Sleep(time.Minute)
+	})
+}
+
+// TestReadsSurvivePanics shows that what panics while an answer is read becomes an error.
+func TestReadsSurvivePanics(t *testing.T) {
+	_, err := facts.NewReads().Ask(t.Context(), "shop", "a", func(context.Context) (string, error) { panic("at the answer") })
+	if err == nil || !strings.Contains(err.Error(), "panic: at the answer") {
+		t.Errorf("got %v", err)
+	}
 }
 
 // TestReadsAreLimited counts the requests that a flood of different questions causes in 10 seconds.

@@ -67,12 +67,12 @@ func (r *Reader) Err() error {
 
 // Close checks that nothing but space follows the values read so far, and returns [Reader.Err].
 func (r *Reader) Close() error {
-	for r.err == nil {
-		if r.next() != 0 {
+	if r.err == nil {
+		switch r.next(); {
+		case r.err == nil:
 			r.fail(errSyntax)
-		} else if errors.Is(r.err, io.ErrUnexpectedEOF) {
+		case errors.Is(r.err, io.ErrUnexpectedEOF):
 			r.err = nil
-			break
 		}
 	}
 	return r.Err()
@@ -112,7 +112,7 @@ func (r *Reader) fill() bool {
 	return false
 }
 
-// next is the first byte of the next token, which is not consumed; 0 after an error.
+// next is the first byte of the next token, which is not consumed; 0 after an error, or where the text has that byte, which begins no token.
 func (r *Reader) next() byte {
 	for {
 		for r.pos < r.end {

@@ -107,6 +107,7 @@ func TestReaderErrors(t *testing.T) {
 		`{"text":"a"`:                        "text: unexpected EOF",
 		`{"text":"a`:                         "text: unexpected EOF",
 		`{"other":[{"a":"b"}`:                "other: unexpected EOF",
+		"{}\x00":                             "must be JSON",
 		`[]`:                                 "must be an object",
 		`{"text":1}`:                         "text: must be a string",
 		`{"list":{}}`:                        "list: must be an array",

@@ -58,7 +58,7 @@ func BindingPolicy(ctx context.Context, source facts.Source, binding inject.Subj
 	if _, ceiling := namespace.Annotations[api.AllowedNames]; ceiling {
 		rule.Level = policy.Off
 	}
-	j := &judgement{labels: namespace.Labels, enforced: namespace.Enforces()}
+	j := &judgement{labels: namespace.Labels, all: namespace.Labels}
 	if !api.Governed(namespace.Labels) {
 		return j.verdict(), nil
 	}
@@ -180,8 +180,8 @@ func policyPod(subject *inject.Subject, change *inject.Change) *policy.Pod {
 type judgement struct {
 	// labels are the namespace's, less the levels that the pod is exempt from.
 	labels map[string]string
-	// enforced is true where the namespace has the label identity.io/enforce. Ceilings then hold for every pod, exempt ones included.
-	enforced   bool
+	// all are the namespace's labels. Ceilings hold in the modes that these name, whatever their levels, and for exempt pods as well.
+	all        map[string]string
 	violations []policy.Violation
 	unknown    field.ErrorList
 	// governed is false where the namespace has none of our labels. Nobody asks about its pods, unless its labels are newer than they seem.
@@ -208,7 +208,7 @@ func judgeOnce(ctx context.Context, source facts.Source, p *policy.Pod, name str
 		return nil, fmt.Errorf("look up namespace %s: %w", name, err)
 	}
 	namespace := policy.Namespace{Name: found.Name, Labels: found.Labels, Annotations: found.Annotations}
-	j := &judgement{governed: api.Governed(namespace.Labels), enforced: found.Enforces(), unknown: policy.UnknownLevels(namespace)}
+	j := &judgement{governed: api.Governed(namespace.Labels), all: found.Labels, unknown: policy.UnknownLevels(namespace)}
 	if !j.governed {
 		return j, nil
 	}
@@ -265,18 +265,8 @@ func (j *judgement) verdict() Verdict {
 	for _, broken := range j.violations {
 		level := broken.Rule.Level
 		switch {
-		case level == policy.Off && j.enforced:
-			add(&v.Errors, broken.Err)
-			continue
 		case level == policy.Off:
-			err := *broken.Err
-			err.Detail += "; with namespace label " + api.Enforce + " the pod would be rejected"
-			if modes.Audit != policy.Off {
-				add(&v.Audited, &err)
-			}
-			if modes.Audit == policy.Off || modes.Warn != policy.Off {
-				add(&v.Warnings, &err)
-			}
+			j.ceiling(&v, broken.Err)
 			continue
 		case modes.Enforce.AtLeast(level):
 			add(&v.Errors, demanded(broken.Err, api.Enforce, j.labels[api.Enforce]))
@@ -291,6 +281,22 @@ func (j *judgement) verdict() Verdict {
 		v.Outcome = inject.Forbidden
 	}
 	return v
+}
+
+// ceiling adds a violation of a ceiling to a verdict.
+func (j *judgement) ceiling(v *Verdict, err *field.Error) {
+	if _, enforced := j.all[api.Enforce]; enforced {
+		add(&v.Errors, err)
+		return
+	}
+	own := *err
+	own.Detail += "; with namespace label " + api.Enforce + " the pod would be rejected"
+	if _, warned := j.all[api.Warn]; warned {
+		add(&v.Warnings, &own)
+	}
+	if _, audited := j.all[api.Audit]; audited {
+		add(&v.Audited, &own)
+	}
 }
 
 // add adds an error, unless one for the same reason at the same place is there: a class that is not found breaks several rules.

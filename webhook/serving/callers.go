@@ -19,8 +19,11 @@ const (
 	mostRequest        = maxLarge / 4 // what a larger one counts as, and one that does not say its size
 )
 
-// maxWait is how long a request waits for others to end.
-const maxWait = 5 * time.Second
+// maxWait is how long a request waits for others to end, and maxWaiting how many do. A request that waits takes some 18 KiB.
+const (
+	maxWait    = 5 * time.Second
+	maxWaiting = 1024
+)
 
 // Callers bounds what callers of a server can use together. Callers that present a verified client certificate share one capacity; all
 // others share a second one, of which each address gets a share. A flood from one address therefore does not keep another one out, and large
@@ -29,16 +32,32 @@ type Callers struct {
 	// CertificateRequired is true where a caller without a verified client certificate is rejected before its body is read.
 	CertificateRequired bool
 
-	authenticated, others bySize
+	authenticated, others shares
 	refused               *prometheus.CounterVec
 }
 
-// bySize is a capacity of small requests and one of large ones.
-type bySize struct{ small, large *capacity }
+// shares are the bytes of small and of large requests, and the number of requests that wait for them.
+type shares struct{ small, large, waiting *capacity }
 
-func newBySize() bySize { return bySize{newCapacity(maxSmall), newCapacity(maxLarge)} }
+func newShares() shares {
+	return shares{newCapacity(maxSmall), newCapacity(maxLarge), newCapacity(maxWaiting)}
+}
 
-func (b bySize) inUse() float64 { return float64(b.small.inUse() + b.large.inUse()) }
+func (s shares) inUse() float64 { return float64(s.small.inUse() + s.large.inUse()) }
+
+// acquire takes bytes for a request of a peer, and reports whether there were enough in time.
+func (s shares) acquire(ctx context.Context, bytes *capacity, peer netip.Addr, size int64) bool {
+	if bytes.tryAcquire(peer, size) {
+		return true
+	}
+	if !s.waiting.tryAcquire(peer, 1) {
+		return false
+	}
+	defer s.waiting.release(peer, 1)
+	ctx, cancel := context.WithTimeout(ctx, maxWait)
+	defer cancel()
+	return bytes.acquire(ctx, peer, size) == nil
+}
 
 // Why a call is refused; a label of a metric.
 const (
@@ -51,8 +70,8 @@ const (
 func NewCallers(certificateRequired bool, registry prometheus.Registerer) *Callers {
 	c := &Callers{
 		CertificateRequired: certificateRequired,
-		authenticated:       newBySize(),
-		others:              newBySize(),
+		authenticated:       newShares(),
+		others:              newShares(),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "akv_injector_calls_refused_total",
 			Help: "Calls refused before a review was read: without a client certificate (unauthenticated), after waiting for other calls (busy), or beyond the limit of connections (connections).",
@@ -86,21 +105,16 @@ func (c *Callers) Handler(next http.Handler) http.Handler {
 			size = mostRequest
 		}
 		size = min(max(size, leastRequest), mostRequest)
-		capacity := shared.small
+		bytes := shared.small
 		if size >= largeRequest {
-			capacity = shared.large
+			bytes = shared.large
 		}
-		if !capacity.tryAcquire(peer, size) {
-			ctx, cancel := context.WithTimeout(r.Context(), maxWait)
-			err := capacity.acquire(ctx, peer, size)
-			cancel()
-			if err != nil {
-				c.refused.WithLabelValues(busy).Inc()
-				http.Error(w, "is busy with other calls; try again", http.StatusServiceUnavailable)
-				return
-			}
+		if !shared.acquire(r.Context(), bytes, peer, size) {
+			c.refused.WithLabelValues(busy).Inc()
+			http.Error(w, "is busy with other calls; try again", http.StatusServiceUnavailable)
+			return
 		}
-		defer capacity.release(peer, size)
+		defer bytes.release(peer, size)
 		next.ServeHTTP(w, r)
 	})
 }

@@ -97,6 +97,52 @@ func TestCapacityIsFair(t *testing.T) {
 	})
 }
 
+// TestGivingUp shows that one who gives up lets those behind it go on.
+func TestGivingUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, peer := serving.NewCapacity(12), address(1)
+		if err := c.Acquire(t.Context(), peer, 3); err != nil {
+			t.Fatal(err)
+		}
+		ctx, giveUp := context.WithCancel(t.Context())
+		large, small := make(chan error, 1), make(chan error, 1)
+		go func() { large <- c.Acquire(ctx, peer, 6) }()
+		synctest.Wait()
+		go func() { small <- c.Acquire(t.Context(), peer, 3) }()
+		synctest.Wait()
+		giveUp()
+		if err := <-large; !errors.Is(err, context.Canceled) {
+			t.Errorf("the first gets %v", err)
+		}
+		if err := <-small; err != nil {
+			t.Errorf("the second gets %v", err)
+		}
+	})
+}
+
+// TestWaiting counts how many calls of one peer wait when its bytes are used up.
+func TestWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		done := make(chan struct{})
+		handler := serving.NewCallers(false, prometheus.NewRegistry()).Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-done }))
+		var answered atomic.Int32
+		for range 2000 {
+			go func() {
+				r := httptest.NewRequest(http.MethodPost, "/", http.NoBody)
+				r.ContentLength, r.RemoteAddr = -1, "10.0.0.1:1"
+				handler.ServeHTTP(httptest.NewRecorder(), r)
+				answered.Add(1)
+			}()
+		}
+		synctest.Wait()
+		if got, want := answered.Load(), int32(2000-2-512); got != want {
+			t.Errorf("%d calls are refused at once, want %d", got, want)
+		}
+		close(done)
+		time.Sleep(time.Minute)
+	})
+}
+
 func TestPeers(t *testing.T) {
 	for remote, want := range map[string]string{
 		"10.1.2.3:4":            "10.1.2.3",

@@ -91,6 +91,7 @@ func (c *capacity) acquire(ctx context.Context, address netip.Addr, size int64) 
 	}
 	p.waiting = slices.Delete(p.waiting, i, i+1)
 	c.forget(address, p)
+	c.grant() // those behind it may need less
 	return ctx.Err()
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/akv-injector/akv-injector/test/controlplane"
 	"github.com/akv-injector/akv-injector/test/injector"
 	"github.com/akv-injector/akv-injector/test/process"
+	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/corpus/reviews"
 	"github.com/akv-injector/akv-injector/webhook/inject"
 	"github.com/akv-injector/akv-injector/webhook/review"
@@ -32,13 +33,23 @@ const (
 	plain    = "plain"    // nothing
 	injected = "payments" // what the injector does; the recorded cluster's namespace
 	patched  = "policy"   // the same, by a MutatingAdmissionPolicy
+	enforced = "enforced" // what the injector does, and its policy
 )
+
+// way is a way of creating a pod.
+type way struct {
+	namespace string
+	asks      bool // the pod has annotations
+}
+
+// ways take turns.
+var ways = []way{{plain, true}, {injected, true}, {patched, true}, {enforced, true}, {plain, false}, {injected, false}}
 
 // policyLabel marks the namespace of the policy.
 const policyLabel = "load.akv-injector.io/policy"
 
-// atAPIServer creates a pod in the three namespaces in turns, count times in each, and prints how long that took.
-func atAPIServer(ctx context.Context, count int) (err error) {
+// atAPIServer creates a pod in each of the ways in turns, count times in each of some runs, and prints how long that took.
+func atAPIServer(ctx context.Context, runs, count int) (err error) {
 	plane, err := controlplane.Start(ctx, controlplane.Options{})
 	if err != nil {
 		return err
@@ -63,31 +74,37 @@ func atAPIServer(ctx context.Context, count int) (err error) {
 	if err := prepare(ctx, plane, client, operations); err != nil {
 		return err
 	}
-	c := &creator{client: client.CoreV1().RESTClient(), pod: pod}
+	bystander := pod.DeepCopy()
+	bystander.Annotations = nil
+	c := &creator{client: client.CoreV1().RESTClient(), pods: map[bool]*corev1.Pod{true: pod, false: bystander}}
 	if err := c.awaitEqual(ctx); err != nil {
 		return err
 	}
 
-	ways := []string{plain, injected, patched}
-	latencies := map[string][]time.Duration{}
-	for n := -warmUp / 10; n < count; n++ {
-		for _, namespace := range ways {
-			begin := time.Now()
-			if _, err := c.create(ctx, namespace, ""); err != nil {
-				return fmt.Errorf("create a pod in namespace %s: %w", namespace, err)
-			}
-			if n >= 0 {
-				latencies[namespace] = append(latencies[namespace], time.Since(begin))
+	fmt.Printf("\nCreation of the pod of the review of %s, one after the other, %d each way in turns, p50 / p99 in ms:\n\n", reviews.Medium.Size, count)
+	fmt.Println("| run | neither | akv-injector adds | the policy adds | akv-injector beyond the policy | with `identity.io/enforce` beyond the policy | a pod that asks for nothing, where it would be injected: adds |")
+	fmt.Println("|--:|--:|--:|--:|--:|--:|--:|")
+	for run := range runs {
+		latencies := map[way][]time.Duration{}
+		for n := -warmUp / 10; n < count; n++ {
+			for _, w := range ways {
+				begin := time.Now()
+				if _, err := c.create(ctx, w, ""); err != nil {
+					return fmt.Errorf("create a pod in namespace %s: %w", w.namespace, err)
+				}
+				if n >= 0 {
+					latencies[w] = append(latencies[w], time.Since(begin))
+				}
 			}
 		}
-	}
-	fmt.Printf("\nCreation of the pod of the review of %s, one after the other, %d each way in turns:\n\n", reviews.Medium.Size, count)
-	fmt.Println("| | p50 ms | p99 ms | adds at p50 | adds at p99 |")
-	fmt.Println("|---|--:|--:|--:|--:|")
-	alone := figuresOf(latencies[plain])
-	for i, name := range []string{"neither", "akv-injector", "MutatingAdmissionPolicy"} {
-		f := figuresOf(latencies[ways[i]])
-		fmt.Printf("| %s | %.2f | %.2f | %.2f | %.2f |\n", name, f.p50, f.p99, f.p50-alone.p50, f.p99-alone.p99)
+		beyond := func(w, base way) string {
+			f, b := figuresOf(latencies[w]), figuresOf(latencies[base])
+			return fmt.Sprintf("%.2f / %.2f", f.p50-b.p50, f.p99-b.p99)
+		}
+		neither, policy := way{plain, true}, way{patched, true}
+		alone := figuresOf(latencies[neither])
+		fmt.Printf("| %d | %.2f / %.2f | %s | %s | %s | %s | %s |\n", run+1, alone.p50, alone.p99, beyond(way{injected, true}, neither), beyond(policy, neither),
+			beyond(way{injected, true}, policy), beyond(way{enforced, true}, policy), beyond(way{injected, false}, way{plain, false}))
 	}
 	return nil
 }
@@ -124,10 +141,16 @@ func recordedPod(ctx context.Context) (*corev1.Pod, []jsonpatch.Operation, error
 
 // prepare makes the namespaces, what they hold, and the policy.
 func prepare(ctx context.Context, plane *controlplane.ControlPlane, client kubernetes.Interface, operations []jsonpatch.Operation) error {
-	apply := plane.Kubectl(ctx, "apply", "--filename=-")
-	apply.Stdin = strings.NewReader(string(reviews.Cluster))
-	if out, err := apply.CombinedOutput(); err != nil {
-		return fmt.Errorf("apply the cluster: %w: %s", err, out)
+	cluster := string(reviews.Cluster)
+	for _, objects := range []string{cluster, strings.ReplaceAll(cluster, injected, enforced)} {
+		apply := plane.Kubectl(ctx, "apply", "--filename=-")
+		apply.Stdin = strings.NewReader(objects)
+		if out, err := apply.CombinedOutput(); err != nil {
+			return fmt.Errorf("apply the cluster: %w: %s", err, out)
+		}
+	}
+	if out, err := plane.Kubectl(ctx, "label", "namespace", enforced, api.Enforce+"=bound").CombinedOutput(); err != nil {
+		return fmt.Errorf("enforce policy: %w: %s", err, out)
 	}
 	for name, labels := range map[string]map[string]string{plain: nil, patched: {policyLabel: "true"}} {
 		namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
@@ -178,10 +201,15 @@ func prepare(ctx context.Context, plane *controlplane.ControlPlane, client kuber
 	if _, err := policies.MutatingAdmissionPolicyBindings().Create(ctx, binding, metav1.CreateOptions{}); err != nil {
 		return fmt.Errorf("bind the policy: %w", err)
 	}
-	if err := plane.WaitForServiceAccount(ctx, injected); err != nil {
-		return err
+	for _, namespace := range []string{injected, enforced} {
+		if err := plane.WaitForServiceAccount(ctx, namespace); err != nil {
+			return err
+		}
+		if err := injector.WaitUntilCalled(ctx, plane.Config, namespace); err != nil {
+			return err
+		}
 	}
-	return injector.WaitUntilCalled(ctx, plane.Config, injected)
+	return nil
 }
 
 // celPatch is the CEL expression of a patch, as a MutatingAdmissionPolicy takes it. What a real one would have to look up or to parse,
@@ -237,19 +265,19 @@ func celValue(typeName string, value any) string {
 	return fmt.Sprint(value)
 }
 
-// creator creates one pod again and again.
+// creator creates two pods again and again: one that asks for injection, and one that does not.
 type creator struct {
 	client rest.Interface
-	pod    *corev1.Pod
+	pods   map[bool]*corev1.Pod
 }
 
-// create creates the pod, or with dryRun asks what would come of that, and returns the API server's answer.
-func (c *creator) create(ctx context.Context, namespace, dryRun string) ([]byte, error) {
-	text, err := json.Marshal(c.pod)
+// create creates a pod, in a dry run if dryRun says so, and returns the API server's answer.
+func (c *creator) create(ctx context.Context, w way, dryRun string) ([]byte, error) {
+	text, err := json.Marshal(c.pods[w.asks])
 	if err != nil {
 		return nil, err
 	}
-	request := c.client.Post().Namespace(namespace).Resource("pods").SetHeader("Content-Type", "application/json").Body(text)
+	request := c.client.Post().Namespace(w.namespace).Resource("pods").SetHeader("Content-Type", "application/json").Body(text)
 	if dryRun != "" {
 		request.Param("dryRun", dryRun)
 	}
@@ -281,7 +309,7 @@ func (c *creator) awaitEqual(ctx context.Context) error {
 
 // outcome is what the pod would be in a namespace, but for what differs between any two pods.
 func (c *creator) outcome(ctx context.Context, namespace string) (*corev1.Pod, error) {
-	text, err := c.create(ctx, namespace, metav1.DryRunAll)
+	text, err := c.create(ctx, way{namespace, true}, metav1.DryRunAll)
 	if err != nil {
 		return nil, err
 	}
