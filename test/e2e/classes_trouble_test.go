@@ -377,15 +377,23 @@ func TestClassTroubleChanges(t *testing.T) {
 	pod := newPod(t, namespace, "app", "db-password")
 	name := waitUntilKept(t, pod, podOwner(pod)).GetName()
 	var want []string
+	asked := name
 	for i, vault := range []string{"first-kv", "second-kv"} {
 		patch := []byte(`{"metadata":{"annotations":{"keyvault.io/vault":"` + vault + `"}}}`)
 		if _, err := client.CoreV1().Namespaces().Patch(t.Context(), namespace, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 			t.Fatal(err)
 		}
+		waitFor(t, "the vault to be known", func(ctx context.Context) error {
+			before := asked
+			if asked = classFor(ctx, t, objects, namespace, "db-password"); asked == before {
+				return errors.New("pods ask for " + asked)
+			}
+			return nil
+		})
 		if i == 0 {
-			deleteClass(t, objects, namespace, name)
+			deleteClass(t, objects, namespace, name) // which until then would be put back
 		}
-		want = append(want, fmt.Sprintf(noteMissing, name, "the pod, its namespace and its ServiceAccount by now ask for "+classFor(t.Context(), t, objects, namespace, "db-password")))
+		want = append(want, fmt.Sprintf(noteMissing, name, "the pod, its namespace and its ServiceAccount by now ask for "+asked))
 		waitForNotes(t, namespace, "app", "ClassOutdated", want...)
 	}
 }
