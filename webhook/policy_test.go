@@ -10,6 +10,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/google/go-cmp/cmp"
 	admissionv1 "k8s.io/api/admission/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -242,11 +243,14 @@ func TestPolicyPassesOver(t *testing.T) {
 		operation admissionv1.Operation
 		object    *unstructured.Unstructured
 		cluster   string
+		by        authenticationv1.UserInfo
 		want      string
 	}{
 		"a pod that is deleted":                      {operation: admissionv1.Delete, cluster: team, want: "not-requested"},
 		"somebody who connects to a pod":             {operation: admissionv1.Connect, object: bad, cluster: team, want: "not-requested"},
-		"the image of a static pod":                  {operation: admissionv1.Create, object: mirror, cluster: team, want: "not-requested"},
+		"a mirror pod, by its node":                  {operation: admissionv1.Create, object: mirror, cluster: team, by: authenticationv1.UserInfo{Username: "system:node:n", Groups: []string{"system:nodes"}}, want: "not-requested"},
+		"a mirror pod, by who is called like a node": {operation: admissionv1.Create, object: mirror, cluster: team, by: authenticationv1.UserInfo{Username: "system:node:n"}, want: "forbidden"},
+		"a mirror pod, by a member of its group":     {operation: admissionv1.Create, object: mirror, cluster: team, by: authenticationv1.UserInfo{Username: "n", Groups: []string{"a", "system:nodes"}}, want: "forbidden"},
 		"a pod of a namespace without any label":     {operation: admissionv1.Create, object: bad, cluster: unmarked, want: "allowed"},
 		"a workload that is being deleted":           {operation: admissionv1.Update, object: deleted, cluster: team, want: "not-requested"},
 		"a workload whose pods would be turned away": {operation: admissionv1.Create, object: deployment, cluster: team, want: "allowed"},
@@ -257,8 +261,8 @@ func TestPolicyPassesOver(t *testing.T) {
 				path = webhook.ValidateWorkloads
 			}
 			source := sourceOf(t, test.cluster)
-			response := decode(t, post(serve(source), path, requestOf(t, test.operation, object, nil)))
-			if !response.Allowed || response.AuditAnnotations["outcome"] != test.want {
+			response := decode(t, post(serve(source), path, requestBy(t, test.by, test.operation, object, nil)))
+			if response.Allowed == (test.want == "forbidden") || response.AuditAnnotations["outcome"] != test.want {
 				t.Errorf("allowed %t, audit annotations %v; want %s", response.Allowed, response.AuditAnnotations, test.want)
 			}
 		})
@@ -337,7 +341,13 @@ func updateOf(t *testing.T, object, old *unstructured.Unstructured) []byte {
 // requestOf is the AdmissionReview of an operation on objects of namespace team-a.
 func requestOf(t *testing.T, operation admissionv1.Operation, object, old *unstructured.Unstructured) []byte {
 	t.Helper()
-	request := &admissionv1.AdmissionRequest{UID: uid, Kind: metav1.GroupVersionKind{Version: "v1", Kind: "Pod"}, Namespace: "team-a", Name: "app", Operation: operation}
+	return requestBy(t, authenticationv1.UserInfo{}, operation, object, old)
+}
+
+// requestBy is a review of what a user asks for.
+func requestBy(t *testing.T, user authenticationv1.UserInfo, operation admissionv1.Operation, object, old *unstructured.Unstructured) []byte {
+	t.Helper()
+	request := &admissionv1.AdmissionRequest{UserInfo: user, UID: uid, Kind: metav1.GroupVersionKind{Version: "v1", Kind: "Pod"}, Namespace: "team-a", Name: "app", Operation: operation}
 	if object != nil {
 		request.Kind = metav1.GroupVersionKind(object.GroupVersionKind())
 		request.Object = runtime.RawExtension{Raw: corpus.JSON(object)}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 
 	admissionv1 "k8s.io/api/admission/v1"
@@ -33,6 +34,8 @@ type request[T any] struct {
 	Name      string
 	Namespace string
 	Operation admissionv1.Operation
+	// ByNode is true where a node sent the request.
+	ByNode bool
 	// Object and OldObject are nil where the request has none.
 	Object, OldObject *T
 	DryRun            bool
@@ -150,6 +153,8 @@ func (a *admissionReview[T, P]) readRequest(r *jsonstream.Reader) {
 			request.Namespace = r.Text(pods.MaxName)
 		case "operation":
 			request.Operation = admissionv1.Operation(r.Text(pods.MaxName))
+		case "userInfo":
+			request.ByNode = isNode(r)
 		case "object":
 			request.Object = readObject[T, P](r)
 		case "oldObject":
@@ -160,6 +165,24 @@ func (a *admissionReview[T, P]) readRequest(r *jsonstream.Reader) {
 			r.Skip()
 		}
 	}
+}
+
+// isNode reads the user of a request, and reports whether it is a node.
+func isNode(r *jsonstream.Reader) bool {
+	named, grouped := false, false
+	for name := range r.Members {
+		switch string(name) {
+		case "username":
+			named = strings.HasPrefix(r.Text(pods.MaxName), "system:node:")
+		case "groups":
+			for range r.Elements {
+				grouped = r.Text(pods.MaxName) == "system:nodes" || grouped
+			}
+		default:
+			r.Skip()
+		}
+	}
+	return named && grouped
 }
 
 func readObject[T any, P reader[T]](r *jsonstream.Reader) *T {

@@ -111,9 +111,9 @@ func faulty(err error) string {
 	return "akv-injector could not review the request; it may succeed when tried again: " + api.Cut(message, maxError)
 }
 
-// The API server cuts a warning at 256 characters, and drops those beyond 4 KiB in all (KEP-1693).
+// The API server keeps the warnings of a response whole until they have more than 4,096 characters in all, and then cuts each to 256.
 const (
-	maxWarning  = 256
+	maxWarning  = 1 << 10
 	maxWarnings = 4096
 )
 

@@ -55,7 +55,13 @@ func (o *Options) pod(ctx context.Context, r *request[pods.Pod]) (review.Verdict
 	if r.TooLarge {
 		return review.TooLarge(ctx, o.Source, true, r.Namespace)
 	}
-	return review.Pod(ctx, o.Source, inject.Pod(r.Object), r.Namespace, o.Defaults)
+	return review.Pod(ctx, o.Source, podOf(r), r.Namespace, o.Defaults)
+}
+
+func podOf(r *request[pods.Pod]) inject.Subject {
+	subject := inject.Pod(r.Object)
+	subject.ByNode = r.ByNode
+	return subject
 }
 
 // workload judges the creation or update of a workload.
@@ -86,7 +92,7 @@ func (o *Options) podPolicy(ctx context.Context, r *request[pods.Pod]) (review.V
 	if r.Operation == admissionv1.Create {
 		r.OldObject = nil
 	}
-	return review.PodPolicy(ctx, o.Source, r.Object, r.OldObject, r.Namespace, o.Defaults)
+	return review.PodPolicy(ctx, o.Source, podOf(r), r.OldObject, r.Namespace, o.Defaults)
 }
 
 // workloadPolicy tells what the policy of their namespace will say of a workload's pods.

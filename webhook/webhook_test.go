@@ -172,7 +172,7 @@ func checkWarnings(t *testing.T, got []string, wanted string) {
 	}
 	for i, warning := range got {
 		total += len(warning)
-		if len(warning) > 256 || strings.ContainsAny(warning, "\r\n") {
+		if len(warning) > 1024 || strings.ContainsAny(warning, "\r\n") {
 			t.Errorf("warning %q would be cut or dropped by the API server", warning)
 		}
 		if i < len(want) && !strings.HasPrefix(want[i], strings.TrimSuffix(warning, "…")) && !strings.HasPrefix(warning, "and ") {

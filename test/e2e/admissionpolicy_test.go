@@ -124,7 +124,18 @@ func (s *sentry) pods(t *testing.T) {
 	named := map[string]string{"secretProviderClass": "kv"}
 	foreign := volume(nil)
 	foreign.CSI.Driver = "file.csi.example"
+	token := func(audience string) corev1.Volume {
+		return corev1.Volume{Name: "token", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{
+			{ConfigMap: &corev1.ConfigMapProjection{LocalObjectReference: corev1.LocalObjectReference{Name: "c"}}},
+			{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Audience: audience, Path: "token"}},
+		}}}}
+	}
 	for behaviour, pod := range map[string]*corev1.Pod{
+		"a token for Entra":                       podWith(nil, token("api://AzureADTokenExchange")),
+		"a token for AKS's proxy":                 podWith(nil, token("api://AKSIdentityBinding")),
+		"a token for another":                     podWith(nil, token("api://azureadtokenexchange")),
+		"a token for the API server":              podWith(nil, token("")),
+		"a token for Entra, exempt":               runsAs("batch-1", podWith(nil, token("api://AzureADTokenExchange"))),
 		"uses nothing":                            podWith(nil),
 		"a binding":                               podWith(map[string]string{api.PodIdentityBinding: "access-blob"}),
 		"a binding that is empty":                 podWith(map[string]string{api.PodIdentityBinding: ""}),
@@ -623,7 +634,7 @@ func verdictAlone(t *testing.T, namespace *corev1.Namespace, pod, old *corev1.Po
 	if old != nil {
 		before = corpus.Read(old)
 	}
-	verdict, err := core.PodPolicy(t.Context(), &source, corpus.Read(pod), before, namespace.Name, inject.Defaults{})
+	verdict, err := core.PodPolicy(t.Context(), &source, inject.Pod(corpus.Read(pod)), before, namespace.Name, inject.Defaults{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,6 +29,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 )
 
@@ -508,7 +510,17 @@ func TestOutage(t *testing.T) {
 	})
 	t.Run("a mirror pod is created", func(t *testing.T) {
 		mirror := `{apiVersion: v1, kind: Pod, metadata: {name: mirror, annotations: {kubernetes.io/config.mirror: hash, keyvault.io/class: none}}, spec: {nodeName: node, automountServiceAccountToken: false, containers: [{name: app, image: nginx}]}}`
-		if err := apply(t.Context(), namespace, document(mirror)); err != nil {
+		if err := apply(t.Context(), namespace, document(mirror)); err == nil {
+			t.Error("anybody makes one")
+		}
+		node := rest.CopyConfig(plane.Config)
+		node.Impersonate = rest.ImpersonationConfig{UserName: "system:node:node", Groups: []string{"system:nodes", "system:masters"}}
+		byNode, err := dynamic.NewForConfig(node)
+		if err != nil {
+			t.Fatal(err)
+		}
+		object := in(document(mirror), namespace)
+		if _, err := resource(byNode, object, namespace).Create(t.Context(), object, metav1.CreateOptions{}); err != nil {
 			t.Error(err)
 		}
 	})

@@ -453,13 +453,6 @@ func TestTenantForgesPods(t *testing.T) {
 		"in a namespace without a label":         {namespace: "tenant-unlabelled", says: "has no label keyvault.io/injection: enabled"},
 		"in a namespace that is opted out":       {namespace: "tenant-opted-out", injection: "disabled", says: "has no label keyvault.io/injection: enabled"},
 		"in a namespace of a label that is none": {namespace: "tenant-mislabelled", injection: "true", says: "has no label keyvault.io/injection: enabled"},
-		"as a mirror pod": {
-			namespace: "tenant-mirror", injection: "enabled", change: map[string]string{"kubernetes.io/config.mirror": "x", "kubernetes.io/config.source": "file"},
-			also: func(pod *corev1.Pod) {
-				pod.Spec.NodeName, pod.Spec.ServiceAccountName = "nowhere", ""
-			},
-			says: "ask for no managed class",
-		},
 		"by generateName": {
 			namespace: "tenant-generates", also: func(pod *corev1.Pod) { pod.GenerateName, pod.Name = "forged-", "" }, says: "has no label keyvault.io/injection: enabled",
 		},

@@ -84,7 +84,6 @@ func (i Item) EnvFor(mode EnvMode) string {
 
 // These are the forms of contract section 3; what the Azure provider itself would accept is in its pkg/provider.
 var (
-	envPattern     = regexp.MustCompile(`^[A-Za-z_][0-9A-Za-z_]*$`)
 	vaultPattern   = regexp.MustCompile(`^[A-Za-z][0-9A-Za-z-]{2,23}$`)
 	objectPattern  = regexp.MustCompile(`^[0-9A-Za-z-]{1,127}$`)
 	versionPattern = regexp.MustCompile(`^[0-9A-Fa-f]{32}$`)
@@ -97,7 +96,7 @@ const (
 	mustBeVault   = "must be 3 to 24 letters, digits or -, starting with a letter"
 	mustBeObject  = "must be 1 to 127 letters, digits or -"
 	mustBeVersion = "must be 32 hex digits"
-	mustBeEnv     = "must be a C identifier: letters, digits and _, not starting with a digit"
+	mustBeEnv     = "must be letters, digits, _, - or ., not starting with a digit or two dots"
 )
 
 // MaxEnv bounds the name of an env var, in bytes.
@@ -163,7 +162,7 @@ func (i Item) check(fldPath *field.Path, index int, withClass bool) field.ErrorL
 	case i.Env == "":
 	case len(i.Env) > MaxEnv:
 		invalid(fieldEnv, i.Env, "must be at most "+strconv.Itoa(MaxEnv)+" characters")
-	case !envPattern.MatchString(i.Env):
+	case len(validation.IsEnvVarName(i.Env)) > 0:
 		invalid(fieldEnv, i.Env, mustBeEnv)
 	}
 	if i.Env != "" && !withClass && (i.Alias != "" || objectPattern.MatchString(i.Name)) {

@@ -102,7 +102,7 @@ func TestItemMistakes(t *testing.T) {
 		"nothing before :":                                  {value: ":a", want: field.ErrorList{invalid(item(0), "before :")}},
 		"nothing after @":                                   {value: "a@", want: field.ErrorList{invalid(item(0), "after @")}},
 		"two objects with a space between":                  {value: "a b", want: field.ErrorList{invalid(item(0), "a comma or a newline")}},
-		"an env var that starts with a digit":               {value: "1A=a", want: field.ErrorList{invalid(item(0, "env"), "C identifier")}},
+		"an env var that starts with a digit":               {value: "1A=a", want: field.ErrorList{invalid(item(0, "env"), "not starting with a digit")}},
 		"a vault's name too short":                          {value: "kv/a", want: field.ErrorList{invalid(item(0, "vault"), "3 to 24")}},
 		"a vault that starts with a digit":                  {value: "425-kv/a", want: field.ErrorList{invalid(item(0, "vault"), "starting with a letter")}},
 		"a type that isn't one":                             {value: "certificate:a", want: field.ErrorList{api.Because(api.InvalidItem, field.NotSupported[string](item(0, "objectType"), nil, nil))}},

@@ -63,6 +63,9 @@ const (
 	// WorkloadIdentityClientID and WorkloadIdentityTenantID are annotations of a ServiceAccount: read, never written.
 	WorkloadIdentityClientID = "azure.workload.identity/client-id"
 	WorkloadIdentityTenantID = "azure.workload.identity/tenant-id"
+	// TokenExchangeAudience and TokenProxyAudience are the audiences of ServiceAccount tokens by which Microsoft Entra, and AKS's proxy, know a workload.
+	TokenExchangeAudience = "api://AzureADTokenExchange" //nolint:gosec // an audience is no secret
+	TokenProxyAudience    = "api://AKSIdentityBinding"   //nolint:gosec // nor is this
 	// MirrorPod marks the API server's image of a static pod, which nobody may change or block.
 	MirrorPod = "kubernetes.io/config.mirror"
 )

@@ -104,11 +104,3 @@ func Available(name, kind string, names []string) string {
 	}
 	return "; available here: " + strings.Join(sorted, ", ")
 }
-
-// AvailableClasses is [Available] of SecretProviderClasses, a kind that the cluster does not know where there is no driver.
-func AvailableClasses(name string, names []string, noDriver bool) string {
-	if noDriver && len(names) == 0 {
-		return "; this cluster doesn't know that kind: install the Secrets Store CSI driver, or a newer one"
-	}
-	return Available(name, "SecretProviderClass", names)
-}

@@ -481,6 +481,23 @@ func CheckGUID(id string) string {
 	return ""
 }
 
+// NoClientID ends a sentence that asks for the client id of a ServiceAccount, whose annotation has invalid, if anything.
+func NoClientID(invalid string) string {
+	if invalid == "" {
+		return "; add it there"
+	}
+	return fmt.Sprintf(", which is %q there, no GUID; correct it there", invalid)
+}
+
+// SplitGUID returns a text as the first value if it is a GUID, and as the second one if it is something else, such as a template that was not
+// rendered.
+func SplitGUID(text string) (guid, invalid string) {
+	if text == "" || CheckGUID(text) == "" {
+		return text, ""
+	}
+	return "", text
+}
+
 func checkVault(name string) string {
 	if !vaultPattern.MatchString(name) {
 		return mustBeVault + "; not the vault's address"

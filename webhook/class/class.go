@@ -82,16 +82,23 @@ type Class struct {
 	Vault string
 	// UsesPodIdentity is true where the class authenticates by AAD pod identity.
 	UsesPodIdentity bool
-	// ClientID is set where the class authenticates by workload identity.
-	ClientID string
+	// ClientID is set where the class authenticates by workload identity. If what the class has is no GUID, it is InvalidClientID.
+	ClientID, InvalidClientID string
 	// UsesNodeIdentity is true where the class authenticates as the node that the pod runs on.
 	UsesNodeIdentity bool
 	// Objects are the files that the class mounts, in the order of the class.
 	Objects []Object
 	// Synced are the keys of Secrets that the driver keeps equal to files, in the order of the class.
 	Synced []Synced
+	// Untyped are keys as in Synced, which the driver does not sync, since their Secret has no type.
+	Untyped []Synced
 	// Invalid says in one line why Objects could not be read; empty where they could.
 	Invalid string
+}
+
+// IsNameless reports whether the class reads the vault as nobody that an annotation could name: as the node, or as a service principal.
+func (c *Class) IsNameless() bool {
+	return c.UsesNodeIdentity || c.Provider == Provider && !c.UsesPodIdentity && c.ClientID+c.InvalidClientID == ""
 }
 
 // Object is one file of a class.
@@ -112,11 +119,15 @@ func Read(spc *SecretProviderClass) *Class {
 		name := text(secret.SecretName)
 		for _, data := range secret.Data {
 			s := Synced{File: text(data.ObjectName), Secret: name, Key: text(data.Key)}
-			if s.File != "" && s.Secret != "" && s.Key != "" && secret.Type != "" { // the driver syncs nothing else
+			switch {
+			case s.File == "" || s.Secret == "" || s.Key == "": // the driver does not sync these either
+			case secret.Type == "":
+				c.Untyped = append(c.Untyped, s)
+			default:
 				c.Synced = append(c.Synced, s)
 			}
-			if len(c.Synced) > maxObjects {
-				c.Synced, c.Invalid = nil, fmt.Sprintf("spec.secretObjects: must have at most %d keys in all", maxObjects)
+			if len(c.Synced)+len(c.Untyped) > maxObjects {
+				c.Synced, c.Untyped, c.Invalid = nil, nil, fmt.Sprintf("spec.secretObjects: must have at most %d keys in all", maxObjects)
 				return c
 			}
 		}
@@ -137,8 +148,8 @@ func ReadParameters(spc *SecretProviderClass) *Class {
 		Name:     spc.Name,
 		Provider: text(spc.Spec.Provider),
 		Vault:    parameter(paramVault),
-		ClientID: parameter(paramClientID),
 	}
+	c.ClientID, c.InvalidClientID = api.SplitGUID(parameter(paramClientID))
 	c.UsesPodIdentity, _ = strconv.ParseBool(parameter(paramPodIdentity)) // the provider refuses what is no boolean
 	c.UsesNodeIdentity, _ = strconv.ParseBool(parameter(paramVMIdentity))
 	return c

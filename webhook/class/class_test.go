@@ -23,9 +23,10 @@ func TestRead(t *testing.T) {
 			want: class.Class{Vault: "team-kv", UsesPodIdentity: true},
 		},
 		"a client id is workload identity": {
-			spec: class.Spec{Parameters: parameters{"clientID": "x", "usePodIdentity": "false"}},
-			want: class.Class{ClientID: "x"},
+			spec: class.Spec{Parameters: parameters{"clientID": guid, "usePodIdentity": "false"}},
+			want: class.Class{ClientID: guid},
 		},
+		"a client id that is no GUID":       {spec: class.Spec{Parameters: parameters{"clientID": "${ID}"}}, want: class.Class{InvalidClientID: "${ID}"}},
 		"a boolean that isn't one is false": {spec: class.Spec{Parameters: parameters{"usePodIdentity": "yes"}}},
 		"objects, an alias as their file": {
 			spec: class.Spec{Parameters: parameters{"objects": "array:\n  - |\n    objectName: a\n    objectType: secret\n  - |\n    objectName: b\n    objectType: cert\n    objectAlias: tls/b.pem\n    objectVersion: \"\"\n"}},
@@ -53,6 +54,7 @@ func TestRead(t *testing.T) {
 				{SecretName: "s", Type: "Opaque", Data: []class.SecretData{{ObjectName: "a", Key: ""}, {Key: "no-object"}}},
 				{SecretName: "s", Type: "Opaque"},
 			}},
+			want: class.Class{Untyped: []class.Synced{{File: "a", Secret: "s", Key: "no-type"}}},
 		},
 		"another provider's objects are not ours to read": {
 			spec: class.Spec{Provider: "vault", Parameters: parameters{"objects": "- objectName: a\n  secretPath: x"}},

@@ -86,6 +86,15 @@ func IsManagedName(name string) bool {
 	return ok && len(digits) == nameDigits && strings.Trim(digits, "0123456789abcdef") == ""
 }
 
+// Available is [api.Available] of classes, a kind that the cluster does not know where there is no driver. Managed ones are not offered: nobody
+// names them.
+func Available(name string, names []string, noDriver bool) string {
+	if noDriver && len(names) == 0 {
+		return "; this cluster doesn't know that kind: install the Secrets Store CSI driver, or a newer one"
+	}
+	return api.Available(name, Kind, slices.DeleteFunc(slices.Clone(names), IsManagedName))
+}
+
 // IsIntact reports whether a class's spec is the one that [Managed] gives a class of its name.
 func IsIntact(spc *SecretProviderClass) bool {
 	var data []SecretData

@@ -287,7 +287,7 @@ func (a *Archive) holdPod(ctx context.Context, source facts.Source, files map[st
 	if err := pods.Decode(patched, &pod); err != nil {
 		return fmt.Errorf("decode patched pod: %w", err)
 	}
-	held, err := review.PodPolicy(ctx, source, &pod, nil, a.Namespace(), inject.Defaults{})
+	held, err := review.PodPolicy(ctx, source, inject.Pod(&pod), nil, a.Namespace(), inject.Defaults{})
 	if err == nil {
 		putPolicy(files, held)
 	}

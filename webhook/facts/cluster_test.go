@@ -44,7 +44,7 @@ kind: ServiceAccount
 metadata:
   name: blob-sa
   namespace: shop
-  annotations: {azure.workload.identity/client-id: c, azure.workload.identity/tenant-id: t, other: x}`
+  annotations: {azure.workload.identity/client-id: 0d4b7f2e-6c1a-4f0e-9a53-5b1c3e8f7a90, azure.workload.identity/tenant-id: t, other: x}`
 	defaultSA = `{apiVersion: v1, kind: ServiceAccount, metadata: {name: default, namespace: shop}}`
 	keyVault  = `
 apiVersion: secrets-store.csi.x-k8s.io/v1
@@ -60,7 +60,7 @@ spec: {selector: access-blob}`
 
 var (
 	keyVaultClass = &class.Class{Name: "key-vault", Provider: "azure", Vault: "shop-kv", Objects: []class.Object{{Name: "db", File: "db"}}}
-	blob          = &inject.ServiceAccount{Name: "blob-sa", ClientID: "c", TenantID: "t"}
+	blob          = &inject.ServiceAccount{Name: "blob-sa", ClientID: "0d4b7f2e-6c1a-4f0e-9a53-5b1c3e8f7a90", TenantID: "t"}
 	everything    = inject.Needs{Classes: []string{"key-vault"}, ServiceAccount: "default", NamedServiceAccount: "blob-sa", Selector: "access-blob"}
 	allOfIt       = inject.Facts{
 		Classes: []*class.Class{keyVaultClass}, ServiceAccount: &inject.ServiceAccount{Name: "default"}, NamedServiceAccount: blob, Bound: true,

@@ -249,7 +249,11 @@ func canExist(name string) bool {
 
 // list is the metadata of the objects of a kind, up to a limit, and whether the cluster knows the kind.
 func (l *Live) list(ctx context.Context, resource schema.GroupVersionResource, namespace string) (objects []metav1.PartialObjectMetadata, known bool, err error) {
-	list, err := l.Metadata.Resource(resource).Namespace(namespace).List(ctx, metav1.ListOptions{Limit: maxNames})
+	options := metav1.ListOptions{Limit: maxNames}
+	if resource == class.Resource {
+		options.LabelSelector = class.ManagedByLabel + "!=" + class.ManagedBy // nobody names a managed one
+	}
+	list, err := l.Metadata.Resource(resource).Namespace(namespace).List(ctx, options)
 	if apierrors.IsNotFound(err) {
 		return nil, false, nil
 	}

@@ -30,7 +30,7 @@ func TestLive(t *testing.T) {
 		getClass   = "/apis/secrets-store.csi.x-k8s.io/v1" + base + "secretproviderclasses/"
 		getAccount = "/api/v1" + base + "serviceaccounts/"
 
-		listClasses  = "/apis/secrets-store.csi.x-k8s.io/v1" + base + "secretproviderclasses limit=500"
+		listClasses  = "/apis/secrets-store.csi.x-k8s.io/v1" + base + "secretproviderclasses labelSelector=app.kubernetes.io%2Fmanaged-by%21%3Dakv-injector&limit=500"
 		listAccounts = "/api/v1" + base + "serviceaccounts limit=500"
 		listBindings = "/apis/aadpodidentity.k8s.io/v1" + base + "azureidentitybindings limit=20"
 	)

@@ -134,11 +134,9 @@ func readClass(object *unstructured.Unstructured) (*class.Class, error) {
 
 func serviceAccount(object metav1.Object) *inject.ServiceAccount {
 	annotations := object.GetAnnotations()
-	return &inject.ServiceAccount{
-		Name:     object.GetName(),
-		ClientID: id(annotations[api.WorkloadIdentityClientID]),
-		TenantID: id(annotations[api.WorkloadIdentityTenantID]),
-	}
+	sa := &inject.ServiceAccount{Name: object.GetName(), TenantID: id(annotations[api.WorkloadIdentityTenantID])}
+	sa.ClientID, sa.InvalidClientID = api.SplitGUID(id(annotations[api.WorkloadIdentityClientID]))
+	return sa
 }
 
 // id is an id as an annotation has it. What is too long to be one is cut: a tenant may write a quarter of a megabyte there.

@@ -100,8 +100,7 @@ func (d *decision) unmatched(key string, selector api.Selector, names []string, 
 	return missing
 }
 
-// selectNone is what comes of a selection of no container at all. Whoever asked for Key Vault in the pod itself must not be left without it
-// by a mere warning; what the namespace alone asked for, such a pod goes without. Told is true where it was told already which name is missing.
+// selectNone is what comes of a selection of no container at all. What the namespace alone asked for, such a pod goes without. Told is true where it was told already which name is missing.
 func (d *decision) selectNone(told bool, err *field.Error) {
 	d.selected = nil
 	switch {
@@ -110,8 +109,7 @@ func (d *decision) selectNone(told bool, err *field.Error) {
 			d.unresolved(api.ContainerNotFound, err)
 		}
 	case d.request.OriginOf(api.Secrets) == api.FromPod || d.request.OriginOf(api.Class) == api.FromPod:
-		err.Detail += "; set " + api.Containers + " on the pod"
-		d.unresolved(api.ContainerNotFound, err)
+		d.unresolved(api.ContainerNotFound, err) // so that the default is skipped
 	default:
 		if !told {
 			d.warn(api.ContainerNotFound, err)
@@ -163,14 +161,19 @@ func (d *decision) containers() {
 	}
 	d.Change.Containers = make([]ContainerChange, 0, len(d.selected))
 	d.applied = make([]*envVar, 0, len(d.env))
+	for j := range d.mounts {
+		d.mounts[j].at = make([]string, len(d.selected))
+	}
 	for i := range d.selected {
 		c := &d.selected[i]
 		change := ContainerChange{Init: c.init, Index: c.index, Mounts: make([]Mount, 0, len(d.mounts)), Env: make([]EnvVar, 0, len(d.env))}
 		for j := range d.mounts {
 			m := &d.mounts[j]
-			if mountsVolume(c.Container, m.volume) {
+			if m.at[i] = mountedAt(c.Container, m.volume); m.at[i] != "" {
+				d.mountedElsewhere(c, m, m.at[i])
 				continue
 			}
+			m.at[i] = m.path
 			d.checkMountPath(c, m)
 			change.Mounts = append(change.Mounts, Mount{Volume: m.volume, Path: m.path})
 		}
@@ -181,13 +184,24 @@ func (d *decision) containers() {
 	}
 }
 
-func mountsVolume(c *pods.Container, volume string) bool {
+// mountedAt is where a container mounts the whole of a volume; empty where it does not.
+func mountedAt(c *pods.Container, volume string) string {
 	for i := range c.Mounts {
-		if c.Mounts[i].Volume == volume {
-			return true
+		if m := &c.Mounts[i]; m.Volume == volume && !m.Part {
+			return m.Path
 		}
 	}
-	return false
+	return ""
+}
+
+// mountedElsewhere warns of a mount path that was asked for and is not used, once for each class.
+func (d *decision) mountedElsewhere(c *container, m *mount, at string) {
+	if m.elsewhere || d.request.OriginOf(api.MountPath) != api.FromPod || d.normalise(at) == d.normalise(m.path) {
+		return
+	}
+	m.elsewhere = true
+	d.warn(api.NoEffect, field.Forbidden(d.path(api.MountPath), fmt.Sprintf(
+		"has no effect for class %s in container %s, which mounts it at %s already; remove that mount, or the annotation", m.class, c.Name, api.Echo(at))))
 }
 
 // containerEnv works out the env vars of one container.
@@ -213,12 +227,53 @@ func (d *decision) containerEnv(c *container, change *ContainerChange) {
 			d.envConflict(c, at, wanted, change)
 			e.set = e.set || d.request.OnConflict == api.ConflictOverride
 		}
-		if !set {
+		if !set && !d.fromElsewhere(c, wanted) {
 			change.Env = append(change.Env, wanted)
 			e.set = true
 		}
 	}
 	d.applied = d.applied[:first]
+}
+
+// fromElsewhere reports whether a container keeps an env var that its envFrom sets. Of the Secrets that the pod's classes sync the keys are known;
+// of others nobody here reads them.
+func (d *decision) fromElsewhere(c *container, wanted EnvVar) (kept bool) {
+	for i := range c.EnvFrom {
+		from := &c.EnvFrom[i]
+		path := c.path(d.subject.Root).Child("envFrom").Index(i)
+		key, prefixed := strings.CutPrefix(wanted.Name, from.Prefix)
+		switch keys, known := d.keysOf(from.Secret); {
+		case !prefixed, known && !slices.Contains(keys, key), from.Secret == wanted.Secret && key == wanted.Key:
+		case known && d.request.OnConflict == api.ConflictKeep:
+			d.warn(api.EnvConflict, field.Forbidden(path, fmt.Sprintf(
+				"container %s sets %s by Secret %s, which was kept; remove it there, or set %s to override", c.Name, wanted.Name, from.Secret, api.OnConflict)))
+			kept = true
+		case known && d.request.OnConflict == api.ConflictFail:
+			d.fail(api.EnvConflict, field.Forbidden(path, fmt.Sprintf(
+				"must not set %s in container %s, which %s sets; remove it in one of the two", wanted.Name, c.Name, api.Secrets)))
+		case !known && d.request.OnConflict == api.ConflictFail:
+			d.warn(api.EnvConflict, field.Forbidden(path, fmt.Sprintf(
+				"may set %s in container %s, which %s sets too, and would be overridden: what it holds is not known here", wanted.Name, c.Name, api.Secrets)))
+		}
+	}
+	return kept
+}
+
+// keysOf are the keys of a Secret that one of the pod's classes syncs; unknown for any other.
+func (d *decision) keysOf(secret string) (keys []string, known bool) {
+	if secret == "" {
+		return nil, false
+	}
+	for _, name := range d.request.Classes {
+		if c := d.facts.class(name); c != nil {
+			for _, s := range c.Synced {
+				if s.Secret == secret {
+					keys = append(keys, s.Key)
+				}
+			}
+		}
+	}
+	return keys, len(keys) > 0
 }
 
 // repeats rejects an item that sets an env var which another item, one of those applied to the container, sets too. It is reported once, for

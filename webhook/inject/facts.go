@@ -34,8 +34,10 @@ type Facts struct {
 // ServiceAccount is what a ServiceAccount says of workload identity.
 type ServiceAccount struct {
 	Name string
-	// ClientID and TenantID are its annotations; empty where it has none.
-	ClientID, TenantID string
+	// ClientID is the annotation of that name if it is a GUID, InvalidClientID if it is not.
+	ClientID, InvalidClientID string
+	// TenantID is the annotation of that name, whatever it is.
+	TenantID string
 }
 
 // Available lists names of a namespace. Clients are the ServiceAccounts with a client id, which are sure to be listed where all identities

@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/akv-injector/akv-injector/webhook/api"
+	"github.com/akv-injector/akv-injector/webhook/class"
 )
 
 // identity decides how the pod's identity is bound, and adds what binds it.
@@ -25,21 +26,23 @@ func (d *decision) identity() {
 		d.guessed = true
 		d.mode = d.autoMode()
 	}
-	d.contradictions()
+	d.signIns()
 	switch d.mode {
 	case api.ModePodIdentity:
 		d.podIdentity()
 	case api.ModeWorkloadIdentity, api.ModeIdentityBinding:
 		d.workloadIdentity()
-	case api.ModeNone, api.ModeAuto:
+	case api.ModeAuto:
+		d.noIdentity()
+	case api.ModeNone:
 	}
 }
 
-// autoMode resolves auto as contract section 4 says; none where nothing decides.
+// autoMode resolves auto as contract section 4 says; none where nothing decides, and auto where there is no identity of the name.
 func (d *decision) autoMode() api.Mode {
 	for _, name := range d.request.Classes {
 		switch c := d.facts.class(name); {
-		case c == nil:
+		case c == nil || c.Provider != class.Provider:
 		case c.UsesPodIdentity:
 			return api.ModePodIdentity
 		case c.ClientID != "":
@@ -59,10 +62,28 @@ func (d *decision) autoMode() api.Mode {
 	if d.facts.Bound {
 		return api.ModePodIdentity
 	}
-	if sa := d.namedServiceAccount(); sa != nil && sa.ClientID != "" {
+	switch sa := d.namedServiceAccount(); {
+	case sa != nil && (sa.ClientID != "" || d.request.ClientID != ""):
 		return api.ModeWorkloadIdentity
+	case len(d.facts.Available.Selectors) > 0: // the binding of the name may follow
+		return api.ModePodIdentity
 	}
-	return api.ModePodIdentity
+	return api.ModeAuto
+}
+
+// noIdentity rejects a name that is none of an identity.
+func (d *decision) noIdentity() {
+	d.Missed = true
+	name := d.request.Identity
+	if sa := d.namedServiceAccount(); sa != nil {
+		d.unresolved(api.ClientIDRequired, field.Invalid(d.identityPath(), name,
+			"must be a ServiceAccount with annotation "+api.WorkloadIdentityClientID+api.NoClientID(sa.InvalidClientID)))
+		return
+	}
+	err := field.NotFound(d.identityPath(), name)
+	err.Detail = fmt.Sprintf("must be a ServiceAccount with annotation %s, or the spec.selector of an AzureIdentityBinding, in namespace %s%s",
+		api.WorkloadIdentityClientID, d.namespace.Name, d.available(name, "identity", d.facts.Available.identities()))
+	d.unresolved(api.ServiceAccountNotFound, err)
 }
 
 // isWorkloadMode reports whether the pod signs in as its ServiceAccount.
@@ -78,23 +99,44 @@ func (d *decision) namedServiceAccount() *ServiceAccount {
 	return d.facts.NamedServiceAccount
 }
 
-// contradictions warns where an existing class authenticates otherwise than the pod is bound.
-func (d *decision) contradictions() {
+// signIns tells of existing classes that do not read the vault as the identity that the pod is bound to, or as nobody.
+func (d *decision) signIns() {
 	for index, name := range d.request.Classes {
 		c := d.facts.class(name)
-		if c == nil {
+		if c == nil || c.Provider != class.Provider {
 			continue
 		}
-		path := func() *field.Path { return d.path(api.Class).Index(index) }
+		tell, detail := d.warn, ""
 		switch {
 		case c.UsesPodIdentity && d.mode != api.ModePodIdentity:
-			d.warn(api.IdentityMismatch, field.Invalid(path(), name, fmt.Sprintf(
-				`must fit mode %s, and the class has usePodIdentity: "true"; set %s to %s, or change the class`, d.mode, api.IdentityMode, api.ModePodIdentity)))
-		case c.ClientID != "" && !c.UsesPodIdentity && !d.isWorkloadMode():
-			d.warn(api.IdentityMismatch, field.Invalid(path(), name, fmt.Sprintf(
-				"must fit mode %s, and the class has a clientID; set %s to %s, or change the class", d.mode, api.IdentityMode, api.ModeWorkloadIdentity)))
+			detail = fmt.Sprintf(`must fit mode %s, and the class has usePodIdentity: "true"; set %s to %s, or change the class`, d.mode, api.IdentityMode, api.ModePodIdentity)
+		case c.UsesPodIdentity:
+		case c.UsesNodeIdentity && d.mode != api.ModeNone:
+			detail = fmt.Sprintf(`must fit mode %s, and the class has useVMManagedIdentity: "true", so the vault is read as the node; give the class a clientID, or set %s to %s`,
+				d.mode, api.IdentityMode, api.ModeNone)
+		case c.UsesNodeIdentity:
+		case c.ClientID != "" && !d.isWorkloadMode():
+			detail = fmt.Sprintf("must fit mode %s, and the class has a clientID; set %s to %s, or change the class", d.mode, api.IdentityMode, api.ModeWorkloadIdentity)
+		case c.ClientID != "":
+		case c.InvalidClientID != "":
+			tell, detail = d.unresolved, fmt.Sprintf("must have a GUID as spec.parameters.clientID, has %q; correct it in the class", c.InvalidClientID)
+		case !d.hasNodePublishSecret(name):
+			tell, detail = d.unresolved, `must say as whom it reads the vault; set spec.parameters.clientID, or usePodIdentity: "true", in the class: without either the Azure provider wants `+
+				"the Secret of a service principal, which the injected volume has not"
+		case d.mode != api.ModeNone:
+			detail = fmt.Sprintf("must fit mode %s, and the class reads the vault as the service principal in the volume's nodePublishSecretRef; give the class a clientID, or set %s to %s",
+				d.mode, api.IdentityMode, api.ModeNone)
+		}
+		if detail != "" {
+			tell(api.IdentityMismatch, field.Invalid(d.path(api.Class).Index(index), name, detail))
 		}
 	}
+}
+
+// hasNodePublishSecret reports whether the pod itself mounts the class, with the Secret of a service principal.
+func (d *decision) hasNodePublishSecret(name string) bool {
+	at := d.volumeOf(name)
+	return at >= 0 && d.subject.Spec.Volumes[at].CSI.HasNodePublishSecret
 }
 
 // podIdentity adds AAD pod identity's label.
@@ -131,7 +173,7 @@ func (d *decision) podIdentity() {
 		case !d.guessed:
 			err.Detail = "must be the spec.selector of an AzureIdentityBinding" + d.available(name, "AzureIdentityBinding", d.facts.Available.Selectors)
 		case d.namedServiceAccount() != nil:
-			err.Detail = "must be the spec.selector of an AzureIdentityBinding, or ServiceAccount " + name + " have annotation " + api.WorkloadIdentityClientID
+			err.Detail = "must be the spec.selector of an AzureIdentityBinding, or a ServiceAccount with annotation " + api.WorkloadIdentityClientID + api.NoClientID(d.namedServiceAccount().InvalidClientID)
 		default:
 			err.Detail = "must be the spec.selector of an AzureIdentityBinding, or a ServiceAccount with a client-id" +
 				d.available(name, "identity", d.facts.Available.identities())
@@ -152,12 +194,21 @@ func (d *decision) unsupportedPodIdentity() {
 	} else if !d.subject.Spec.HostNetwork {
 		return
 	}
-	err := field.Forbidden(path, detail)
+	err := field.Forbidden(d.causedBy(api.IdentityName, path), detail)
 	if d.guessed && !d.facts.Bound {
 		d.unresolved(api.IdentityUnsupported, err)
 		return
 	}
 	d.fail(api.IdentityUnsupported, err)
+}
+
+// causedBy is where to tell of a conflict of the pod, at path, with what a key asks for: at the key where the namespace wrote it, since the pod's
+// author did not.
+func (p *Plan) causedBy(key string, path *field.Path) *field.Path {
+	if p.request.OriginOf(key) == api.FromNamespace {
+		return p.path(key)
+	}
+	return path
 }
 
 // identityPath is where the identity was written, or should be.
@@ -192,7 +243,7 @@ func (d *decision) workloadIdentity() {
 	case current == defaultServiceAccount:
 		d.Change.ServiceAccountName = name
 	default:
-		err := field.Invalid(d.subject.Root.path("spec").Child("serviceAccountName"), current,
+		err := field.Invalid(d.causedBy(api.IdentityName, d.subject.Root.path("spec").Child("serviceAccountName")), current,
 			fmt.Sprintf("must be %s or left out, since %s names the ServiceAccount in mode %s; remove one of the two", name, api.IdentityName, d.mode))
 		if d.guessed {
 			d.unresolved(api.ServiceAccountConflict, err)
@@ -210,10 +261,10 @@ func (d *decision) workloadIdentity() {
 		err := field.NotFound(d.identityPath(), d.bound)
 		err.Detail = "must be a ServiceAccount in namespace " + d.namespace.Name + d.available(d.bound, "ServiceAccount", d.facts.Available.ServiceAccounts)
 		d.unresolved(api.ServiceAccountNotFound, err)
-	case sa.ClientID == "" && d.request.ClientID == "":
+	case sa.ClientID == "" && d.request.ClientID == "" && !d.asksManaged(): // a managed class is rejected for that
 		d.Missed = true
 		d.warn(api.IdentityNotBound, field.Invalid(d.identityPath(), sa.Name,
-			"must have annotation "+api.WorkloadIdentityClientID+" on the ServiceAccount; without it the application gets a token for no client"))
+			"must be a ServiceAccount with annotation "+api.WorkloadIdentityClientID+api.NoClientID(sa.InvalidClientID)+": without it the application gets a token for no client"))
 	}
 	label, labelled := d.subject.Label(api.WorkloadIdentityUse)
 	d.bindLabel(api.WorkloadIdentityUse, label, "true", labelled)
@@ -258,12 +309,16 @@ func (d *decision) managedIdentity() bool {
 	case d.mode == api.ModeNone && d.guessed:
 		d.Missed = true
 		own := d.subject.ServiceAccount()
+		has := ""
+		if sa := d.facts.ServiceAccount; sa != nil && sa.InvalidClientID != "" {
+			has = fmt.Sprintf(", which is %q there, no GUID", sa.InvalidClientID)
+		}
 		d.unresolved(api.IdentityRequired, field.Required(d.identityPath(), fmt.Sprintf(
-			"must be set, or ServiceAccount %s must have annotation %s: a managed class reads the vault as some identity%s",
-			own, api.WorkloadIdentityClientID,
+			"must be set, or ServiceAccount %s must have annotation %s%s: a managed class reads the vault as some identity%s",
+			own, api.WorkloadIdentityClientID, has,
 			d.available("", "identity", d.facts.Available.identities()))))
 		return false
-	case d.isWorkloadMode() && d.request.Identity != "" && d.namedServiceAccount() == nil:
+	case d.mode == api.ModeAuto, d.isWorkloadMode() && d.request.Identity != "" && d.namedServiceAccount() == nil:
 		return false // told already: whose ids there would be, does not exist
 	}
 	var sa ServiceAccount
@@ -281,17 +336,21 @@ func (d *decision) managedIdentity() bool {
 		ok = false
 	}
 	if d.mode == api.ModePodIdentity {
-		return d.validIDs(&sa) && ok
+		return d.validTenant(&sa) && ok
 	}
 	d.clientID = d.effective(api.IdentityClientID, d.request.ClientID, sa.ClientID, "")
 	if d.clientID.text == "" && d.mode != api.ModeNone {
 		d.Missed = true
-		d.unresolved(api.ClientIDRequired, field.Required(d.path(api.IdentityClientID), fmt.Sprintf(
-			"must be known for a managed class in mode %s; annotate ServiceAccount %s with %s, or the pod with %s",
-			d.mode, d.bound, api.WorkloadIdentityClientID, api.IdentityClientID)))
 		ok = false
+		err := field.Required(d.path(api.IdentityClientID), fmt.Sprintf(
+			"must be known for a managed class in mode %s; annotate ServiceAccount %s with %s, or the pod with %s",
+			d.mode, d.bound, api.WorkloadIdentityClientID, api.IdentityClientID))
+		if sa.InvalidClientID != "" {
+			err = field.Invalid(annotationOf(&sa, api.WorkloadIdentityClientID), sa.InvalidClientID, api.CheckGUID(sa.InvalidClientID))
+		}
+		d.unresolved(api.ClientIDRequired, err)
 	}
-	return d.validIDs(&sa) && ok
+	return d.validTenant(&sa) && ok
 }
 
 // effective is the value of the highest precedence: pod, ServiceAccount, namespace, flag.
@@ -308,28 +367,23 @@ func (d *decision) effective(key, requested, serviceAccount, flag string) value 
 	return value{flag, "flag"}
 }
 
-// validIDs checks the ids that come from a ServiceAccount, which nothing has checked yet.
-func (d *decision) validIDs(sa *ServiceAccount) bool {
-	ok := true
-	for _, id := range []struct {
-		value
-		reason api.Reason
-		key    string
-	}{
-		{d.tenantID, api.TenantIDRequired, api.WorkloadIdentityTenantID},
-		{d.clientID, api.ClientIDRequired, api.WorkloadIdentityClientID},
-	} {
-		if id.from != "serviceaccount" {
-			continue
-		}
-		if detail := api.CheckGUID(id.text); detail != "" {
-			path := field.NewPath("serviceaccounts").Key(sa.Name).Child("metadata", "annotations").Key(id.key)
-			d.Missed = true
-			d.unresolved(id.reason, field.Invalid(path, api.Echo(id.text), detail))
-			ok = false
-		}
+// validTenant checks a tenant id that comes from a ServiceAccount, which nothing has checked yet.
+func (d *decision) validTenant(sa *ServiceAccount) bool {
+	if d.tenantID.from != "serviceaccount" {
+		return true
 	}
-	return ok
+	detail := api.CheckGUID(d.tenantID.text)
+	if detail == "" {
+		return true
+	}
+	d.Missed = true
+	d.unresolved(api.TenantIDRequired, field.Invalid(annotationOf(sa, api.WorkloadIdentityTenantID), api.Echo(d.tenantID.text), detail))
+	return false
+}
+
+// annotationOf is where an annotation of a ServiceAccount is.
+func annotationOf(sa *ServiceAccount, key string) *field.Path {
+	return field.NewPath("serviceaccounts").Key(sa.Name).Child("metadata", "annotations").Key(key)
 }
 
 // joinOr is a list as a sentence has it.

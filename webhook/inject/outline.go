@@ -29,7 +29,7 @@ func OutlineOf(pod *corev1.Pod) Outline {
 	return Outline{
 		labels: only(pod.Labels, func(key string) bool { return key == api.PodIdentityBinding || key == api.WorkloadIdentityUse }),
 		annotations: only(pod.Annotations, func(key string) bool {
-			return (api.IsOurs(key) && key != api.Status) || key == api.WorkloadIdentityBinding || key == api.MirrorPod
+			return (api.IsOurs(key) && key != api.Status) || key == api.WorkloadIdentityBinding
 		}),
 		serviceAccount: account,
 		hostNetwork:    pod.Spec.HostNetwork,

@@ -2,6 +2,7 @@ package inject
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -32,7 +33,7 @@ type Plan struct {
 // counts.
 func NewPlan(subject Subject, namespace Namespace, defaults Defaults) *Plan {
 	p := &Plan{subject: subject, namespace: namespace, defaults: defaults}
-	if _, mirror := subject.Annotations[api.MirrorPod]; mirror {
+	if subject.IsMirror() {
 		return p
 	}
 	asked := api.Asked(subject.Annotations)
@@ -115,21 +116,101 @@ func (p *Plan) itemPath(index int) *field.Path {
 }
 
 // Decide says what comes of the plan, given what there is. It may be asked again with fresher facts. What can't be read can't be
-// judged, nor what depends on it; the rest is, so that the author is told of everything at once.
+// judged, nor what depends on it; the rest is, so that the author is told of everything at once. A default of the namespace that does not fit the
+// pod is skipped.
 func (p *Plan) Decide(facts Facts) Result {
+	return p.fitting(&facts, (*decision).everything)
+}
+
+// DecideClasses says which managed classes the plan amounts to, given what there is, as [Plan.Decide] does. An [Outline] of the pod is enough:
+// it looks at no container and no volume, and says nothing of them.
+func (p *Plan) DecideClasses(facts Facts) Result {
+	return p.fitting(&facts, (*decision).onlyClasses)
+}
+
+// fitting decides without the defaults of the namespace that would keep the pod out.
+func (p *Plan) fitting(facts *Facts, decide func(*decision) Result) Result {
 	if !p.requested {
 		return Result{Outcome: NotRequested, Warnings: p.warnings, NotOptedIn: p.notOptedIn}
 	}
-	d := p.decision(&facts)
+	result := decide(p.decision(facts))
+	if len(result.Errors)+len(result.Unresolved) == 0 {
+		return result
+	}
+	for _, keys := range p.misfits(&result) {
+		without := p.without(keys)
+		if !without.requested {
+			return Result{Outcome: NotRequested, Warnings: skipped(&result, without.warnings, keys), Missed: true}
+		}
+		if other := without.fitting(facts, decide); len(other.Errors)+len(other.Unresolved) == 0 {
+			other.Warnings = skipped(&result, other.Warnings, keys)
+			other.Missed = true // fresher facts may fit
+			return other
+		}
+	}
+	return result
+}
+
+// misfits are lists of keys whose defaults, of the namespace, may be what is wrong: those that errors are about, and all that asks for Key Vault
+// where the pod itself asks for nothing of it.
+func (p *Plan) misfits(result *Result) [][]string {
+	var named, asking []string
+	for i := range api.Keys {
+		key := api.Keys[i].Name
+		if p.request.OriginOf(key) != api.FromNamespace {
+			continue
+		}
+		path := p.path(key).String()
+		if slices.ContainsFunc(result.AllErrors(), func(err *field.Error) bool { return strings.HasPrefix(err.Field, path) }) {
+			named = append(named, key)
+		}
+		if key == api.Secrets || key == api.Class {
+			asking = append(asking, key)
+		}
+	}
+	var misfits [][]string
+	if len(named) > 0 {
+		misfits = append(misfits, named)
+	}
+	if len(asking) > 0 && p.request.OriginOf(api.Secrets) != api.FromPod && p.request.OriginOf(api.Class) != api.FromPod {
+		misfits = append(misfits, asking)
+	}
+	return misfits
+}
+
+// without is the plan without the namespace's defaults for some keys.
+func (p *Plan) without(keys []string) *Plan {
+	namespace := p.namespace
+	namespace.Annotations = maps.Clone(namespace.Annotations)
+	for _, key := range keys {
+		delete(namespace.Annotations, key)
+	}
+	return NewPlan(p.subject, namespace, p.defaults)
+}
+
+// skipped are warnings, and before them the errors of a result that is given up: what they are about is skipped.
+func skipped(result *Result, warnings field.ErrorList, keys []string) field.ErrorList {
+	var list field.ErrorList
+	names := strings.Join(keys, " and ")
+	for _, err := range result.AllErrors() {
+		own := *err
+		own.Detail += "; the namespace's default of " + names + " was skipped: set " + names + ` on the pod, to "" if it needs none`
+		list = append(list, &own)
+	}
+	return append(list, warnings...)
+}
+
+// everything decides about a pod.
+func (d *decision) everything() Result {
 	d.selectContainers()
 	d.files()
 	d.existingClasses()
-	if !p.request.Illegible(api.IdentityName, api.IdentityMode, api.Class) {
+	if !d.request.Illegible(api.IdentityName, api.IdentityMode, api.Class) {
 		d.identity()
 		d.managedClasses()
 	}
 	d.ceilings()
-	if !p.request.Illegible(api.MountPath, api.Containers) {
+	if !d.request.Illegible(api.MountPath, api.Containers) {
 		d.volumes()
 		d.containers()
 	}
@@ -137,14 +218,9 @@ func (p *Plan) Decide(facts Facts) Result {
 	return d.Result
 }
 
-// DecideClasses says which managed classes the plan amounts to, given what there is, as [Plan.Decide] does. An [Outline] of the pod is enough:
-// it looks at no container and no volume, and says nothing of them.
-func (p *Plan) DecideClasses(facts Facts) Result {
-	if !p.requested {
-		return Result{Outcome: NotRequested, Warnings: p.warnings, NotOptedIn: p.notOptedIn}
-	}
-	d := p.decision(&facts)
-	if !p.request.Illegible(api.IdentityName, api.IdentityMode, api.Class) {
+// onlyClasses decides about managed classes.
+func (d *decision) onlyClasses() Result {
+	if !d.request.Illegible(api.IdentityName, api.IdentityMode, api.Class) {
 		d.identity()
 		d.managedClasses()
 	}
@@ -195,6 +271,9 @@ type mount struct {
 	volume  string
 	path    string
 	asked   asked
+	// at is where each of the selected containers mounts it in the end; elsewhere is true once a container's other path was told.
+	at        []string
+	elsewhere bool
 }
 
 // asked says where a class, or the first item of a managed class, was written: an annotation, and an index in its list.
@@ -260,7 +339,7 @@ func (d *decision) existingClasses() {
 			err := field.NotFound(d.askedPath(m.asked), name)
 			err.Detail = "must be a SecretProviderClass in namespace " + d.namespace.Name
 			if d.offer() {
-				err.Detail += api.AvailableClasses(name, d.facts.Available.Classes, d.facts.Available.NoDriver)
+				err.Detail += class.Available(name, d.facts.Available.Classes, d.facts.Available.NoDriver)
 			}
 			d.unresolved(api.ClassNotFound, err)
 		}
@@ -269,6 +348,7 @@ func (d *decision) existingClasses() {
 	if len(found) < len(d.request.Classes) {
 		return // which class an item is of, and whether it is in none, can't be told before all are there
 	}
+	d.syncedTwice(found)
 	unreadable := make(map[string]bool)
 	for index, item := range d.request.Items {
 		if c := d.itemOfClass(index, item, found); c != nil {
@@ -278,6 +358,24 @@ func (d *decision) existingClasses() {
 	for index, c := range found {
 		if unreadable[c.Name] {
 			d.unresolved(api.ClassInvalid, field.Invalid(d.path(api.Class).Index(index), c.Name, whyUnreadable(c)))
+		}
+	}
+}
+
+// syncedTwice rejects classes that sync a Secret of the same name: the driver replaces the whole Secret for each.
+func (d *decision) syncedTwice(classes []*class.Class) {
+	by := make(map[string]string)
+	for index, c := range classes {
+		for _, s := range c.Synced {
+			switch other := by[s.Secret]; other {
+			case "":
+				by[s.Secret] = c.Name
+			case c.Name:
+			default:
+				d.unresolved(api.ClassInvalid, field.Invalid(d.path(api.Class).Index(index), c.Name, fmt.Sprintf(
+					"must not sync Secret %s, as class %s does: the driver lets each overwrite the other; give one of them another secretName", s.Secret, other)))
+				return
+			}
 		}
 	}
 }
@@ -375,6 +473,13 @@ func (d *decision) envOfClass(index int, item api.Item, name, file string, of *c
 		}
 		d.env = append(d.env, envVar{name: name, secret: hits[0].Secret, key: hits[0].Key, containers: item.Containers, item: index})
 	case 0:
+		for _, s := range of.Untyped {
+			if s.File == file {
+				d.unresolved(api.EnvNotSynced, field.Invalid(path(), name, fmt.Sprintf(
+					"must be synced, and the driver syncs no Secret without a type; add type: Opaque to Secret %s in spec.secretObjects of class %s", s.Secret, of.Name)))
+				return
+			}
+		}
 		d.unresolved(api.EnvNotSynced, field.Invalid(path(), name, "must be synced; add to class "+of.Name+missingSync(of, file)))
 	default:
 		d.unresolved(api.EnvAmbiguous, field.Invalid(path(), name, fmt.Sprintf(
@@ -395,7 +500,7 @@ func unusable(s class.Synced) string {
 }
 
 // missingSync is the YAML that makes a class sync the file, and where to add it: a class has one list of Secrets, and two entries of one
-// name would overwrite each other. It is short, since the API server may cut a warning at 256 characters.
+// name would overwrite each other.
 func missingSync(c *class.Class, file string) string {
 	data := fmt.Sprintf("{objectName: %s, key: %s}", file, class.SecretKey(file))
 	if len(c.Synced) > 0 {
@@ -467,9 +572,14 @@ func objectNames(classes []*class.Class, only string) []string {
 	return names
 }
 
+// asksManaged reports whether the request amounts to managed classes.
+func (d *decision) asksManaged() bool {
+	return len(d.request.Classes) == 0 && asksItems(&d.request)
+}
+
 // managedClasses makes a class of each vault's items, where the request names no class.
 func (d *decision) managedClasses() {
-	if len(d.request.Classes) > 0 || !asksItems(&d.request) || d.request.Illegible(api.IdentityClientID, api.IdentityTenantID) {
+	if !d.asksManaged() || d.request.Illegible(api.IdentityClientID, api.IdentityTenantID) {
 		return
 	}
 	if !d.managedIdentity() || d.request.Illegible(api.Secrets, api.Vault) {

@@ -2,6 +2,7 @@ package inject
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/go-json-experiment/json"
 
@@ -37,7 +38,9 @@ type StatusVolume struct {
 	Name    string `json:"name"`
 	Class   string `json:"class"`
 	Managed bool   `json:"managed,omitzero"`
-	Path    string `json:"path"`
+	// Path is where the containers mount it, but for those in Elsewhere, which mounted it by themselves.
+	Path      string            `json:"path"`
+	Elsewhere map[string]string `json:"elsewhere,omitempty"`
 }
 
 // StatusEnv is one env var and the Secret's key that it is read from; never a value.
@@ -75,14 +78,31 @@ func (d *decision) givesNothing() bool {
 	return len(d.mounts) == 0 && (d.mode == api.ModeNone || !asksIdentity(&d.request))
 }
 
+func (d *decision) statusVolume(m *mount) StatusVolume {
+	s := StatusVolume{Name: m.volume, Class: m.class, Managed: m.managed, Path: m.path}
+	if len(m.at) > 0 && !slices.Contains(m.at, m.path) {
+		s.Path = m.at[0]
+	}
+	for i, at := range m.at {
+		if at == s.Path {
+			continue
+		}
+		if s.Elsewhere == nil {
+			s.Elsewhere = map[string]string{}
+		}
+		s.Elsewhere[d.selected[i].Name] = at
+	}
+	return s
+}
+
 func (d *decision) status() string {
 	var s Status
 	if d.mode != api.ModeNone {
 		s.Identity = &StatusIdentity{Mode: string(d.mode), Name: d.bound}
 	}
 	s.Volumes = make([]StatusVolume, len(d.mounts))
-	for i, m := range d.mounts {
-		s.Volumes[i] = StatusVolume{Name: m.volume, Class: m.class, Managed: m.managed, Path: m.path}
+	for i := range d.mounts {
+		s.Volumes[i] = d.statusVolume(&d.mounts[i])
 	}
 	for i := range d.env {
 		if e := &d.env[i]; e.set {

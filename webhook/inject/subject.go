@@ -40,6 +40,10 @@ type Subject struct {
 	Root Root
 	// Annotations are those that hold for the pod: its own, and for a template those that its workload hands down.
 	Annotations map[string]string
+	// Claims are names of volumes that the pod will have besides, by a StatefulSet's volumeClaimTemplates.
+	Claims []string
+	// ByNode is true where a node asks for the pod.
+	ByNode bool
 	// AnnotationPath says where an annotation was written; nil for the pod's metadata.annotations.
 	AnnotationPath func(key string) *field.Path
 }
@@ -51,6 +55,16 @@ func Pod(pod *pods.Pod) Subject {
 		s.Annotations = pod.Meta.Annotations
 	}
 	return s
+}
+
+// IsMirror reports whether the pod is the API server's image of a static pod, which nobody may change or block. A node alone makes one, and it can use
+// no ServiceAccount and no Secret; anybody else may write its annotation.
+func (s *Subject) IsMirror() bool {
+	if s.Meta == nil || !s.ByNode {
+		return false
+	}
+	_, annotated := s.Meta.Annotations[api.MirrorPod]
+	return annotated
 }
 
 // AnnotationPathOf is where an annotation was written, or should be.

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -33,6 +34,7 @@ func (d *decision) volumes() {
 			volume := &d.subject.Spec.Volumes[at]
 			m.volume = volume.Name
 			d.checkAttributes(at)
+			d.mountedTwice(m.class, at)
 			if !volume.CSI.ReadOnly {
 				d.fail(api.VolumeInvalid, field.Required(d.subject.Root.path("spec").Child("volumes").Index(at).Child("csi", "readOnly"),
 					"must be true, or the Secrets Store CSI driver refuses to mount class "+m.class))
@@ -74,7 +76,22 @@ func (d *decision) volumeOf(name string) int {
 	return -1
 }
 
+// mountedTwice rejects a pod that has two volumes of one class.
+func (d *decision) mountedTwice(name string, first int) {
+	for i := first + 1; i < len(d.subject.Spec.Volumes); i++ {
+		if csi := d.subject.Spec.Volumes[i].CSI; csi != nil && csi.Driver == class.Driver && csi.Attributes[class.Attribute] == name {
+			d.fail(api.VolumeInvalid, field.Duplicate(d.subject.Root.path("spec").Child("volumes").Index(i).Child("csi", "volumeAttributes").Key(class.Attribute), name))
+			d.Errors[len(d.Errors)-1].Detail = fmt.Sprintf("volume %s mounts that class too, and the driver keeps one state of both; remove this volume, and mount that one",
+				api.Echo(d.subject.Spec.Volumes[first].Name))
+			return
+		}
+	}
+}
+
 func (d *decision) volumeNameTaken(name string) bool {
+	if slices.Contains(d.subject.Claims, name) {
+		return true
+	}
 	for i := range d.subject.Spec.Volumes {
 		if d.subject.Spec.Volumes[i].Name == name {
 			return true
@@ -98,6 +115,16 @@ func (d *decision) ceilings() {
 	for _, m := range d.mounts {
 		if m.vault != "" && !policy.VaultAllowed(d.namespace.Annotations, m.vault) {
 			d.unresolved(api.VaultNotAllowed, field.Forbidden(d.askedPath(m.asked), "must not read Key Vault "+m.vault+d.allowed(api.AllowedVaults)))
+		}
+	}
+	for index, name := range d.request.Classes {
+		if c := d.facts.class(name); c != nil && (c.UsesNodeIdentity || d.hasNodePublishSecret(name)) && c.IsNameless() && policy.HasCeiling(d.namespace.Annotations) && !d.defaults.AllowVMIdentity {
+			ceiling := api.AllowedVaults
+			if _, set := d.namespace.Annotations[api.AllowedNames]; set {
+				ceiling = api.AllowedNames
+			}
+			d.unresolved(api.IdentityNotAllowed, field.Forbidden(d.path(api.Class).Index(index),
+				"must not read the vault as the node or a service principal, as class "+name+" does"+d.allowed(ceiling)))
 		}
 	}
 	d.identityCeiling(d.bound, d.boundPath)
@@ -157,7 +184,7 @@ func (d *decision) checkMountPath(c *container, m *mount) {
 
 // mountConflict refuses what stands in the way of a mount of ours in a container.
 func (d *decision) mountConflict(path *field.Path, theirs, what, where string, c *container, m *mount) {
-	d.fail(api.MountPathConflict, field.Invalid(path, theirs,
+	d.fail(api.MountPathConflict, field.Invalid(d.causedBy(api.MountPath, path), theirs,
 		fmt.Sprintf("%s of container %s is %s %s; move it, or set %s", what, c.Name, where, m.path, api.MountPath)))
 }
 

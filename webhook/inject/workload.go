@@ -18,6 +18,25 @@ func template(w *pods.Workload) (*pods.Pod, Root) {
 	return w.Template, TemplateRoot
 }
 
+// ownAnnotations are those of a workload itself; of a CronJob also those of its Jobs, which win.
+func ownAnnotations(w *pods.Workload) map[string]string {
+	if len(w.JobAnnotations) == 0 {
+		return w.Meta.Annotations
+	}
+	own := make(map[string]string, len(w.Meta.Annotations)+len(w.JobAnnotations))
+	maps.Copy(own, w.Meta.Annotations)
+	maps.Copy(own, w.JobAnnotations)
+	return own
+}
+
+// ownPath is where an annotation of a workload itself was written.
+func ownPath(w *pods.Workload, key string) *field.Path {
+	if _, ofJobs := w.JobAnnotations[key]; ofJobs {
+		return field.NewPath("spec", "jobTemplate", "metadata", "annotations").Key(key)
+	}
+	return field.NewPath("metadata", "annotations").Key(key)
+}
+
 func annotationsOf(template *pods.Pod) map[string]string {
 	if template.Meta == nil {
 		return nil
@@ -48,10 +67,10 @@ func HandDown(w, old *pods.Workload) (Handover, bool) {
 	}
 	var before map[string]string
 	if old != nil {
-		before = old.Meta.Annotations
+		before = ownAnnotations(old)
 	}
-	own, theirs := w.Meta.Annotations, annotationsOf(template)
-	h := Handover{Subject: Subject{Pod: template, Root: root}}
+	own, theirs := ownAnnotations(w), annotationsOf(template)
+	h := Handover{Subject: Subject{Pod: template, Root: root, Claims: w.Claims}}
 	effective := make(map[string]string, len(theirs))
 	maps.Copy(effective, theirs)
 	inherited := make(map[string]bool)
@@ -87,7 +106,7 @@ func HandDown(w, old *pods.Workload) (Handover, bool) {
 	h.Subject.Annotations = effective
 	h.Subject.AnnotationPath = func(key string) *field.Path {
 		if _, written := own[key]; inherited[key] || (written && theirs[key] == "") {
-			return field.NewPath("metadata", "annotations").Key(key)
+			return ownPath(w, key)
 		}
 		return root.path("metadata").Child("annotations").Key(key)
 	}
@@ -115,7 +134,7 @@ func SameRequest(w, old *pods.Workload) bool {
 	if now == nil || before == nil {
 		return now == before
 	}
-	return maps.Equal(requestOf(w.Meta.Annotations), requestOf(old.Meta.Annotations)) &&
+	return maps.Equal(requestOf(ownAnnotations(w)), requestOf(ownAnnotations(old))) &&
 		maps.Equal(requestOf(annotationsOf(now)), requestOf(annotationsOf(before)))
 }
 

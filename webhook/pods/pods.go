@@ -69,6 +69,8 @@ type Volume struct {
 	CSI *CSI
 	// ReadOnly is true for the kinds that the kubelet always mounts read-only: configMap, secret, projected, downwardAPI, image.
 	ReadOnly bool
+	// HasIdentityToken is true where the volume projects a token by which the pod's ServiceAccount signs in to Microsoft Entra.
+	HasIdentityToken bool
 }
 
 // CSI is an inline volume of a CSI driver.
@@ -76,12 +78,15 @@ type CSI struct {
 	Driver     string
 	ReadOnly   bool
 	Attributes map[string]string
+	// HasNodePublishSecret is true where the volume names a Secret for the driver.
+	HasNodePublishSecret bool
 }
 
 // Container is a container or an init container.
 type Container struct {
 	Name            string
 	Env             []EnvVar
+	EnvFrom         []EnvFrom
 	Mounts          []Mount
 	Devices         []Device
 	SecurityContext SecurityContext
@@ -93,6 +98,11 @@ type EnvVar struct {
 	SecretKey *SecretKey
 }
 
+// EnvFrom makes an env var of each key of a Secret or a ConfigMap: one of the two has a name.
+type EnvFrom struct {
+	Prefix, Secret, ConfigMap string
+}
+
 // SecretKey is a key of a Secret in the pod's namespace.
 type SecretKey struct {
 	Secret, Key string
@@ -102,6 +112,8 @@ type SecretKey struct {
 type Mount struct {
 	Volume, Path string
 	ReadOnly     bool
+	// Part is true for a mount of a file or folder of the volume, by subPath or subPathExpr.
+	Part bool
 }
 
 // Device is a volumeDevice of a container.
@@ -115,6 +127,10 @@ type Workload struct {
 	Meta Meta
 	// Template is spec.template, JobTemplate the one within the spec.jobTemplate of a CronJob. At most one is there.
 	Template, JobTemplate *Pod
+	// JobAnnotations are the annotations in the metadata of a CronJob's spec.jobTemplate.
+	JobAnnotations map[string]string
+	// Claims are the names of the volumeClaimTemplates of a StatefulSet, which become volumes of its pods.
+	Claims []string
 }
 
 // ObjectMeta is the pod's metadata; nil where it has none.
@@ -177,12 +193,24 @@ func (w *Workload) Read(r *jsonstream.Reader) {
 				case "template":
 					w.Template = template(r)
 				case "jobTemplate":
-					w.JobTemplate = jobTemplate(r)
+					w.readJobTemplate(r)
+				case "volumeClaimTemplates":
+					w.Claims = jsonstream.List(r, claim)
 				default:
 					r.Skip()
 				}
 			}
 		default:
+			r.Skip()
+		}
+	}
+}
+
+func claim(claim *string, r *jsonstream.Reader) {
+	for name := range r.Members {
+		if string(name) == "metadata" {
+			*claim = nameOf(r)
+		} else {
 			r.Skip()
 		}
 	}
@@ -197,21 +225,25 @@ func template(r *jsonstream.Reader) *Pod {
 	return &p
 }
 
-func jobTemplate(r *jsonstream.Reader) (pod *Pod) {
+func (w *Workload) readJobTemplate(r *jsonstream.Reader) {
 	for name := range r.Members {
-		if string(name) != "spec" {
-			r.Skip()
-			continue
-		}
-		for name := range r.Members {
-			if string(name) == "template" {
-				pod = template(r)
-			} else {
-				r.Skip()
+		switch string(name) {
+		case "metadata":
+			var meta Meta
+			meta.read(r)
+			w.JobAnnotations = meta.Annotations
+		case "spec":
+			for name := range r.Members {
+				if string(name) == "template" {
+					w.JobTemplate = template(r)
+				} else {
+					r.Skip()
+				}
 			}
+		default:
+			r.Skip()
 		}
 	}
-	return pod
 }
 
 func (m *Meta) read(r *jsonstream.Reader) {
@@ -364,7 +396,11 @@ func (v *Volume) read(r *jsonstream.Reader) {
 			v.Name = r.Text(MaxName)
 		case "csi":
 			v.CSI = csi(r)
-		case "configMap", "secret", "projected", "downwardAPI", "image":
+		case "projected":
+			if !r.Null() {
+				v.ReadOnly, v.HasIdentityToken = true, hasIdentityToken(r)
+			}
+		case "configMap", "secret", "downwardAPI", "image":
 			if !r.Null() {
 				v.ReadOnly = true
 				r.Skip()
@@ -373,6 +409,38 @@ func (v *Volume) read(r *jsonstream.Reader) {
 			r.Skip()
 		}
 	}
+}
+
+// hasIdentityToken reads a projected volume.
+func hasIdentityToken(r *jsonstream.Reader) (found bool) {
+	audience := func() {
+		for name := range r.Members {
+			if string(name) != "audience" {
+				r.Skip()
+				continue
+			}
+			switch r.Text(MaxName) {
+			case api.TokenExchangeAudience, api.TokenProxyAudience:
+				found = true
+			}
+		}
+	}
+	for name := range r.Members {
+		if string(name) != "sources" {
+			r.Skip()
+			continue
+		}
+		for range r.Elements {
+			for name := range r.Members {
+				if string(name) == "serviceAccountToken" {
+					audience()
+				} else {
+					r.Skip()
+				}
+			}
+		}
+	}
+	return found
 }
 
 func csi(r *jsonstream.Reader) *CSI {
@@ -386,6 +454,11 @@ func csi(r *jsonstream.Reader) *CSI {
 			c.Driver = r.Text(MaxName)
 		case "readOnly":
 			c.ReadOnly = r.Bool()
+		case "nodePublishSecretRef":
+			c.HasNodePublishSecret = !r.Null()
+			if c.HasNodePublishSecret {
+				r.Skip()
+			}
 		case "volumeAttributes":
 			c.Attributes, _ = entries(r, func([]byte) bool { return true }, apivalidation.TotalAnnotationSizeLimitB)
 		default:
@@ -402,6 +475,8 @@ func (c *Container) read(r *jsonstream.Reader) {
 			c.Name = r.Text(MaxName)
 		case "env":
 			c.Env = jsonstream.List(r, (*EnvVar).read)
+		case "envFrom":
+			c.EnvFrom = jsonstream.List(r, (*EnvFrom).read)
 		case "volumeMounts":
 			c.Mounts = jsonstream.List(r, (*Mount).read)
 		case "volumeDevices":
@@ -433,6 +508,33 @@ func (e *EnvVar) read(r *jsonstream.Reader) {
 	}
 }
 
+func (e *EnvFrom) read(r *jsonstream.Reader) {
+	for name := range r.Members {
+		switch string(name) {
+		case "prefix":
+			e.Prefix = r.Text(api.MaxEnv + 1)
+		case "secretRef":
+			e.Secret = nameOf(r)
+		case "configMapRef":
+			e.ConfigMap = nameOf(r)
+		default:
+			r.Skip()
+		}
+	}
+}
+
+// nameOf reads the name in metadata or in a reference.
+func nameOf(r *jsonstream.Reader) (text string) {
+	for name := range r.Members {
+		if string(name) == "name" {
+			text = r.Text(MaxName)
+		} else {
+			r.Skip()
+		}
+	}
+	return text
+}
+
 func secretKey(r *jsonstream.Reader) *SecretKey {
 	if r.Null() {
 		return nil
@@ -460,6 +562,8 @@ func (m *Mount) read(r *jsonstream.Reader) {
 			m.Path = r.Text(maxPath)
 		case "readOnly":
 			m.ReadOnly = r.Bool()
+		case "subPath", "subPathExpr":
+			m.Part = r.Text(1) != "" || m.Part
 		default:
 			r.Skip()
 		}

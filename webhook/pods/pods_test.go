@@ -23,12 +23,13 @@ const full = `{"kind":"Pod","apiVersion":"v1",
 	"deletionTimestamp":"2026-01-01T00:00:00Z","managedFields":[{"manager":"m"}]},
 "spec":{"serviceAccountName":"sa","serviceAccount":"sb","hostNetwork":true,"hostPID":true,"os":{"name":"windows"},"nodeSelector":{"kubernetes.io/os":"windows","x":"y"},
 	"securityContext":{"runAsUser":1,"runAsNonRoot":true,"fsGroup":2},"affinity":{"nodeAffinity":{}},
-	"volumes":[{"name":"v","csi":{"driver":"d","readOnly":true,"fsType":"x","volumeAttributes":{"secretProviderClass":"c","other":"o"}}},
+	"volumes":[{"name":"v","csi":{"driver":"d","readOnly":true,"fsType":"x","nodePublishSecretRef":{"name":"s"},"volumeAttributes":{"secretProviderClass":"c","other":"o"}}},
 		{"name":"w","emptyDir":{}},{"configMap":{"name":"a"}},{"secret":{}},{"projected":{"sources":[]}},{"downwardAPI":{}},{"image":{"reference":"i"}}],
 	"initContainers":[{"name":"init","image":"i","env":[{"name":"I","value":"1"}]}],
 	"containers":[{"name":"app","image":"i","args":["a"],"ports":[{"containerPort":80}],"resources":{},
 		"env":[{"name":"A","value":"1"},{"name":"B","valueFrom":{"secretKeyRef":{"name":"s","key":"k","optional":true}}},{"name":"C","valueFrom":{"fieldRef":{"fieldPath":"x"}}}],
-		"volumeMounts":[{"name":"v","mountPath":"/m","readOnly":true,"subPath":"s"}],"volumeDevices":[{"name":"d","devicePath":"/d"}],
+		"envFrom":[{"prefix":"P_","secretRef":{"name":"s","optional":true}},{"configMapRef":{"name":"c","optional":true}}],
+		"volumeMounts":[{"name":"v","mountPath":"/m","readOnly":true,"subPath":"s","mountPropagation":"None"},{"name":"w","subPathExpr":"$(A)"}],"volumeDevices":[{"name":"d","devicePath":"/d"}],
 		"securityContext":{"runAsUser":0,"runAsNonRoot":false,"privileged":true}}]},
 "status":{"phase":"Running"}}`
 
@@ -38,9 +39,9 @@ func TestFieldsThatAreRead(t *testing.T) {
 		text := full
 		switch kind {
 		case "Deployment":
-			text = `{"kind":"Deployment","metadata":{"name":"d","annotations":{"keyvault.io/env":"auto"}},"spec":{"replicas":1,"template":` + full + `}}`
+			text = `{"kind":"Deployment","metadata":{"name":"d","annotations":{"keyvault.io/env":"auto"}},"spec":{"replicas":1,"volumeClaimTemplates":[{"metadata":{"name":"data"},"spec":{"storageClassName":"x"}}],"template":` + full + `}}`
 		case "CronJob":
-			text = `{"kind":"CronJob","metadata":{"name":"d"},"spec":{"schedule":"x","jobTemplate":{"metadata":{},"spec":{"parallelism":1,"template":` + full + `}}}}`
+			text = `{"kind":"CronJob","metadata":{"name":"d"},"spec":{"schedule":"x","jobTemplate":{"metadata":{"name":"j","annotations":{"keyvault.io/env":"auto"}},"spec":{"parallelism":1,"template":` + full + `}}}}`
 		}
 		var tree any
 		if err := json.Unmarshal([]byte(text), &tree); err != nil {
@@ -164,8 +165,14 @@ func podOf(meta *metav1.ObjectMeta, spec *corev1.PodSpec) pods.Pod {
 	}
 	for _, v := range spec.Volumes {
 		volume := pods.Volume{Name: name(v.Name), ReadOnly: v.ConfigMap != nil || v.Secret != nil || v.Projected != nil || v.DownwardAPI != nil || v.Image != nil}
+		if v.Projected != nil {
+			for _, source := range v.Projected.Sources {
+				token := source.ServiceAccountToken
+				volume.HasIdentityToken = volume.HasIdentityToken || token != nil && (token.Audience == api.TokenExchangeAudience || token.Audience == api.TokenProxyAudience)
+			}
+		}
 		if v.CSI != nil {
-			volume.CSI = &pods.CSI{Driver: name(v.CSI.Driver), ReadOnly: v.CSI.ReadOnly != nil && *v.CSI.ReadOnly}
+			volume.CSI = &pods.CSI{Driver: name(v.CSI.Driver), ReadOnly: v.CSI.ReadOnly != nil && *v.CSI.ReadOnly, HasNodePublishSecret: v.CSI.NodePublishSecretRef != nil}
 			if len(v.CSI.VolumeAttributes) > 0 {
 				volume.CSI.Attributes = v.CSI.VolumeAttributes
 			}
@@ -190,8 +197,20 @@ func containers(all []corev1.Container) []pods.Container {
 			}
 			container.Env = append(container.Env, v)
 		}
+		for _, e := range c.EnvFrom {
+			from := pods.EnvFrom{Prefix: cut(e.Prefix, pods.MaxName+1)}
+			if e.SecretRef != nil {
+				from.Secret = name(e.SecretRef.Name)
+			}
+			if e.ConfigMapRef != nil {
+				from.ConfigMap = name(e.ConfigMapRef.Name)
+			}
+			container.EnvFrom = append(container.EnvFrom, from)
+		}
 		for _, m := range c.VolumeMounts {
-			container.Mounts = append(container.Mounts, pods.Mount{Volume: name(m.Name), Path: cut(m.MountPath, 4096), ReadOnly: m.ReadOnly})
+			container.Mounts = append(container.Mounts, pods.Mount{
+				Volume: name(m.Name), Path: cut(m.MountPath, 4096), ReadOnly: m.ReadOnly, Part: m.SubPath != "" || m.SubPathExpr != "",
+			})
 		}
 		for _, d := range c.VolumeDevices {
 			container.Devices = append(container.Devices, pods.Device{Volume: name(d.Name), Path: cut(d.DevicePath, 4096)})

@@ -5,6 +5,7 @@
 package policy
 
 import (
+	"fmt"
 	"slices"
 
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -24,6 +25,10 @@ type Pod struct {
 	ServiceAccount string
 	// Volumes are those of the Secrets Store CSI driver.
 	Volumes []Volume
+	// HasIdentityToken is true where a volume projects a token by which the ServiceAccount signs in to Microsoft Entra.
+	HasIdentityToken bool
+	// NodeIdentityAllowed is true where the server lets pods read vaults as their node.
+	NodeIdentityAllowed bool
 	// LabelPaths says where labels that annotations bring about were written; nil for labels that are there.
 	LabelPaths map[string]*field.Path
 }
@@ -60,9 +65,9 @@ func (p *Pod) binding() string {
 	return p.Labels[api.PodIdentityBinding]
 }
 
-// usesWorkloadIdentity reports whether Azure's webhook gives the pod a token of its ServiceAccount.
+// usesWorkloadIdentity reports whether the pod has a token of its ServiceAccount for Microsoft Entra: from Azure's webhook, or from a volume of its own.
 func (p *Pod) usesWorkloadIdentity() bool {
-	return p.Labels[api.WorkloadIdentityUse] == "true"
+	return p.Labels[api.WorkloadIdentityUse] == "true" || p.HasIdentityToken
 }
 
 func (p *Pod) labelPath(key string) *field.Path {
@@ -105,6 +110,7 @@ func (p *Pod) Needs(namespace Namespace) Needs {
 	modes := ModesOf(namespace.Labels)
 	if modes.atLeast(Bound) || HasCeiling(namespace.Annotations) {
 		n.Classes = p.classes()
+		n.Classes = n.Classes[:min(len(n.Classes), maxLookedUp)]
 	}
 	if modes.atLeast(Bound) {
 		n.Selector = p.binding()
@@ -118,9 +124,20 @@ func (p *Pod) Needs(namespace Namespace) Needs {
 	return n
 }
 
-// maxLookedUp is how many classes of a pod are looked up, far beyond what an honest one mounts: each may be a read of the API server. The
-// others count as missing, which is refused wherever it matters what a class says.
+// maxLookedUp is how many classes of a pod are looked up, far beyond what an honest one mounts: each may be a read of the API server. A pod with
+// more is rejected wherever it matters what a class says.
 const maxLookedUp = 100
+
+// tooManyClasses rejects a pod of which not every class is looked up.
+func (s *subject) tooManyClasses() field.ErrorList {
+	all := s.classes()
+	if len(all) <= maxLookedUp {
+		return nil
+	}
+	err := field.TooMany(child(s.Root, "spec", "volumes"), len(all), maxLookedUp)
+	err.Detail = fmt.Sprintf("must mount at most %d SecretProviderClasses, mounts %d", maxLookedUp, len(all))
+	return field.ErrorList{api.Because(api.VolumeInvalid, err)}
+}
 
 // classes are the names of those that the pod mounts, each once.
 func (p *Pod) classes() []string {
@@ -131,8 +148,7 @@ func (p *Pod) classes() []string {
 		}
 	}
 	slices.Sort(names)
-	names = slices.Compact(names)
-	return names[:min(len(names), maxLookedUp)]
+	return slices.Compact(names)
 }
 
 // Facts is what a namespace holds of what was needed.
@@ -149,7 +165,9 @@ type Facts struct {
 
 // ServiceAccount is what a ServiceAccount says of workload identity.
 type ServiceAccount struct {
-	Name, ClientID string
+	Name string
+	// ClientID is a GUID, or empty; InvalidClientID is what the annotation has if that is no GUID.
+	ClientID, InvalidClientID string
 }
 
 // Available lists names of a namespace: its classes, ServiceAccounts, those of them that have a client id, and the selectors of its

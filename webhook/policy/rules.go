@@ -36,12 +36,12 @@ var Rules = [...]Rule{
 	},
 	{
 		Name: "service-account-exists", Level: Bound, Reason: api.ServiceAccountNotFound,
-		Checks: "With the label `azure.workload.identity/use: \"true\"`, the pod's ServiceAccount exists.",
+		Checks: "With the label `azure.workload.identity/use: \"true\"` or a projected token for Microsoft Entra, the pod's ServiceAccount exists.",
 		Fix:    "Apply the ServiceAccount, or name another.", check: serviceAccountExists,
 	},
 	{
 		Name: "service-account-bound", Level: Bound, Reason: api.IdentityNotBound,
-		Checks: "With the label `azure.workload.identity/use: \"true\"`, the pod's ServiceAccount has a client id.",
+		Checks: "With the label `azure.workload.identity/use: \"true\"` or a projected token for Microsoft Entra, the pod's ServiceAccount has a client id.",
 		Fix:    "Annotate the ServiceAccount with `azure.workload.identity/client-id`.", check: serviceAccountBound,
 	},
 	{
@@ -66,7 +66,7 @@ var Rules = [...]Rule{
 	},
 	{
 		Name: "identity-required", Level: Required, Reason: api.IdentityRequired, Alone: true,
-		Checks: "The pod has an identity: the label `aadpodidbinding`, or `azure.workload.identity/use: \"true\"`.",
+		Checks: "The pod has an identity: the label `aadpodidbinding`, `azure.workload.identity/use: \"true\"`, or a projected token for Microsoft Entra.",
 		Fix:    "Set `identity.io/name` on the pod template.", check: identityRequired,
 	},
 	{
@@ -76,7 +76,7 @@ var Rules = [...]Rule{
 	},
 	{
 		Name: "identities-allowed", Reason: api.IdentityNotAllowed,
-		Checks: "The namespace's annotation `identity.io/allowed-names`, where there is one, allows the label `aadpodidbinding`, and the ServiceAccount of a pod that has the label `azure.workload.identity/use: \"true\"` or mounts a class with a `clientID`. The class is there to tell, unless the ServiceAccount is allowed, and no attribute of a volume overrides it.",
+		Checks: "The namespace's annotation `identity.io/allowed-names`, where there is one, allows the label `aadpodidbinding`, and the ServiceAccount of a pod that has the label `azure.workload.identity/use: \"true\"` a token for Microsoft Entra, or mounts a class with a `clientID`. The class is there to tell, and no attribute of a volume overrides it. Under either ceiling, no class reads the vault as the node or a service principal, which have no name, unless the server's flag `--allow-vm-identity` is set.",
 		Fix:    "Take an identity that it allows, or ask whoever owns the namespace.", check: identitiesAllowed,
 	},
 }
@@ -102,11 +102,11 @@ func serviceAccountExists(s *subject) field.ErrorList {
 
 func serviceAccountBound(s *subject) field.ErrorList {
 	sa := s.facts.ServiceAccount
-	if !s.usesWorkloadIdentity() || sa == nil || strings.TrimSpace(sa.ClientID) != "" {
+	if !s.usesWorkloadIdentity() || sa == nil || sa.ClientID != "" {
 		return nil
 	}
 	return field.ErrorList{field.Invalid(child(s.Root, "spec", "serviceAccountName"), s.ServiceAccount,
-		"must be a ServiceAccount with annotation "+api.WorkloadIdentityClientID+"; add it there"+api.Available("", "ServiceAccount with one", s.facts.Available.Clients))}
+		"must be a ServiceAccount with annotation "+api.WorkloadIdentityClientID+api.NoClientID(sa.InvalidClientID)+api.Available("", "ServiceAccount with one", s.facts.Available.Clients))}
 }
 
 // maxErrors is how many errors a rule has for a pod, more than anyone reads. A pod may have thousands of volumes, and each message looks
@@ -134,6 +134,9 @@ func classNamed(s *subject) field.ErrorList {
 }
 
 func classExists(s *subject) field.ErrorList {
+	if errs := s.tooManyClasses(); errs != nil {
+		return errs
+	}
 	return s.eachVolume(func(v *Volume) field.ErrorList {
 		if v.class() == "" || s.facts.class(v.class()) != nil {
 			return nil
@@ -146,7 +149,7 @@ func (s *subject) noClass(v *Volume) *field.Error {
 	name := api.Echo(v.class()) // nobody has checked it, not even its length
 	err := field.NotFound(v.classPath(), name)
 	err.Detail = "must be a SecretProviderClass in namespace " + s.namespace.Name +
-		api.AvailableClasses(name, s.facts.Available.Classes, s.facts.Available.NoDriver)
+		class.Available(name, s.facts.Available.Classes, s.facts.Available.NoDriver)
 	return err
 }
 
@@ -239,6 +242,9 @@ func vaultsAllowed(s *subject) field.ErrorList {
 	if _, set := s.namespace.Annotations[api.AllowedVaults]; !set {
 		return nil
 	}
+	if errs := s.tooManyClasses(); errs != nil {
+		return errs
+	}
 	return s.eachVolume(func(v *Volume) field.ErrorList {
 		c := s.facts.class(v.class())
 		switch {
@@ -258,32 +264,50 @@ func vaultsAllowed(s *subject) field.ErrorList {
 }
 
 func identitiesAllowed(s *subject) field.ErrorList {
-	if _, set := s.namespace.Annotations[api.AllowedNames]; !set {
+	if !HasCeiling(s.namespace.Annotations) {
 		return nil
+	}
+	if errs := s.tooManyClasses(); errs != nil {
+		return errs
+	}
+	nameless := s.eachVolume(func(v *Volume) field.ErrorList {
+		if c := s.facts.class(v.class()); c != nil && c.IsNameless() && !s.NodeIdentityAllowed {
+			return field.ErrorList{field.Forbidden(v.classPath(), "must not read the vault as the node or a service principal, as class "+api.Echo(c.Name)+" does"+s.allowed(s.ceiling()))}
+		}
+		return nil
+	})
+	if _, set := s.namespace.Annotations[api.AllowedNames]; !set {
+		return nameless
 	}
 	var errs field.ErrorList
 	if name := s.binding(); name != "" && !IdentityAllowed(s.namespace.Annotations, name) {
 		errs = append(errs, field.Forbidden(s.labelPath(api.PodIdentityBinding), "must not use identity "+api.Echo(name)+s.allowed(api.AllowedNames)))
 	}
-	uses, allowed := s.usesWorkloadIdentity(), IdentityAllowed(s.namespace.Annotations, s.ServiceAccount)
+	uses := s.usesWorkloadIdentity()
 	volumes := s.eachVolume(func(v *Volume) field.ErrorList {
 		c := s.facts.class(v.class())
 		switch {
 		case len(v.others()) > 0:
 			return field.ErrorList{s.overrides(v, api.AllowedNames)}
-		case c != nil && c.UsesNodeIdentity:
-			return field.ErrorList{field.Forbidden(v.classPath(), "must not use the node's identity, as class "+api.Echo(c.Name)+" does"+s.allowed(api.AllowedNames))}
 		case c != nil:
-			uses = uses || (c.ClientID != "" && !c.UsesPodIdentity) // with both, the provider passes over the client id
-		case v.class() != "" && !allowed:
+			uses = uses || (c.ClientID+c.InvalidClientID != "" && !c.UsesPodIdentity) // with both, the provider passes over the client id
+		case v.class() != "": // it may turn out to have no name
 			return field.ErrorList{s.untold(v, api.AllowedNames)}
 		}
 		return nil
 	})
-	if uses && !allowed {
+	if uses && !IdentityAllowed(s.namespace.Annotations, s.ServiceAccount) {
 		errs = append(errs, field.Forbidden(child(s.Root, "spec", "serviceAccountName"), "must not use identity "+api.Echo(s.ServiceAccount)+s.allowed(api.AllowedNames)))
 	}
-	return append(errs, volumes...)
+	return append(append(errs, nameless...), volumes...)
+}
+
+// ceiling is the ceiling on identities, or if there is none the one on vaults.
+func (s *subject) ceiling() string {
+	if _, set := s.namespace.Annotations[api.AllowedNames]; set {
+		return api.AllowedNames
+	}
+	return api.AllowedVaults
 }
 
 // overrides is about a volume whose attributes get around a ceiling.

@@ -20,6 +20,7 @@ type scene struct {
 	labels         map[string]string
 	serviceAccount string              // "default" where empty
 	volumes        []map[string]string // attributes of volumes of the driver
+	hasToken       bool                // of its ServiceAccount for Microsoft Entra, by a volume
 	demands        map[string]string   // labels of the namespace
 	allows         map[string]string   // annotations of the namespace
 	facts          policy.Facts
@@ -32,7 +33,7 @@ func (s *scene) namespace() policy.Namespace {
 }
 
 func (s *scene) pod() *policy.Pod {
-	pod := &policy.Pod{Labels: s.labels, ServiceAccount: s.serviceAccount}
+	pod := &policy.Pod{Labels: s.labels, ServiceAccount: s.serviceAccount, HasIdentityToken: s.hasToken}
 	if pod.ServiceAccount == "" {
 		pod.ServiceAccount = "default"
 	}
@@ -77,6 +78,14 @@ func mount(name string, more ...string) map[string]string {
 		attributes[more[i]] = more[i+1]
 	}
 	return attributes
+}
+
+// many are volumes of as many classes.
+func many(n int) (volumes []map[string]string) {
+	for i := range n {
+		volumes = append(volumes, mount(fmt.Sprintf("c%d", i)))
+	}
+	return volumes
 }
 
 func mounts(volumes ...map[string]string) []map[string]string { return volumes }
@@ -144,9 +153,9 @@ var rules = map[string]map[string]scene{
 			facts: policy.Facts{ServiceAccount: &policy.ServiceAccount{Name: "default"}, Available: policy.Available{Clients: []string{"blob-sa"}}},
 			want:  []string{`service-account-bound: [IdentityNotBound] spec.serviceAccountName: Invalid value: "default": must be a ServiceAccount with annotation azure.workload.identity/client-id; add it there; available here: blob-sa`},
 		},
-		"a client id of spaces": {
-			labels: workload("true"), demands: bound, facts: policy.Facts{ServiceAccount: &policy.ServiceAccount{Name: "default", ClientID: " "}},
-			want: []string{`service-account-bound: [IdentityNotBound] spec.serviceAccountName: Invalid value: "default": must be a ServiceAccount with annotation azure.workload.identity/client-id; add it there; there is no ServiceAccount with one here`},
+		"a client id that is no GUID": {
+			labels: workload("true"), demands: bound, facts: policy.Facts{ServiceAccount: &policy.ServiceAccount{Name: "default", InvalidClientID: "${ID}"}},
+			want: []string{`service-account-bound: [IdentityNotBound] spec.serviceAccountName: Invalid value: "default": must be a ServiceAccount with annotation azure.workload.identity/client-id, which is "${ID}" there, no GUID; correct it there; there is no ServiceAccount with one here`},
 		},
 		"without the label, no client id": {demands: bound, facts: policy.Facts{ServiceAccount: &policy.ServiceAccount{Name: "default"}}},
 		"no level asks for no client id":  {labels: workload("true"), facts: policy.Facts{ServiceAccount: &policy.ServiceAccount{Name: "default"}}},
@@ -272,19 +281,19 @@ var rules = map[string]map[string]scene{
 		"bound asks for no identity": {demands: bound},
 	},
 	"vaults-allowed": {
-		"a vault that is allowed":              {volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedVaults: "other-*, TEAM-*"}, facts: classes(azure("kv"))},
-		"no ceiling on vaults":                 {volumes: mounts(mount("kv", "keyvaultName", "other-kv")), facts: classes(azure("kv"))},
+		"a vault that is allowed":              {volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedVaults: "other-*, TEAM-*"}, facts: classes(azure("kv", "clientID", "0"))},
+		"no ceiling on vaults":                 {volumes: mounts(mount("kv", "keyvaultName", "other-kv")), facts: classes(azure("kv", "clientID", "0"))},
 		"a pod without a volume of the driver": {allows: map[string]string{api.AllowedVaults: ""}},
 		"a vault that is not allowed": {
-			volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedVaults: "other-*"}, facts: classes(azure("kv")),
+			volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedVaults: "other-*"}, facts: classes(azure("kv", "clientID", "0")),
 			want: []string{`vaults-allowed: [VaultNotAllowed] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Forbidden: must not read Key Vault team-kv; namespace annotation keyvault.io/allowed-vaults allows other-*`},
 		},
 		"a second volume, where none is allowed": {
-			volumes: mounts(mount("hashicorp"), mount("kv")), allows: map[string]string{api.AllowedVaults: " "}, facts: classes(azure("kv"), provided("hashicorp", "vault")),
+			volumes: mounts(mount("hashicorp"), mount("kv")), allows: map[string]string{api.AllowedVaults: " "}, facts: classes(azure("kv", "clientID", "0"), provided("hashicorp", "vault")),
 			want: []string{`vaults-allowed: [VaultNotAllowed] spec.volumes[1].csi.volumeAttributes[secretProviderClass]: Forbidden: must not read Key Vault team-kv; namespace annotation keyvault.io/allowed-vaults allows none`},
 		},
 		"a vault with space around it": {
-			volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedVaults: "team-*"}, facts: classes(provided("kv", class.Provider, "keyvaultName", "\tother-kv\n")),
+			volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedVaults: "team-*"}, facts: classes(provided("kv", class.Provider, "clientID", "0", "keyvaultName", "\tother-kv\n")),
 			want: []string{`vaults-allowed: [VaultNotAllowed] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Forbidden: must not read Key Vault other-kv; namespace annotation keyvault.io/allowed-vaults allows team-*`},
 		},
 		"a provider by another name": {
@@ -292,7 +301,7 @@ var rules = map[string]map[string]scene{
 			want: []string{`vaults-allowed: [VaultNotAllowed] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Forbidden: must not read Key Vault other-kv; namespace annotation keyvault.io/allowed-vaults allows team-*`},
 		},
 		"a class that says no vault, whatever is allowed": {
-			volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedVaults: "*"}, facts: classes(provided("kv", class.Provider)),
+			volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedVaults: "*"}, facts: classes(provided("kv", class.Provider, "clientID", "0")),
 			want: []string{`vaults-allowed: [VaultNotAllowed] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Forbidden: must say its Key Vault: class kv has no keyvaultName; namespace annotation keyvault.io/allowed-vaults allows *`},
 		},
 		"a class of a provider that has no vaults of ours": {volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedVaults: ""}, facts: classes(provided("kv", "vault"))},
@@ -301,14 +310,26 @@ var rules = map[string]map[string]scene{
 			want: []string{`vaults-allowed: [ClassNotFound] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Not found: "kv": must be a SecretProviderClass in namespace team-a; did you mean kv1?; namespace annotation keyvault.io/allowed-vaults allows *`},
 		},
 		"attributes that override a class which is allowed": {
-			volumes: mounts(mount("kv", "objects", "", "keyvaultName", "team-kv")), allows: map[string]string{api.AllowedVaults: "*"}, facts: classes(azure("kv")),
+			volumes: mounts(mount("kv", "objects", "", "keyvaultName", "team-kv")), allows: map[string]string{api.AllowedVaults: "*"}, facts: classes(azure("kv", "clientID", "0")),
 			want: []string{`vaults-allowed: [VaultNotAllowed] spec.volumes[0].csi.volumeAttributes[keyvaultName]: Forbidden: must not override the class; namespace annotation keyvault.io/allowed-vaults allows *`},
 		},
 		"a ceiling and a level say so each": {
-			volumes: mounts(mount("kv", "keyvaultName", "other-kv")), demands: bound, allows: map[string]string{api.AllowedVaults: "*"}, facts: classes(azure("kv")),
+			volumes: mounts(mount("kv", "keyvaultName", "other-kv")), demands: bound, allows: map[string]string{api.AllowedVaults: "*"}, facts: classes(azure("kv", "clientID", "0")),
 			want: []string{
 				`attributes: [AttributeNotAllowed] spec.volumes[0].csi.volumeAttributes[keyvaultName]: Forbidden: must not override the class; write it into a class of its own`,
 				`vaults-allowed: [VaultNotAllowed] spec.volumes[0].csi.volumeAttributes[keyvaultName]: Forbidden: must not override the class; namespace annotation keyvault.io/allowed-vaults allows *`,
+			},
+		},
+		"a class of the node": {
+			volumes: mounts(mount("kv")), demands: required, labels: workload("true"), allows: map[string]string{api.AllowedVaults: "*"},
+			facts: policy.Facts{Classes: []*class.Class{azure("kv", "useVMManagedIdentity", "true")}, ServiceAccount: &policy.ServiceAccount{ClientID: "0"}},
+			want:  []string{`identities-allowed: [IdentityNotAllowed] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Forbidden: must not read the vault as the node or a service principal, as class kv does; namespace annotation keyvault.io/allowed-vaults allows *`},
+		},
+		"more classes than are looked up": {
+			volumes: many(101), allows: map[string]string{api.AllowedVaults: "*"},
+			want: []string{
+				`vaults-allowed: [VolumeInvalid] spec.volumes: Too many: 101: must mount at most 100 SecretProviderClasses, mounts 101`,
+				`identities-allowed: [VolumeInvalid] spec.volumes: Too many: 101: must mount at most 100 SecretProviderClasses, mounts 101`,
 			},
 		},
 	},
@@ -326,33 +347,45 @@ var rules = map[string]map[string]scene{
 		"an empty label is no identity": {labels: binding(""), allows: map[string]string{api.AllowedNames: ""}},
 		"a ServiceAccount that is allowed, and a class that is to come": {
 			labels: workload("true"), serviceAccount: "blob-sa", volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedNames: "access-*,blob-sa"},
+			want: []string{`identities-allowed: [ClassNotFound] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Not found: "kv": must be a SecretProviderClass in namespace team-a; there is no SecretProviderClass here; namespace annotation identity.io/allowed-names allows access-*,blob-sa`},
 		},
 		"a ServiceAccount that is not allowed": {
 			labels: workload("true"), allows: map[string]string{api.AllowedNames: "blob-sa"},
 			want: []string{`identities-allowed: [IdentityNotAllowed] spec.serviceAccountName: Forbidden: must not use identity default; namespace annotation identity.io/allowed-names allows blob-sa`},
 		},
-		"a ServiceAccount that nothing uses": {labels: workload("True"), volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedNames: ""}, facts: classes(azure("kv"))},
+		"a ServiceAccount that nothing uses": {labels: workload("True"), volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedNames: ""}, facts: classes(azure("kv", "usePodIdentity", "true"))},
+		"a ServiceAccount that a volume has a token of": {
+			hasToken: true, allows: map[string]string{api.AllowedNames: "blob-sa"},
+			want: []string{`identities-allowed: [IdentityNotAllowed] spec.serviceAccountName: Forbidden: must not use identity default; namespace annotation identity.io/allowed-names allows blob-sa`},
+		},
+		"a ServiceAccount that is allowed, and that a volume has a token of": {hasToken: true, allows: map[string]string{api.AllowedNames: "def*"}},
 		"a ServiceAccount that a class uses": {
-			volumes: mounts(mount("other"), mount("kv")), allows: map[string]string{api.AllowedNames: ""}, facts: classes(azure("other"), azure("kv", "clientID", "0")),
+			volumes: mounts(mount("other"), mount("kv")), allows: map[string]string{api.AllowedNames: ""}, facts: classes(azure("other", "usePodIdentity", "true"), azure("kv", "clientID", "0")),
 			want: []string{`identities-allowed: [IdentityNotAllowed] spec.serviceAccountName: Forbidden: must not use identity default; namespace annotation identity.io/allowed-names allows none`},
 		},
 		"a class that uses pod identity instead": {labels: binding("access-blob"), volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedNames: "access-*"}, facts: classes(azure("kv", "clientID", "0", "usePodIdentity", "true"))},
 		"a class that is the node": {
 			volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedNames: "*"}, facts: classes(azure("kv", "useVMManagedIdentity", "true")),
-			want: []string{`identities-allowed: [IdentityNotAllowed] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Forbidden: must not use the node's identity, as class kv does; namespace annotation identity.io/allowed-names allows *`},
+			want: []string{`identities-allowed: [IdentityNotAllowed] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Forbidden: must not read the vault as the node or a service principal, as class kv does; namespace annotation identity.io/allowed-names allows *`},
 		},
-		"a class that says it is not the node": {volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedNames: ""}, facts: classes(azure("kv", "useVMManagedIdentity", "false"))},
+		"a class that says it is not the node": {
+			volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedNames: "default"}, facts: classes(azure("kv", "useVMManagedIdentity", "false", "clientID", "0")),
+		},
+		"a class of a service principal": {
+			volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedNames: "*"}, facts: classes(azure("kv")),
+			want: []string{`identities-allowed: [IdentityNotAllowed] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Forbidden: must not read the vault as the node or a service principal, as class kv does; namespace annotation identity.io/allowed-names allows *`},
+		},
 		"a class that is not there to tell": {
 			volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedNames: "blob-sa"},
 			want: []string{`identities-allowed: [ClassNotFound] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Not found: "kv": must be a SecretProviderClass in namespace team-a; there is no SecretProviderClass here; namespace annotation identity.io/allowed-names allows blob-sa`},
 		},
 		"a volume without a class": {volumes: mounts(mount("")), allows: map[string]string{api.AllowedNames: ""}},
 		"attributes that override a class, of a ServiceAccount that is allowed": {
-			volumes: mounts(mount("kv", "useVMManagedIdentity", "true")), allows: map[string]string{api.AllowedNames: "default"}, facts: classes(azure("kv")),
+			volumes: mounts(mount("kv", "useVMManagedIdentity", "true")), allows: map[string]string{api.AllowedNames: "default"}, facts: classes(azure("kv", "clientID", "0")),
 			want: []string{`identities-allowed: [IdentityNotAllowed] spec.volumes[0].csi.volumeAttributes[useVMManagedIdentity]: Forbidden: must not override the class; namespace annotation identity.io/allowed-names allows default`},
 		},
 		"everything at once": {
-			labels: map[string]string{api.PodIdentityBinding: "admin", api.WorkloadIdentityUse: "true"}, volumes: mounts(mount("kv", "clientID", "0")), allows: map[string]string{api.AllowedNames: ""}, facts: classes(azure("kv")),
+			labels: map[string]string{api.PodIdentityBinding: "admin", api.WorkloadIdentityUse: "true"}, volumes: mounts(mount("kv", "clientID", "0")), allows: map[string]string{api.AllowedNames: ""}, facts: classes(azure("kv", "usePodIdentity", "true")),
 			want: []string{
 				`identities-allowed: [IdentityNotAllowed] metadata.labels[aadpodidbinding]: Forbidden: must not use identity admin; namespace annotation identity.io/allowed-names allows none`,
 				`identities-allowed: [IdentityNotAllowed] spec.serviceAccountName: Forbidden: must not use identity default; namespace annotation identity.io/allowed-names allows none`,
@@ -437,7 +470,7 @@ func TestCheckOrder(t *testing.T) {
 		labels:  map[string]string{api.PodIdentityBinding: "admin", api.WorkloadIdentityUse: "true"},
 		volumes: mounts(mount("gone"), nil, mount("kv", "objects", "")),
 		demands: required, allows: map[string]string{api.AllowedVaults: "", api.AllowedNames: ""},
-		facts: classes(azure("kv")),
+		facts: classes(azure("kv", "clientID", "0")),
 	}
 	var got []string
 	for _, v := range policy.Check(s.pod(), s.namespace(), &s.facts) {

@@ -271,6 +271,7 @@ func (r *run) object(ctx context.Context, o *object) ([]jsonpatch.Operation, []*
 	var kept field.ErrorList
 	if isPod {
 		subject = inject.Pod(&pod)
+		subject.ByNode = pod.Meta != nil && pod.Meta.Controller != nil && pod.Meta.Controller.Kind == "Node" // as of a mirror pod that was read from a cluster
 	} else {
 		handover, ok := inject.HandDown(&w, nil)
 		if !ok {
@@ -309,7 +310,7 @@ func (r *run) object(ctx context.Context, o *object) ([]jsonpatch.Operation, []*
 
 // policy holds what becomes of a subject against its namespace's policy, and reports whether that allows it.
 func (r *run) policy(ctx context.Context, o *object, subject inject.Subject, result *inject.Result) (bool, error) {
-	verdict, err := review.Policy(ctx, r.source, subject, result, r.in(o))
+	verdict, err := review.Policy(ctx, r.source, subject, result, r.in(o), r.options.Defaults)
 	if err != nil {
 		return false, err
 	}

@@ -209,14 +209,14 @@ func (c cluster) Facts(_ context.Context, _ string, needs inject.Needs, _ bool) 
 	facts := inject.Facts{Available: inject.Available{Classes: []string{"theirs"}}}
 	for _, name := range needs.Classes {
 		if name == "theirs" || name == "both" {
-			facts.Classes = append(facts.Classes, &class.Class{Name: name, Provider: class.Provider, Objects: []class.Object{{Name: "in-cluster", Type: "secret", File: "in-cluster"}}})
+			facts.Classes = append(facts.Classes, &class.Class{Name: name, Provider: class.Provider, ClientID: "0d4b7f2e-6c1a-4f0e-9a53-5b1c3e8f7a90", Objects: []class.Object{{Name: "in-cluster", Type: "secret", File: "in-cluster"}}})
 		}
 	}
 	return facts, c.err
 }
 
 func TestCluster(t *testing.T) {
-	const classes = "apiVersion: secrets-store.csi.x-k8s.io/v1\nkind: SecretProviderClass\nmetadata: {name: both}\nspec:\n  provider: azure\n  parameters: {objects: 'array: [\"objectName: in-file\"]'}\n---\n"
+	const classes = "apiVersion: secrets-store.csi.x-k8s.io/v1\nkind: SecretProviderClass\nmetadata: {name: both}\nspec:\n  provider: azure\n  parameters: {clientID: 0d4b7f2e-6c1a-4f0e-9a53-5b1c3e8f7a90, objects: 'array: [\"objectName: in-file\"]'}\n---\n"
 	pod := func(namespace, class, secret string) string {
 		return "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  namespace: " + namespace + "\n  annotations: {keyvault.io/class: " + class + ", keyvault.io/secrets: " + secret +
 			"}\nspec:\n  containers:\n  - name: app\n"

@@ -74,7 +74,7 @@ func BenchmarkPolicy(b *testing.B) {
 			b.Run("review="+recorded.Size+"/class="+name, func(b *testing.B) {
 				b.ReportAllocs()
 				for b.Loop() {
-					v, err := review.PodPolicy(b.Context(), source, pod, nil, request.Namespace, inject.Defaults{})
+					v, err := review.PodPolicy(b.Context(), source, inject.Pod(pod), nil, request.Namespace, inject.Defaults{})
 					if err != nil || v.Outcome != review.Allowed {
 						b.Fatalf("outcome %s, %v, %v", v.Outcome, err, v.Errors)
 					}

@@ -21,18 +21,17 @@ const Allowed inject.Outcome = "allowed"
 
 // PodPolicy holds a pod that is about to be created, or whose labels change from those of old, against the policy of its namespace. An
 // update is told only of what old did not break.
-func PodPolicy(ctx context.Context, source facts.Source, pod, old *pods.Pod, namespace string, defaults inject.Defaults) (Verdict, error) {
-	subject := inject.Pod(pod)
-	if mirror(&subject) {
+func PodPolicy(ctx context.Context, source facts.Source, subject inject.Subject, old *pods.Pod, namespace string, defaults inject.Defaults) (Verdict, error) {
+	if subject.IsMirror() {
 		return Verdict{Outcome: inject.NotRequested}, nil
 	}
-	j, err := judge(ctx, source, policyPod(&subject, nil), namespace, managedOf(ctx, source, subject, namespace, defaults))
+	j, err := judge(ctx, source, policyPod(&subject, nil, defaults), namespace, managedOf(ctx, source, subject, namespace, defaults))
 	if err != nil {
 		return Verdict{}, err
 	}
 	if old != nil && len(j.violations) > 0 {
 		before := inject.Pod(old)
-		was, err := judge(ctx, source, policyPod(&before, nil), namespace, managedOf(ctx, source, before, namespace, defaults))
+		was, err := judge(ctx, source, policyPod(&before, nil, defaults), namespace, managedOf(ctx, source, before, namespace, defaults))
 		if err != nil {
 			return Verdict{}, err
 		}
@@ -41,8 +40,8 @@ func PodPolicy(ctx context.Context, source facts.Source, pod, old *pods.Pod, nam
 		})
 	}
 	v := j.verdict()
-	if pod.Meta != nil && pod.Meta.Controller != nil {
-		v.Owner = pod.Meta.Controller.Kind + " " + pod.Meta.Controller.Name
+	if meta := subject.Meta; meta != nil && meta.Controller != nil {
+		v.Owner = meta.Controller.Kind + " " + meta.Controller.Name
 	}
 	return v, nil
 }
@@ -85,7 +84,7 @@ func WorkloadPolicy(ctx context.Context, source facts.Source, w *pods.Workload, 
 	if len(result.AllErrors()) > 0 {
 		return Verdict{Outcome: inject.NotRequested}, nil // told already: there will be no pod to judge
 	}
-	v, err := Policy(ctx, source, handover.Subject, &result, namespace)
+	v, err := Policy(ctx, source, handover.Subject, &result, namespace, defaults)
 	v.Warnings = append(v.Errors, v.Warnings...)
 	v.Errors = nil
 	if v.Outcome == inject.Forbidden {
@@ -95,11 +94,11 @@ func WorkloadPolicy(ctx context.Context, source facts.Source, w *pods.Workload, 
 }
 
 // Policy holds a subject, as what came of its annotations will make it, against the policy of its namespace.
-func Policy(ctx context.Context, source facts.Source, subject inject.Subject, result *inject.Result, namespace string) (Verdict, error) {
-	if mirror(&subject) {
+func Policy(ctx context.Context, source facts.Source, subject inject.Subject, result *inject.Result, namespace string, defaults inject.Defaults) (Verdict, error) {
+	if subject.IsMirror() {
 		return Verdict{Outcome: inject.NotRequested}, nil
 	}
-	j, err := judge(ctx, source, policyPod(&subject, &result.Change), namespace, func(name string) (*class.SecretProviderClass, error) {
+	j, err := judge(ctx, source, policyPod(&subject, &result.Change, defaults), namespace, func(name string) (*class.SecretProviderClass, error) {
 		for _, managed := range result.Classes {
 			if managed.Name == name {
 				return managed, nil
@@ -111,16 +110,6 @@ func Policy(ctx context.Context, source facts.Source, subject inject.Subject, re
 		return Verdict{}, err
 	}
 	return j.verdict(), nil
-}
-
-// mirror reports whether a pod is the image of a static pod. Nobody can make one of a pod that runs: a kubelet deletes those that it has
-// no static pod for.
-func mirror(subject *inject.Subject) bool {
-	if subject.Meta == nil {
-		return false
-	}
-	_, ok := subject.Meta.Annotations[api.MirrorPod]
-	return ok
 }
 
 // managedOf works out a managed class of a pod that has been injected.
@@ -144,10 +133,13 @@ func managedOf(ctx context.Context, source facts.Source, subject inject.Subject,
 }
 
 // policyPod is what policy looks at in a subject as a change will make it.
-func policyPod(subject *inject.Subject, change *inject.Change) *policy.Pod {
+func policyPod(subject *inject.Subject, change *inject.Change, defaults inject.Defaults) *policy.Pod {
 	p := &policy.Pod{
 		Root: subject.Root.Path, ServiceAccount: subject.ServiceAccount(),
-		Volumes: policy.VolumesOf(subject.Spec.Volumes, subject.Root.Path),
+		Volumes: policy.VolumesOf(subject.Spec.Volumes, subject.Root.Path), NodeIdentityAllowed: defaults.AllowVMIdentity,
+	}
+	for i := range subject.Spec.Volumes {
+		p.HasIdentityToken = p.HasIdentityToken || subject.Spec.Volumes[i].HasIdentityToken
 	}
 	if subject.Meta != nil {
 		p.Labels = subject.Meta.Labels
@@ -241,7 +233,9 @@ func lookUp(ctx context.Context, source facts.Source, p *policy.Pod, namespace p
 		NoDriver: found.Available.NoDriver,
 	}}
 	if found.ServiceAccount != nil {
-		known.ServiceAccount = &policy.ServiceAccount{Name: found.ServiceAccount.Name, ClientID: found.ServiceAccount.ClientID}
+		known.ServiceAccount = &policy.ServiceAccount{
+			Name: found.ServiceAccount.Name, ClientID: found.ServiceAccount.ClientID, InvalidClientID: found.ServiceAccount.InvalidClientID,
+		}
 	}
 	for _, name := range needs.Classes {
 		if !class.IsManagedName(name) || slices.ContainsFunc(known.Classes, func(c *class.Class) bool { return c.Name == name }) {

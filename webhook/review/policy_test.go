@@ -61,7 +61,7 @@ func TestNothingIsSaidOnStaleFacts(t *testing.T) {
 		"a class that the cache does not know is asked for": {cluster{cached: warned, live: warned, known: true, bound: true, class: &class.Class{Name: "app"}}, mounting(bound("blob"), "app"), review.Allowed, 0, 1},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
-			v, err := review.PodPolicy(t.Context(), &test.cluster, test.pod, nil, "team-a", inject.Defaults{})
+			v, err := review.PodPolicy(t.Context(), &test.cluster, inject.Pod(test.pod), nil, "team-a", inject.Defaults{})
 			if err != nil {
 				t.Fatal(err)
 			}

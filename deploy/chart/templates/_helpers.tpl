@@ -92,6 +92,20 @@ timeoutSeconds: {{ $webhook.timeoutSeconds }}
   values: [{{ concat (list "kube-system") .Values.webhook.excludedNamespaces (list .Release.Namespace) | uniq | join ", " }}]
 {{- end -}}
 
+{{- /* A kubelet makes mirror pods of its static pods. Anybody may write the annotation, and a kubelet starts no such pod that is not its own. */ -}}
+{{- define "akv-injector.notAMirrorPod" -}}
+- name: not-a-mirror-pod
+  expression: >-
+    request.kind.kind == 'Binding' || !('kubernetes.io/config.mirror' in object.metadata.?annotations.orValue({})) ||
+    !request.userInfo.username.startsWith('system:node:') || !('system:nodes' in request.userInfo.?groups.orValue([]))
+{{- end -}}
+
+{{- /* Does a pod project a token by which its ServiceAccount signs in to Microsoft Entra? */ -}}
+{{- define "akv-injector.projectsAToken" -}}
+object.spec.?volumes.orValue([]).exists(volume, volume.?projected.?sources.orValue([]).exists(source,
+source.?serviceAccountToken.?audience.orValue('') in ['api://AzureADTokenExchange', 'api://AKSIdentityBinding']))
+{{- end -}}
+
 {{- define "akv-injector.workloads" -}}
 - apiGroups: [apps]
   apiVersions: [v1]
