@@ -153,8 +153,7 @@ func TestClusterFollows(t *testing.T) {
 			change: func(s *apiServer) { s.apply(strings.Replace(keyVault, "keyvaultName: shop-kv", "keyvaultName: 1", 1)) },
 			needs:  classNeeds,
 			want: inject.Facts{
-				Classes: []*class.Class{{Name: "key-vault", Provider: "azure", Invalid: "read SecretProviderClass key-vault: " +
-					"cannot convert int64 to string"}},
+				Classes:   []*class.Class{{Name: "key-vault", Provider: "azure", Invalid: "a field is of another type than the driver has there"}},
 				Available: allOfIt.Available,
 			},
 		},
@@ -434,7 +433,8 @@ func TestClusterWaitsForLabels(t *testing.T) {
 				t.Errorf("found %v", namespace)
 			}
 			for _, request := range server.asked() {
-				if !strings.Contains(request, "watch") && !strings.Contains(request, "kube-system") {
+				known := test.want && request == "/api/v1/namespaces/shop" // asked for once it was known to have a label
+				if !strings.Contains(request, "watch") && !strings.Contains(request, "kube-system") && !known {
 					t.Errorf("the API server was asked for %s", request)
 				}
 			}

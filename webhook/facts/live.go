@@ -301,8 +301,8 @@ func ours(all map[string]string) map[string]string {
 // classOf reads a class that the cluster accepted, whatever it holds.
 func classOf(object *unstructured.Unstructured) *class.Class {
 	c, err := readClass(object)
-	if err != nil {
-		return &class.Class{Name: object.GetName(), Provider: class.Provider, Invalid: err.Error()}
+	if err != nil { // in a cluster that knows the kind there is no such class
+		return &class.Class{Name: object.GetName(), Provider: class.Provider, Invalid: "a field is of another type than the driver has there"}
 	}
 	return c
 }

@@ -3,6 +3,7 @@ package facts
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -21,7 +22,8 @@ var (
 	bindingKind = schema.GroupKind{Group: "aadpodidentity.k8s.io", Kind: "AzureIdentityBinding"}
 )
 
-// Objects is a Source made of objects at hand. A namespace that is not among them counts as opted in. The zero value holds none.
+// Objects is a Source made of objects at hand, of which the last of a name counts. A namespace that is not among them counts as opted in. The zero value
+// holds none.
 type Objects struct {
 	namespaces map[string]inject.Namespace
 	held       map[string]*held
@@ -31,7 +33,19 @@ type Objects struct {
 type held struct {
 	classes         []*class.Class
 	serviceAccounts []*inject.ServiceAccount
-	selectors       []string
+	bindings        []binding
+}
+
+// binding is an AzureIdentityBinding.
+type binding struct{ name, selector string }
+
+// put adds an item to a list, or replaces the one of its name.
+func put[T any](list []T, item T, name func(T) string) []T {
+	if at := slices.IndexFunc(list, func(other T) bool { return name(other) == name(item) }); at >= 0 {
+		list[at] = item
+		return list
+	}
+	return append(list, item)
 }
 
 // Add takes an object into account if it is of a kind that facts are read from, and passes over any other. Namespace is where an object
@@ -48,19 +62,15 @@ func (o *Objects) Add(object *unstructured.Unstructured, namespace string) error
 		o.namespaces[object.GetName()] = inject.Namespace{Name: object.GetName(), Labels: object.GetLabels(), Annotations: object.GetAnnotations()}
 	case schema.GroupKind{Kind: "ServiceAccount"}:
 		in := o.in(namespace)
-		in.serviceAccounts = append(in.serviceAccounts, serviceAccount(object))
+		in.serviceAccounts = put(in.serviceAccounts, serviceAccount(object), func(sa *inject.ServiceAccount) string { return sa.Name })
 	case classKind:
-		spc, err := readClass(object)
-		if err != nil {
-			return err
-		}
 		in := o.in(namespace)
-		in.classes = append(in.classes, spc)
+		in.classes = put(in.classes, classOf(object), func(c *class.Class) string { return c.Name })
+		_, err := readClass(object)
+		return err
 	case bindingKind:
-		if selector := bindingSelector(object); selector != "" {
-			in := o.in(namespace)
-			in.selectors = append(in.selectors, selector)
-		}
+		in := o.in(namespace)
+		in.bindings = put(in.bindings, binding{object.GetName(), bindingSelector(object)}, func(b binding) string { return b.name })
 	}
 	return nil
 }
@@ -100,7 +110,7 @@ func (o *Objects) Facts(_ context.Context, namespace string, needs inject.Needs,
 
 // facts picks what is needed and names the rest.
 func (h *held) facts(needs inject.Needs) inject.Facts {
-	facts := inject.Facts{Available: inject.Available{Selectors: h.selectors, Clients: clients(h.serviceAccounts)}}
+	facts := inject.Facts{Available: inject.Available{Clients: clients(h.serviceAccounts)}}
 	for _, c := range h.classes {
 		facts.Available.Classes = append(facts.Available.Classes, c.Name)
 		for _, name := range needs.Classes {
@@ -118,8 +128,11 @@ func (h *held) facts(needs inject.Needs) inject.Facts {
 			facts.NamedServiceAccount = sa
 		}
 	}
-	for _, selector := range h.selectors {
-		facts.Bound = facts.Bound || (selector == needs.Selector && selector != "")
+	for _, b := range h.bindings {
+		if b.selector != "" {
+			facts.Available.Selectors = append(facts.Available.Selectors, b.selector)
+			facts.Bound = facts.Bound || b.selector == needs.Selector
+		}
 	}
 	return facts
 }

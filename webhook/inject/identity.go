@@ -103,8 +103,8 @@ func (d *decision) namedServiceAccount() *ServiceAccount {
 func (d *decision) signIns() {
 	for index, name := range d.request.Classes {
 		c := d.facts.class(name)
-		if c == nil || c.Provider != class.Provider {
-			continue
+		if c == nil || c.Provider != class.Provider || c.Invalid != "" {
+			continue // told already, or where its objects are needed
 		}
 		tell, detail := d.warn, ""
 		switch {

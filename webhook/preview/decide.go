@@ -69,6 +69,8 @@ var (
 	podKind            = schema.GroupKind{Kind: "Pod"}
 	namespaceKind      = schema.GroupKind{Kind: "Namespace"}
 	serviceAccountKind = schema.GroupKind{Kind: "ServiceAccount"}
+	classKind          = schema.GroupKind{Group: class.GroupVersion.Group, Kind: class.Kind}
+	bindingKind        = schema.GroupKind{Group: "aadpodidentity.k8s.io", Kind: "AzureIdentityBinding"}
 	workloadKinds      = map[schema.GroupKind]bool{
 		{Group: "apps", Kind: "Deployment"}:  true,
 		{Group: "apps", Kind: "StatefulSet"}: true,
@@ -158,19 +160,37 @@ func (r *run) in(o *object) string {
 // know takes an object into the facts.
 func (r *run) know(o *object) {
 	if err := r.manifests.Add(o.Unstructured, r.options.Namespace); err != nil {
+		r.unreadableClass(o, err)
+	}
+	r.has[kindIn{o.GetKind(), r.in(o)}] = true
+	id := objectID{o.GetKind(), r.in(o), o.GetName()}
+	switch o.GroupVersionKind().GroupKind() {
+	case namespaceKind:
+		id.namespace = ""
+	case serviceAccountKind, bindingKind:
+	case classKind:
+		r.classes[classIn{o.GetName(), o.GetNamespace()}] = true
+	default:
+		return
+	}
+	if first := r.known[id]; first != nil {
+		r.find(o, Finding{Severity: Warning, Message: fmt.Sprintf(
+			"is defined in %s, document %d, too; this one counts, as the last: remove one of the two, or look at these files one by one", first.file.name, first.document.number)})
+	}
+	r.known[id] = o
+}
+
+// unreadableClass reports the field of a class that is of another type than the driver has there.
+func (r *run) unreadableClass(o *object, err error) {
+	text, printErr := json.Marshal(o.Object)
+	if printErr != nil {
 		r.unreadable(o, "", err.Error())
 		return
 	}
-	r.has[kindIn{o.GetKind(), r.in(o)}] = true
-	switch o.GroupVersionKind().GroupKind() {
-	case namespaceKind:
-		r.known[objectID{namespaceKind.Kind, "", o.GetName()}] = o
-	case serviceAccountKind:
-		r.known[objectID{serviceAccountKind.Kind, r.in(o), o.GetName()}] = o
+	if decodeErr := json.Unmarshal(text, &class.SecretProviderClass{}); decodeErr != nil { // which names the field
+		err = decodeErr
 	}
-	if o.GetKind() == class.Kind && o.GroupVersionKind().Group == class.GroupVersion.Group {
-		r.classes[classIn{o.GetName(), o.GetNamespace()}] = true
-	}
+	r.undecodable(o, err)
 }
 
 // document works out what becomes of a document's objects.
@@ -367,7 +387,7 @@ func (r *run) report(o *object, severity Severity, errs field.ErrorList) {
 		reason := api.ReasonOf(err)
 		own := *err
 		if severity == Error {
-			own.Detail += r.hint(reason, r.in(o))
+			own.Detail += r.hint(reason, r.in(o), own.BadValue)
 		}
 		about, path := r.blamed(o, own.Field)
 		own.Field = path
@@ -429,7 +449,11 @@ func (r *run) undecodable(o *object, err error) {
 		} else {
 			detail = fmt.Sprintf("must be %s, not %s", wantedType(semantic.GoType), writtenType(semantic.JSONKind))
 		}
-		if semantic.GoType.Kind() == reflect.String && semantic.JSONKind != '{' && semantic.JSONKind != '[' {
+		switch {
+		case semantic.GoType.Kind() != reflect.String:
+		case semantic.JSONKind == '{', semantic.JSONKind == '[':
+			detail += "; write | after the colon, so that what follows is text"
+		default:
 			detail += "; write it in quotes"
 		}
 	}

@@ -1,22 +1,40 @@
 package preview
 
 import (
+	"fmt"
+
 	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/class"
 )
 
-// hint is the end of a sentence about something that is not among the manifests, where the manifests are all there is to ask and have
-// none of its kind: it may well be in the cluster.
-func (r *run) hint(reason api.Reason, namespace string) string {
+// hint is the end of a sentence about something that is not among the manifests, where the manifests are all there is to ask: it may be in another
+// namespace, or in the cluster. Name is that of what was not found, if anything.
+func (r *run) hint(reason api.Reason, namespace string, name any) string {
 	if r.options.Cluster != nil {
 		return ""
 	}
 	switch reason {
 	case api.ClassNotFound:
+		for id := range r.known {
+			if id.kind == class.Kind && id.name == name && id.namespace != namespace {
+				return fmt.Sprintf("; the files have it in namespace %s: a pod mounts classes of its own namespace alone", id.namespace)
+			}
+		}
 		if !r.has[kindIn{class.Kind, namespace}] {
 			return "; add the class to the files, or use --cluster"
 		}
-	case api.ServiceAccountNotFound, api.IdentityRequired, api.ClientIDRequired, api.TenantIDRequired:
+	case api.VaultRequired:
+		if r.known[objectID{namespaceKind.Kind, "", namespace}] == nil {
+			return "; where Namespace " + namespace + " has it, add that to the files, or use --cluster"
+		}
+	case api.TenantIDRequired:
+		switch {
+		case !r.has[kindIn{serviceAccountKind.Kind, namespace}]:
+			return "; where a ServiceAccount has it, add that to the files, or use --cluster"
+		case r.known[objectID{namespaceKind.Kind, "", namespace}] == nil:
+			return "; where Namespace " + namespace + " has it, add that to the files, or use --cluster"
+		}
+	case api.ServiceAccountNotFound, api.IdentityRequired, api.ClientIDRequired:
 		if !r.has[kindIn{serviceAccountKind.Kind, namespace}] {
 			return "; where a ServiceAccount has it, add that to the files, or use --cluster"
 		}
