@@ -76,7 +76,7 @@ var Rules = [...]Rule{
 	},
 	{
 		Name: "identities-allowed", Reason: api.IdentityNotAllowed,
-		Checks: "The namespace's annotation `identity.io/allowed-names`, where there is one, allows the label `aadpodidbinding`, and the ServiceAccount of a pod that has the label `azure.workload.identity/use: \"true\"` a token for Microsoft Entra, or mounts a class with a `clientID`. The class is there to tell, and no attribute of a volume overrides it. Under either ceiling, no class reads the vault as the node or a service principal, which have no name, unless the server's flag `--allow-vm-identity` is set.",
+		Checks: "The namespace's annotation `identity.io/allowed-names`, where there is one, allows the label `aadpodidbinding`, and the ServiceAccount of a pod that has the label `azure.workload.identity/use: \"true\"`, projects a token for Microsoft Entra, or mounts a class with a `clientID`. The class is there to tell, and no attribute of a volume overrides it. Under either ceiling, no class reads the vault as the node or a service principal, which have no name, unless the server's flag `--allow-vm-identity` is set.",
 		Fix:    "Take an identity that it allows, or ask whoever owns the namespace.", check: identitiesAllowed,
 	},
 }
