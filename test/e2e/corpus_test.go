@@ -271,6 +271,11 @@ func (d *door) normal(t *testing.T, object *unstructured.Unstructured) map[strin
 		unstructured.RemoveNestedField(object.Object, "metadata", field)
 	}
 	unstructured.RemoveNestedField(object.Object, "status")
+	// The Deployment controller sets it a moment later.
+	unstructured.RemoveNestedField(object.Object, "metadata", "annotations", "deployment.kubernetes.io/revision")
+	if len(object.GetAnnotations()) == 0 {
+		object.SetAnnotations(nil)
+	}
 	text := string(corpus.JSON(object))
 	replacements := []string{string(object.GetUID()), "UID", `"` + d.namespace + `"`, `"NAMESPACE"`, `"` + d.twin + `"`, `"NAMESPACE"`}
 	if object.GetGenerateName() != "" {
