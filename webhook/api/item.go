@@ -171,7 +171,7 @@ func (i Item) check(fldPath *field.Path, index int, withClass bool) field.ErrorL
 		}
 	}
 	if withClass {
-		return append(errs, i.checkOwnedByClass(fldPath.Index(index))...)
+		return append(errs, i.checkOwnedByClass(fldPath, index)...)
 	}
 	if i.Source != "" && !vaultPattern.MatchString(i.Source) {
 		invalid(fieldVault, i.Source, mustBeVault)
@@ -193,8 +193,8 @@ func (i Item) checkKey(fldPath *field.Path, index int) *field.Error {
 	return Because(InvalidItem, field.Invalid(fldPath.Index(index).Child(fieldAlias), Echo(i.Path()), detail))
 }
 
-// checkOwnedByClass refuses what an existing class decides by itself.
-func (i Item) checkOwnedByClass(fldPath *field.Path) field.ErrorList {
+// checkOwnedByClass rejects fields of the index-th item that an existing class decides; fldPath is the whole list's.
+func (i Item) checkOwnedByClass(fldPath *field.Path, index int) field.ErrorList {
 	var errs field.ErrorList
 	for _, f := range []struct {
 		name string
@@ -207,7 +207,7 @@ func (i Item) checkOwnedByClass(fldPath *field.Path) field.ErrorList {
 		{fieldPermission, i.Permission != ""},
 	} {
 		if f.set {
-			errs = append(errs, Because(InvalidItem, field.Forbidden(fldPath.Child(f.name),
+			errs = append(errs, Because(InvalidItem, field.Forbidden(fldPath.Index(index).Child(f.name),
 				"must be left out, since with "+Class+" the class decides it; change it in the class, or remove "+Class)))
 		}
 	}

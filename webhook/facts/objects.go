@@ -34,6 +34,7 @@ type held struct {
 	classes         []*class.Class
 	serviceAccounts []*inject.ServiceAccount
 	bindings        []binding
+	selectors       []string // of bindings
 }
 
 // binding is an AzureIdentityBinding.
@@ -71,6 +72,12 @@ func (o *Objects) Add(object *unstructured.Unstructured, namespace string) error
 	case bindingKind:
 		in := o.in(namespace)
 		in.bindings = put(in.bindings, binding{object.GetName(), bindingSelector(object)}, func(b binding) string { return b.name })
+		in.selectors = in.selectors[:0]
+		for _, b := range in.bindings {
+			if b.selector != "" {
+				in.selectors = append(in.selectors, b.selector)
+			}
+		}
 	}
 	return nil
 }
@@ -110,7 +117,7 @@ func (o *Objects) Facts(_ context.Context, namespace string, needs inject.Needs,
 
 // facts picks what is needed and names the rest.
 func (h *held) facts(needs inject.Needs) inject.Facts {
-	facts := inject.Facts{Available: inject.Available{Clients: clients(h.serviceAccounts)}}
+	facts := inject.Facts{Available: inject.Available{Selectors: h.selectors, Clients: clients(h.serviceAccounts)}}
 	for _, c := range h.classes {
 		facts.Available.Classes = append(facts.Available.Classes, c.Name)
 		for _, name := range needs.Classes {
@@ -128,12 +135,7 @@ func (h *held) facts(needs inject.Needs) inject.Facts {
 			facts.NamedServiceAccount = sa
 		}
 	}
-	for _, b := range h.bindings {
-		if b.selector != "" {
-			facts.Available.Selectors = append(facts.Available.Selectors, b.selector)
-			facts.Bound = facts.Bound || b.selector == needs.Selector
-		}
-	}
+	facts.Bound = binds(h.selectors, needs.Selector)
 	return facts
 }
 

@@ -161,19 +161,16 @@ func (d *decision) containers() {
 	}
 	d.Change.Containers = make([]ContainerChange, 0, len(d.selected))
 	d.applied = make([]*envVar, 0, len(d.env))
-	for j := range d.mounts {
-		d.mounts[j].at = make([]string, len(d.selected))
-	}
 	for i := range d.selected {
 		c := &d.selected[i]
 		change := ContainerChange{Init: c.init, Index: c.index, Mounts: make([]Mount, 0, len(d.mounts)), Env: make([]EnvVar, 0, len(d.env))}
 		for j := range d.mounts {
 			m := &d.mounts[j]
-			if m.at[i] = mountedAt(c.Container, m.volume); m.at[i] != "" {
-				d.mountedElsewhere(c, m, m.at[i])
+			if at := mountedAt(c.Container, m.volume); at != "" {
+				d.mountedElsewhere(c, m, at)
 				continue
 			}
-			m.at[i] = m.path
+			m.used = true
 			d.checkMountPath(c, m)
 			change.Mounts = append(change.Mounts, Mount{Volume: m.volume, Path: m.path})
 		}
@@ -194,14 +191,20 @@ func mountedAt(c *pods.Container, volume string) string {
 	return ""
 }
 
-// mountedElsewhere warns of a mount path that was asked for and is not used, once for each class.
+// mountedElsewhere notes where a container mounts a class itself, and warns once for each class if the pod asks for another path.
 func (d *decision) mountedElsewhere(c *container, m *mount, at string) {
-	if m.elsewhere || d.request.OriginOf(api.MountPath) != api.FromPod || d.normalise(at) == d.normalise(m.path) {
+	if d.normalise(at) == d.normalise(m.path) {
+		m.used = true
 		return
 	}
-	m.elsewhere = true
-	d.warn(api.NoEffect, field.Forbidden(d.path(api.MountPath), fmt.Sprintf(
-		"has no effect for class %s in container %s, which mounts it at %s already; remove that mount, or the annotation", m.class, c.Name, api.Echo(at))))
+	if m.elsewhere == nil {
+		m.elsewhere = map[string]string{}
+		if d.request.OriginOf(api.MountPath) == api.FromPod {
+			d.warn(api.NoEffect, field.Forbidden(d.path(api.MountPath), fmt.Sprintf(
+				"has no effect for class %s in container %s, which mounts it at %s already; remove that mount, or the annotation", m.class, c.Name, api.Echo(at))))
+		}
+	}
+	m.elsewhere[c.Name] = at
 }
 
 // containerEnv works out the env vars of one container.
@@ -227,7 +230,7 @@ func (d *decision) containerEnv(c *container, change *ContainerChange) {
 			d.envConflict(c, at, wanted, change)
 			e.set = e.set || d.request.OnConflict == api.ConflictOverride
 		}
-		if !set && !d.fromElsewhere(c, wanted) {
+		if !set && !d.keepsFromEnvFrom(c, &wanted) {
 			change.Env = append(change.Env, wanted)
 			e.set = true
 		}
@@ -235,25 +238,31 @@ func (d *decision) containerEnv(c *container, change *ContainerChange) {
 	d.applied = d.applied[:first]
 }
 
-// fromElsewhere reports whether a container keeps an env var that its envFrom sets. Of the Secrets that the pod's classes sync the keys are known;
-// of others nobody here reads them.
-func (d *decision) fromElsewhere(c *container, wanted EnvVar) (kept bool) {
+// keepsFromEnvFrom reports whether a container keeps an env var that its envFrom sets. The keys of Secrets that the pod's classes sync are known;
+// the injector reads no others.
+func (d *decision) keepsFromEnvFrom(c *container, wanted *EnvVar) (kept bool) {
 	for i := range c.EnvFrom {
 		from := &c.EnvFrom[i]
+		key, matches := strings.CutPrefix(wanted.Name, from.Prefix)
+		if !matches || d.request.OnConflict == api.ConflictOverride || from.Secret == wanted.Secret && key == wanted.Key {
+			continue
+		}
+		keys, known := d.keysOf(from.Secret)
+		if known && !slices.Contains(keys, key) || !known && d.request.OnConflict == api.ConflictKeep {
+			continue
+		}
 		path := c.path(d.subject.Root).Child("envFrom").Index(i)
-		key, prefixed := strings.CutPrefix(wanted.Name, from.Prefix)
-		switch keys, known := d.keysOf(from.Secret); {
-		case !prefixed, known && !slices.Contains(keys, key), from.Secret == wanted.Secret && key == wanted.Key:
-		case known && d.request.OnConflict == api.ConflictKeep:
+		switch {
+		case !known:
+			d.warn(api.EnvConflict, field.Forbidden(path, fmt.Sprintf(
+				"may set %s in container %s, and %s overrides it: the injector does not know what it holds", wanted.Name, c.Name, api.Secrets)))
+		case d.request.OnConflict == api.ConflictFail:
+			d.fail(api.EnvConflict, field.Forbidden(path, fmt.Sprintf(
+				"must not set %s in container %s, which %s sets; remove it in one of the two", wanted.Name, c.Name, api.Secrets)))
+		default:
 			d.warn(api.EnvConflict, field.Forbidden(path, fmt.Sprintf(
 				"container %s sets %s by Secret %s, which was kept; remove it there, or set %s to override", c.Name, wanted.Name, from.Secret, api.OnConflict)))
 			kept = true
-		case known && d.request.OnConflict == api.ConflictFail:
-			d.fail(api.EnvConflict, field.Forbidden(path, fmt.Sprintf(
-				"must not set %s in container %s, which %s sets; remove it in one of the two", wanted.Name, c.Name, api.Secrets)))
-		case !known && d.request.OnConflict == api.ConflictFail:
-			d.warn(api.EnvConflict, field.Forbidden(path, fmt.Sprintf(
-				"may set %s in container %s, which %s sets too, and would be overridden: what it holds is not known here", wanted.Name, c.Name, api.Secrets)))
 		}
 	}
 	return kept

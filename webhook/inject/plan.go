@@ -119,41 +119,45 @@ func (p *Plan) itemPath(index int) *field.Path {
 // judged, nor what depends on it; the rest is, so that the author is told of everything at once. A default of the namespace that does not fit the
 // pod is skipped.
 func (p *Plan) Decide(facts Facts) Result {
-	return p.fitting(&facts, (*decision).everything)
+	return p.fitting(&facts, false)
 }
 
 // DecideClasses says which managed classes the plan amounts to, given what there is, as [Plan.Decide] does. An [Outline] of the pod is enough:
 // it looks at no container and no volume, and says nothing of them.
 func (p *Plan) DecideClasses(facts Facts) Result {
-	return p.fitting(&facts, (*decision).onlyClasses)
+	return p.fitting(&facts, true)
 }
 
-// fitting decides without the defaults of the namespace that would keep the pod out.
-func (p *Plan) fitting(facts *Facts, decide func(*decision) Result) Result {
+// fitting decides without the namespace's defaults that cause errors, which become warnings.
+func (p *Plan) fitting(facts *Facts, onlyClasses bool) Result {
 	if !p.requested {
 		return Result{Outcome: NotRequested, Warnings: p.warnings, NotOptedIn: p.notOptedIn}
 	}
-	result := decide(p.decision(facts))
-	if len(result.Errors)+len(result.Unresolved) == 0 {
-		return result
+	d := p.decision(facts)
+	if onlyClasses {
+		d.decideClasses()
+	} else {
+		d.decide()
 	}
-	for _, keys := range p.misfits(&result) {
-		without := p.without(keys)
-		if !without.requested {
-			return Result{Outcome: NotRequested, Warnings: skipped(&result, without.warnings, keys), Missed: true}
-		}
-		if other := without.fitting(facts, decide); len(other.Errors)+len(other.Unresolved) == 0 {
-			other.Warnings = skipped(&result, other.Warnings, keys)
-			other.Missed = true // fresher facts may fit
+	errs := d.AllErrors()
+	if len(errs) == 0 {
+		return d.Result
+	}
+	for _, keys := range p.misfits(errs) {
+		other := p.without(keys).fitting(facts, onlyClasses)
+		remaining := other.AllErrors()
+		if len(remaining) < len(errs) {
+			other.Warnings = append(skipped(errs, remaining, keys), other.Warnings...)
+			other.Missed = true // the default may fit fresher facts
 			return other
 		}
 	}
-	return result
+	return d.Result
 }
 
-// misfits are lists of keys whose defaults, of the namespace, may be what is wrong: those that errors are about, and all that asks for Key Vault
-// where the pod itself asks for nothing of it.
-func (p *Plan) misfits(result *Result) [][]string {
+// misfits are lists of keys. Without the namespace's defaults for one of these lists there may be fewer errors: the keys that errors are about, and
+// the keys that request Key Vault where the pod itself does not.
+func (p *Plan) misfits(errs field.ErrorList) [][]string {
 	var named, asking []string
 	for i := range api.Keys {
 		key := api.Keys[i].Name
@@ -161,7 +165,7 @@ func (p *Plan) misfits(result *Result) [][]string {
 			continue
 		}
 		path := p.path(key).String()
-		if slices.ContainsFunc(result.AllErrors(), func(err *field.Error) bool { return strings.HasPrefix(err.Field, path) }) {
+		if slices.ContainsFunc(errs, func(err *field.Error) bool { return strings.HasPrefix(err.Field, path) }) {
 			named = append(named, key)
 		}
 		if key == api.Secrets || key == api.Class {
@@ -188,20 +192,23 @@ func (p *Plan) without(keys []string) *Plan {
 	return NewPlan(p.subject, namespace, p.defaults)
 }
 
-// skipped are warnings, and before them the errors of a result that is given up: what they are about is skipped.
-func skipped(result *Result, warnings field.ErrorList, keys []string) field.ErrorList {
+// skipped are warnings of the errors that do not remain once the namespace's defaults for keys are skipped.
+func skipped(errs, remaining field.ErrorList, keys []string) field.ErrorList {
 	var list field.ErrorList
 	names := strings.Join(keys, " and ")
-	for _, err := range result.AllErrors() {
+	for _, err := range errs {
+		if slices.ContainsFunc(remaining, func(other *field.Error) bool { return other.Field == err.Field && other.Origin == err.Origin }) {
+			continue
+		}
 		own := *err
 		own.Detail += "; the namespace's default of " + names + " was skipped: set " + names + ` on the pod, to "" if it needs none`
 		list = append(list, &own)
 	}
-	return append(list, warnings...)
+	return list
 }
 
-// everything decides about a pod.
-func (d *decision) everything() Result {
+// decide decides everything about a pod.
+func (d *decision) decide() {
 	d.selectContainers()
 	d.files()
 	d.existingClasses()
@@ -215,17 +222,16 @@ func (d *decision) everything() Result {
 		d.containers()
 	}
 	d.finish()
-	return d.Result
 }
 
-// onlyClasses decides about managed classes.
-func (d *decision) onlyClasses() Result {
+// decideClasses decides which managed classes a pod gets.
+func (d *decision) decideClasses() {
 	if !d.request.Illegible(api.IdentityName, api.IdentityMode, api.Class) {
 		d.identity()
 		d.managedClasses()
 	}
 	d.ceilings()
-	return Result{Classes: d.Classes, Warnings: d.Warnings, Errors: d.Errors, Unresolved: d.Unresolved, Missed: d.Missed}
+	d.Change = Change{}
 }
 
 func (p *Plan) decision(facts *Facts) *decision {
@@ -271,9 +277,9 @@ type mount struct {
 	volume  string
 	path    string
 	asked   asked
-	// at is where each of the selected containers mounts it in the end; elsewhere is true once a container's other path was told.
-	at        []string
-	elsewhere bool
+	// elsewhere has the mount path of each container that mounts it at another path itself; used is true if one mounts it at path.
+	elsewhere map[string]string
+	used      bool
 }
 
 // asked says where a class, or the first item of a managed class, was written: an annotation, and an index in its list.

@@ -2,7 +2,7 @@ package inject
 
 import (
 	"fmt"
-	"slices"
+	"maps"
 
 	"github.com/go-json-experiment/json"
 
@@ -79,19 +79,12 @@ func (d *decision) givesNothing() bool {
 }
 
 func (d *decision) statusVolume(m *mount) StatusVolume {
-	s := StatusVolume{Name: m.volume, Class: m.class, Managed: m.managed, Path: m.path}
-	if len(m.at) > 0 && !slices.Contains(m.at, m.path) {
-		s.Path = m.at[0]
+	s := StatusVolume{Name: m.volume, Class: m.class, Managed: m.managed, Path: m.path, Elsewhere: maps.Clone(m.elsewhere)}
+	if m.used || len(m.elsewhere) == 0 {
+		return s
 	}
-	for i, at := range m.at {
-		if at == s.Path {
-			continue
-		}
-		if s.Elsewhere == nil {
-			s.Elsewhere = map[string]string{}
-		}
-		s.Elsewhere[d.selected[i].Name] = at
-	}
+	s.Path = m.elsewhere[d.selected[0].Name]
+	maps.DeleteFunc(s.Elsewhere, func(_, at string) bool { return at == s.Path })
 	return s
 }
 

@@ -164,6 +164,17 @@ func (r *Reader) Members(yield func(name []byte) bool) {
 	}
 }
 
+// Member calls read for the member of that name of an object, and skips the others. Read must consume the value by one call of a method of r.
+func (r *Reader) Member(wanted string, read func()) {
+	for name := range r.Members {
+		if string(name) == wanted {
+			read()
+		} else {
+			r.Skip()
+		}
+	}
+}
+
 const maxName = 512
 
 // Elements calls yield for each element of an array, in order. Before it returns, yield must consume the element by one call of a method

@@ -207,13 +207,7 @@ func (w *Workload) Read(r *jsonstream.Reader) {
 }
 
 func claim(claim *string, r *jsonstream.Reader) {
-	for name := range r.Members {
-		if string(name) == "metadata" {
-			*claim = nameOf(r)
-		} else {
-			r.Skip()
-		}
-	}
+	r.Member("metadata", func() { *claim = nameOf(r) })
 }
 
 func template(r *jsonstream.Reader) *Pod {
@@ -233,13 +227,7 @@ func (w *Workload) readJobTemplate(r *jsonstream.Reader) {
 			meta.read(r)
 			w.JobAnnotations = meta.Annotations
 		case "spec":
-			for name := range r.Members {
-				if string(name) == "template" {
-					w.JobTemplate = template(r)
-				} else {
-					r.Skip()
-				}
-			}
+			r.Member("template", func() { w.JobTemplate = template(r) })
 		default:
 			r.Skip()
 		}
@@ -340,13 +328,7 @@ func (s *Spec) read(r *jsonstream.Reader) {
 		case "hostNetwork":
 			s.HostNetwork = r.Bool()
 		case "os":
-			for name := range r.Members {
-				if string(name) == "name" {
-					s.OS = r.Text(MaxName)
-				} else {
-					r.Skip()
-				}
-			}
+			s.OS = nameOf(r)
 		case "nodeSelector":
 			selector, _ := entries(r, func(key []byte) bool { return string(key) == corev1.LabelOSStable }, MaxName)
 			s.NodeOS = selector[corev1.LabelOSStable]
@@ -413,33 +395,18 @@ func (v *Volume) read(r *jsonstream.Reader) {
 
 // hasIdentityToken reads a projected volume.
 func hasIdentityToken(r *jsonstream.Reader) (found bool) {
-	audience := func() {
-		for name := range r.Members {
-			if string(name) != "audience" {
-				r.Skip()
-				continue
-			}
-			switch r.Text(MaxName) {
-			case api.TokenExchangeAudience, api.TokenProxyAudience:
-				found = true
-			}
-		}
-	}
-	for name := range r.Members {
-		if string(name) != "sources" {
-			r.Skip()
-			continue
-		}
+	r.Member("sources", func() {
 		for range r.Elements {
-			for name := range r.Members {
-				if string(name) == "serviceAccountToken" {
-					audience()
-				} else {
-					r.Skip()
-				}
-			}
+			r.Member("serviceAccountToken", func() {
+				r.Member("audience", func() {
+					switch r.Text(MaxName) {
+					case api.TokenExchangeAudience, api.TokenProxyAudience:
+						found = true
+					}
+				})
+			})
 		}
-	}
+	})
 	return found
 }
 
@@ -495,13 +462,7 @@ func (e *EnvVar) read(r *jsonstream.Reader) {
 		case "name":
 			e.Name = r.Text(api.MaxEnv + 1) // a longer one equals none that an item sets
 		case "valueFrom":
-			for name := range r.Members {
-				if string(name) == "secretKeyRef" {
-					e.SecretKey = secretKey(r)
-				} else {
-					r.Skip()
-				}
-			}
+			r.Member("secretKeyRef", func() { e.SecretKey = secretKey(r) })
 		default:
 			r.Skip()
 		}
@@ -524,15 +485,9 @@ func (e *EnvFrom) read(r *jsonstream.Reader) {
 }
 
 // nameOf reads the name in metadata or in a reference.
-func nameOf(r *jsonstream.Reader) (text string) {
-	for name := range r.Members {
-		if string(name) == "name" {
-			text = r.Text(MaxName)
-		} else {
-			r.Skip()
-		}
-	}
-	return text
+func nameOf(r *jsonstream.Reader) (name string) {
+	r.Member("name", func() { name = r.Text(MaxName) })
+	return name
 }
 
 func secretKey(r *jsonstream.Reader) *SecretKey {
