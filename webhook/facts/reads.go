@@ -10,6 +10,8 @@ import (
 
 	"golang.org/x/time/rate"
 	"k8s.io/utils/lru"
+
+	"github.com/akv-injector/akv-injector/webhook/fair"
 )
 
 // Limits of the requests that the reviews of one caller cause at the API server: about one namespace, and in all. No caller uses up what another
@@ -17,8 +19,10 @@ import (
 const (
 	namespaceRate, namespaceBurst = 50, 100
 	callerRate, callerBurst       = 100, 200
-	// maxAtOnce is how many requests all reviews make at the same time. The answer to one may have a megabyte or more.
+	// maxAtOnce is the number of requests of all reviews at the same time: an answer may have a megabyte or more. Callers share it. Each request
+	// counts for at least leastTime, so all callers together cause at most 800 requests a second.
 	maxAtOnce = 8
+	leastTime = 10 * time.Millisecond
 	// maxDelay is how long a request waits for these limits.
 	maxDelay = time.Second
 	// maxRead is how long one may take.
@@ -42,7 +46,7 @@ func WithCaller(ctx context.Context, limit *rate.Limiter) context.Context {
 // reads makes reviews share the requests that they cause. Reviews that ask the same question share a request that begins after each of them
 // has asked: so none gets an answer that is older than itself, and what was applied before a review is found by it.
 type reads struct {
-	atOnce chan struct{} // has an element for each request under way
+	atOnce *fair.Capacity[*rate.Limiter] // by caller
 
 	mu         sync.Mutex
 	flights    map[asked]*flight
@@ -74,7 +78,7 @@ type flight struct {
 }
 
 func newReads() *reads {
-	return &reads{atOnce: make(chan struct{}, maxAtOnce), flights: map[asked]*flight{}, namespaces: lru.New(maxPaced)}
+	return &reads{atOnce: fair.NewCapacity[*rate.Limiter](maxAtOnce), flights: map[asked]*flight{}, namespaces: lru.New(maxPaced)}
 }
 
 // share answers a question by read, which other callers may have begun and others may wait for. A nil r calls read.
@@ -124,8 +128,9 @@ func (r *reads) fly(ctx context.Context, q asked, f *flight, read func(context.C
 		f.begun = true
 		r.mu.Unlock()
 		if f.err = err; err == nil {
+			start := time.Now()
 			f.value, f.err = readSafely(ctx, read)
-			<-r.atOnce
+			time.AfterFunc(leastTime-time.Since(start), func() { r.atOnce.Release(q.caller, 1) })
 		}
 		r.mu.Lock()
 		next := f.next
@@ -152,7 +157,7 @@ func readSafely(ctx context.Context, read func(context.Context) (any, error)) (v
 	return read(ctx)
 }
 
-// pace waits until another request may be made. Unless it returns an error, an element of atOnce is to be taken when the request has ended.
+// pace waits until another request may be made. If it returns no error, the caller must release its unit of atOnce after the request.
 func (r *reads) pace(ctx context.Context, p paced) error {
 	ctx, cancel := context.WithTimeout(ctx, maxDelay)
 	defer cancel()
@@ -162,12 +167,10 @@ func (r *reads) pace(ctx context.Context, p paced) error {
 	if err := r.limitOf(p).Wait(ctx); err != nil {
 		return fmt.Errorf("too many lookups are waiting in namespace %s", p.namespace)
 	}
-	select {
-	case r.atOnce <- struct{}{}:
-		return nil
-	case <-ctx.Done():
+	if r.atOnce.Acquire(ctx, p.caller, 1) != nil {
 		return errors.New("too many lookups are under way")
 	}
+	return nil
 }
 
 func (r *reads) limitOf(p paced) *rate.Limiter {

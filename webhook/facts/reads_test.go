@@ -75,40 +75,52 @@ func TestReadsOutliveTheirCaller(t *testing.T) {
 	})
 }
 
-// TestCallersShareNoLimit shows that a caller who uses up what it may ask takes nothing from another one, and that at most 8 requests are under way.
-func TestCallersShareNoLimit(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		reads := facts.NewReads()
-		flooding, end := context.WithTimeout(facts.WithCaller(t.Context(), facts.NewLimit(100, 200)), 5*time.Second)
-		defer end()
-		var underWay atomic.Int64
-		read := func(context.Context) (string, error) {
-			if n := underWay.Add(1); n > 8 {
-				t.Errorf("%d requests are under way", n)
-			}
-			time.Sleep(10 * time.Millisecond)
-			underWay.Add(-1)
-			return "", nil
-		}
-		for i := range 1000 {
-			go func() {
-				for j := 0; flooding.Err() == nil; j++ {
-					_, _ = reads.Ask(flooding, fmt.Sprint("n", i%20), fmt.Sprint("a", j), read)
-					time.Sleep(10 * time.Millisecond)
+// TestCallersShareRequests shows that callers with addresses of their own, which ask as much as they can, keep no other caller from its requests, and
+// that all of them together cause a bounded number.
+func TestCallersShareRequests(t *testing.T) {
+	for _, callers := range []int{1, 64} {
+		t.Run(fmt.Sprint(callers, " callers"), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				reads := facts.NewReads()
+				flooding, end := context.WithTimeout(t.Context(), 5*time.Second)
+				defer end()
+				var underWay, requests atomic.Int64
+				read := func(context.Context) (string, error) {
+					requests.Add(1)
+					if n := underWay.Add(1); n > 8 {
+						t.Errorf("%d requests are under way", n)
+					}
+					time.Sleep(time.Millisecond)
+					underWay.Add(-1)
+					return "", nil
 				}
-			}()
-		}
-		for i := range 40 {
-			time.Sleep(100 * time.Millisecond)
-			start := time.Now()
-			_, err := reads.Ask(t.Context(), "n0", fmt.Sprint("a", i), read)
-			if took := time.Since(start); err != nil || took > 100*time.Millisecond {
-				t.Errorf("another caller gets %v after %s", err, took)
-			}
-		}
-		end()
-		time.Sleep(time.Minute)
-	})
+				for range callers {
+					caller := facts.WithCaller(flooding, facts.NewLimit(100, 200))
+					for i := range 20 {
+						go func() {
+							for j := 0; flooding.Err() == nil; j++ {
+								_, _ = reads.Ask(caller, fmt.Sprint("n", i), fmt.Sprint("a", j), read)
+								time.Sleep(10 * time.Millisecond)
+							}
+						}()
+					}
+				}
+				for i := range 40 {
+					time.Sleep(100 * time.Millisecond)
+					start := time.Now()
+					_, err := reads.Ask(t.Context(), "n0", fmt.Sprint("a", i), read)
+					if took := time.Since(start); err != nil || took > 500*time.Millisecond {
+						t.Errorf("another caller gets %v after %s", err, took)
+					}
+				}
+				<-flooding.Done()
+				time.Sleep(time.Minute) // until the last request has ended
+				if got, most := requests.Load(), int64(callers*(200+6*100)); got > min(most, 7*800) {
+					t.Errorf("there were %d requests", got)
+				}
+			})
+		})
+	}
 }
 
 // TestReadsSurvivePanics shows that what panics while an answer is read becomes an error.

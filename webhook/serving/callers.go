@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/akv-injector/akv-injector/webhook/fair"
 )
 
 // Limits of the bytes of requests that are processed at a time. A review takes at most five times its size in memory, and what an
@@ -32,31 +34,36 @@ type Callers struct {
 	// CertificateRequired is true where a caller without a verified client certificate is rejected before its body is read.
 	CertificateRequired bool
 
-	authenticated, others shares
+	authenticated, others bounds
 	refused               *prometheus.CounterVec
 }
 
-// shares are the bytes of small and of large requests, and the number of requests that wait for them.
-type shares struct{ small, large, waiting *capacity }
+// peers is a capacity that the addresses of callers share.
+type peers = fair.Capacity[netip.Addr]
 
-func newShares() shares {
-	return shares{newCapacity(maxSmall), newCapacity(maxLarge), newCapacity(maxWaiting)}
+func newPeers(total int64) *peers { return fair.NewCapacity[netip.Addr](total) }
+
+// bounds are the bytes of small and of large requests, and the number of requests that wait for them.
+type bounds struct{ small, large, waiting *peers }
+
+func newBounds() bounds {
+	return bounds{newPeers(maxSmall), newPeers(maxLarge), newPeers(maxWaiting)}
 }
 
-func (s shares) inUse() float64 { return float64(s.small.inUse() + s.large.inUse()) }
+func (b bounds) inUse() float64 { return float64(b.small.InUse() + b.large.InUse()) }
 
 // acquire takes bytes for a request of a peer, and reports whether there were enough in time.
-func (s shares) acquire(ctx context.Context, bytes *capacity, peer netip.Addr, size int64) bool {
-	if bytes.tryAcquire(peer, size) {
+func (b bounds) acquire(ctx context.Context, bytes *peers, peer netip.Addr, size int64) bool {
+	if bytes.TryAcquire(peer, size) {
 		return true
 	}
-	if !s.waiting.tryAcquire(peer, 1) {
+	if !b.waiting.TryAcquire(peer, 1) {
 		return false
 	}
-	defer s.waiting.release(peer, 1)
+	defer b.waiting.Release(peer, 1)
 	ctx, cancel := context.WithTimeout(ctx, maxWait)
 	defer cancel()
-	return bytes.acquire(ctx, peer, size) == nil
+	return bytes.Acquire(ctx, peer, size) == nil
 }
 
 // Why a call is refused; a label of a metric.
@@ -70,8 +77,8 @@ const (
 func NewCallers(certificateRequired bool, registry prometheus.Registerer) *Callers {
 	c := &Callers{
 		CertificateRequired: certificateRequired,
-		authenticated:       newShares(),
-		others:              newShares(),
+		authenticated:       newBounds(),
+		others:              newBounds(),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "akv_injector_calls_refused_total",
 			Help: "Calls refused before a review was read: without a client certificate (unauthenticated), after waiting for other calls (busy), or beyond the limit of connections (connections).",
@@ -114,7 +121,7 @@ func (c *Callers) Handler(next http.Handler) http.Handler {
 			http.Error(w, "is busy with other calls; try again", http.StatusServiceUnavailable)
 			return
 		}
-		defer bytes.release(peer, size)
+		defer bytes.Release(peer, size)
 		next.ServeHTTP(w, r)
 	})
 }

@@ -1,7 +1,6 @@
 package serving_test
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -9,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -21,104 +19,6 @@ import (
 
 	"github.com/akv-injector/akv-injector/webhook/serving"
 )
-
-func address(n byte) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 0, n}) }
-
-// TestCapacity counts how many requests of 1 byte each of some peers get at once, of a capacity of 120, if each has more than enough.
-func TestCapacity(t *testing.T) {
-	for peers, each := range map[int]int{1: 60, 2: 40, 3: 30, 5: 20} {
-		c := serving.NewCapacity(120)
-		got := make([]int, peers)
-		ended, end := context.WithCancel(t.Context())
-		end()
-		for range 120 {
-			for i := range peers {
-				if c.Acquire(ended, address(byte(i)), 1) == nil {
-					got[i]++
-				}
-			}
-		}
-		for i := range got {
-			if got[i] != each {
-				t.Errorf("%d peers: got %d, want %d each", peers, got, each)
-				break
-			}
-		}
-		if err := c.Acquire(ended, address(99), 1); err != nil {
-			t.Errorf("%d peers: a newcomer gets nothing: %v", peers, err)
-		}
-	}
-}
-
-// TestCapacityIsFair shows that the peer that uses the least comes first, whoever has waited for longer, and that nobody waits for what fits.
-func TestCapacityIsFair(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := serving.NewCapacity(12)
-		flood, other := address(1), address(2)
-		for range 6 {
-			if err := c.Acquire(t.Context(), flood, 1); err != nil {
-				t.Fatal(err)
-			}
-		}
-		order := make(chan string, 10)
-		wait := func(name string, peer netip.Addr, size int64) {
-			go func() {
-				if err := c.Acquire(t.Context(), peer, size); err != nil {
-					name = err.Error()
-				}
-				order <- name
-			}()
-			synctest.Wait()
-		}
-		wait("flood", flood, 1)
-		wait("large", other, 4)
-		wait("small, of a newcomer", address(3), 1)
-		if got := <-order; got != "small, of a newcomer" {
-			t.Errorf("first is %q", got)
-		}
-		wait("behind the large one", other, 1)
-		for _, want := range []string{"", "flood", "", "large", "", "behind the large one"} { // after each release
-			c.Release(flood, 1)
-			synctest.Wait()
-			got := ""
-			select {
-			case got = <-order:
-			default:
-			}
-			if got != want {
-				t.Errorf("next is %q, want %q", got, want)
-			}
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		if err := c.Acquire(ctx, flood, 6); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("got %v, want the end of the wait", err)
-		}
-	})
-}
-
-// TestGivingUp shows that one who gives up lets those behind it go on.
-func TestGivingUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c, peer := serving.NewCapacity(12), address(1)
-		if err := c.Acquire(t.Context(), peer, 3); err != nil {
-			t.Fatal(err)
-		}
-		ctx, giveUp := context.WithCancel(t.Context())
-		large, small := make(chan error, 1), make(chan error, 1)
-		go func() { large <- c.Acquire(ctx, peer, 6) }()
-		synctest.Wait()
-		go func() { small <- c.Acquire(t.Context(), peer, 3) }()
-		synctest.Wait()
-		giveUp()
-		if err := <-large; !errors.Is(err, context.Canceled) {
-			t.Errorf("the first gets %v", err)
-		}
-		if err := <-small; err != nil {
-			t.Errorf("the second gets %v", err)
-		}
-	})
-}
 
 // TestWaiting counts how many calls of one peer wait when its bytes are used up.
 func TestWaiting(t *testing.T) {

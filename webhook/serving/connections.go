@@ -13,7 +13,7 @@ const maxConnections = 1024
 type limitedListener struct {
 	net.Listener
 
-	shared  *capacity
+	shared  *peers
 	refused func()
 }
 
@@ -25,8 +25,8 @@ func (l limitedListener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		peer := PeerOf(conn.RemoteAddr().String())
-		if l.shared.tryAcquire(peer, 1) {
-			return limitedConn{Conn: conn, release: sync.OnceFunc(func() { l.shared.release(peer, 1) })}, nil
+		if l.shared.TryAcquire(peer, 1) {
+			return limitedConn{Conn: conn, release: sync.OnceFunc(func() { l.shared.Release(peer, 1) })}, nil
 		}
 		_ = conn.Close() // it was never used
 		l.refused()

@@ -1,10 +1,8 @@
 package serving
 
 import (
-	"context"
 	"crypto/tls"
 	"net/http"
-	"net/netip"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -24,20 +22,3 @@ func NewSmallServer(address string, handler http.Handler, callers *Callers, tota
 	l.connections = total
 	return newServer(address, handler, callers, l, configure...)
 }
-
-// Capacity is for the tests of what peers share.
-type Capacity = capacity
-
-// NewCapacity is a capacity of that many bytes.
-var NewCapacity = newCapacity
-
-// Acquire takes size bytes for a peer.
-func (c *Capacity) Acquire(ctx context.Context, address netip.Addr, size int64) error {
-	if c.tryAcquire(address, size) {
-		return nil
-	}
-	return c.acquire(ctx, address, size)
-}
-
-// Release gives them back.
-func (c *Capacity) Release(address netip.Addr, size int64) { c.release(address, size) }

@@ -60,7 +60,7 @@ func newServer(address string, handler http.Handler, callers *Callers, l limits,
 	for _, c := range configure {
 		c(config)
 	}
-	listener = limitedListener{listener, newCapacity(l.connections), callers.refused.WithLabelValues(connections).Inc}
+	listener = limitedListener{listener, newPeers(l.connections), callers.refused.WithLabelValues(connections).Inc}
 	return &manager.Server{
 		Name:     "webhook",
 		Listener: tls.NewListener(listener, config),
