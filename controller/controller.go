@@ -252,7 +252,7 @@ func (c *controller) keep(ctx context.Context, key types.NamespacedName, found *
 		return errPutOff // the label of a new namespace may arrive after its pods
 	case !namespace.OptedIn():
 		if found == nil || found.Ours {
-			c.tell(api.ClassOutdated, key, toldAlike(open, key.Name, outdatedNote(key.Name, found, &inject.Result{NotOptedIn: true})))
+			c.tell(api.ClassOutdated, key, notesTo(open, key.Name, outdatedNote(key.Name, found, &inject.Result{NotOptedIn: true})))
 			c.total.WithLabelValues(outdated).Inc()
 		}
 		return nil
@@ -353,7 +353,7 @@ func (c *controller) derive(ctx context.Context, key types.NamespacedName, open 
 			continue
 		}
 		c.refuse(q.pod, result, q.last)
-		if len(d.outdated) < maxTold && hears(q.pod, key.Name) {
+		if len(d.outdated) < maxTold && getsEvents(q.pod, key.Name) {
 			d.outdated = append(d.outdated, told{q.pod, outdatedNote(key.Name, found, result)})
 		}
 	}
@@ -425,7 +425,7 @@ func (c *controller) refuse(p *claims.Pod, result *inject.Result, last *refusal)
 // write makes the class, or adds owners to it and puts its spec back.
 func (c *controller) write(ctx context.Context, key types.NamespacedName, d *derivation, found *facts.ManagedClass) error {
 	if found != nil && !found.Ours {
-		c.tell(api.ClassNameTaken, key, toldAlike(d.granted, key.Name, takenNote(key.Name)))
+		c.tell(api.ClassNameTaken, key, notesTo(d.granted, key.Name, takenNote(key.Name)))
 		c.total.WithLabelValues(taken).Inc()
 		return errors.New("somebody else made another class of that name")
 	}
@@ -440,7 +440,7 @@ func (c *controller) write(ctx context.Context, key types.NamespacedName, d *der
 	case apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
 		return nil // its pods go too
 	}
-	c.tell(api.ClassNotWritten, key, toldAlike(d.granted, key.Name, notWrittenNote(key.Name, err)))
+	c.tell(api.ClassNotWritten, key, notesTo(d.granted, key.Name, notWrittenNote(key.Name, err)))
 	c.total.WithLabelValues(failed).Inc()
 	return fmt.Errorf("write: %w", err)
 }

@@ -45,12 +45,12 @@ type told struct {
 	note string
 }
 
-// toldAlike is the same note about a class for all pods of claims that hear of it.
-func toldAlike(granted []claims.Claim, name, note string) []told {
+// notesTo is the same note about a class for the pods of claims that get events about it.
+func notesTo(granted []claims.Claim, name, note string) []told {
 	var list []told
 	for _, claim := range granted {
 		for _, p := range claim.Pods {
-			if hears(p, name) {
+			if getsEvents(p, name) {
 				list = append(list, told{p, note})
 			}
 		}
@@ -58,15 +58,15 @@ func toldAlike(granted []claims.Claim, name, note string) []told {
 	return list
 }
 
-// hears reports whether a pod hears of a class that it mounts.
-func hears(p *claims.Pod, name string) bool {
+// getsEvents reports whether a pod gets events about a class that it mounts: about the first few only.
+func getsEvents(p *claims.Pod, name string) bool {
 	return slices.Index(p.Classes, name) < maxToldOf
 }
 
 const (
 	// maxTold is how many pods hear of one class: an event for each of thousands would tell nobody more.
 	maxTold = 50
-	// maxToldOf is of how many classes one pod hears.
+	// maxToldOf is the number of classes that one pod gets events about.
 	maxToldOf = 5
 	// maxNote is the most bytes that the API server takes for the note of an event.
 	maxNote = 1024

@@ -206,7 +206,7 @@ func TestRelabellingByBinding(t *testing.T) {
 		"a level that is enforced":          {"aadpodidbinding", `labels: {identity.io/enforce: required}`, refused + fmt.Sprintf(asked, "enforce"), "", ""},
 		"a ceiling":                         {"aadpodidbinding", `labels: {identity.io/enforce: bound}, annotations: {identity.io/allowed-names: "*"}`, refused, "", ""},
 		"a ceiling without a level":         {"aadpodidbinding", `labels: {keyvault.io/injection: enabled}, annotations: {identity.io/allowed-names: "*"}`, "", "", ""},
-		"a ceiling beside a level":          {"aadpodidbinding", `labels: {identity.io/warn: bound}, annotations: {identity.io/allowed-names: "*"}`, "", refused + "; with namespace label identity.io/enforce the pod would be rejected", ""},
+		"a ceiling and a level":             {"aadpodidbinding", `labels: {identity.io/warn: bound}, annotations: {identity.io/allowed-names: "*"}`, "", refused + "; with namespace label identity.io/enforce the pod would be rejected", ""},
 		"a ceiling where nothing holds":     {"aadpodidbinding", `annotations: {identity.io/allowed-names: "*"}`, "", "", ""},
 		"a ceiling on vaults":               {"aadpodidbinding", `labels: {keyvault.io/injection: enabled}, annotations: {keyvault.io/allowed-vaults: "*"}`, "", "", ""},
 		"an exemption of whoever it may be": {"aadpodidbinding", `labels: {identity.io/enforce: required}, annotations: {identity.io/exempt: "*"}`, refused + fmt.Sprintf(asked, "enforce"), "", ""},

@@ -3,8 +3,6 @@ package ha_test
 import (
 	"context"
 	"errors"
-	"os"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -29,37 +27,6 @@ func TestFaults(t *testing.T) {
 	t.Log(table.String())
 	if err := errors.Join(err, ha.Errs(phases)); err != nil {
 		t.Error(err)
-	}
-}
-
-// TestAttacks is the short form of `make attacks`: each attack for a second, by one sender and by eight.
-func TestAttacks(t *testing.T) {
-	if runtime.GOOS != "linux" {
-		t.Skip("attackers need 127.0.1.1 and the addresses after it, which only Linux has")
-	}
-	ctx, plane, binary := start(t)
-	o := ha.Options{
-		Binary: binary, Rate: 10, DrainPeriod: time.Second, Progress: t.Output(), MemoryLimit: ha.MemoryLimit,
-		Probe: ha.Probe{Period: time.Second, Failures: 2, Delay: time.Second},
-	}
-	if os.Geteuid() != 0 {
-		t.Log("*** THE REPLICAS HAVE NO LIMIT OF MEMORY: only root makes cgroups")
-		o.MemoryLimit = 0
-	}
-	results, err := ha.Attacks(ctx, plane, o, 8, time.Second)
-	var table strings.Builder
-	ha.AttackTable(&table, results)
-	t.Log(table.String())
-	if err != nil {
-		t.Error(err)
-	}
-	for _, result := range results {
-		if err := result.Err(); err != nil {
-			t.Error(err)
-		}
-		if result.Peak > 160 {
-			t.Errorf("%s: a replica takes %.0f MiB, more than 160", result.Name, result.Peak)
-		}
 	}
 }
 

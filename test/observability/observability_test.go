@@ -220,7 +220,7 @@ func TestTracingWithoutACollector(t *testing.T) {
 // traceID and spanID are the caller's.
 var traceID, spanID = []byte("trace-of-16-byte"), []byte("span-of8")
 
-// review has a pod reviewed, as soon as somebody answers. There is no cluster to look anything up in, which the answer says.
+// review sends a review of a pod as soon as the injector answers. The answer is an error: there is no cluster to look anything up in.
 func review(t *testing.T, i *injector) {
 	t.Helper()
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}, Timeout: 20 * time.Second}

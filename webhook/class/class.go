@@ -96,7 +96,7 @@ type Class struct {
 	Invalid string
 }
 
-// IsNameless reports whether the class reads the vault as nobody that an annotation could name: as the node, or as a service principal.
+// IsNameless reports whether the class reads the vault as an identity that has no name in the cluster: the node's, or a service principal.
 func (c *Class) IsNameless() bool {
 	return c.UsesNodeIdentity || c.Provider == Provider && !c.UsesPodIdentity && c.ClientID+c.InvalidClientID == ""
 }

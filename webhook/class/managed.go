@@ -86,8 +86,8 @@ func IsManagedName(name string) bool {
 	return ok && len(digits) == nameDigits && strings.Trim(digits, "0123456789abcdef") == ""
 }
 
-// Available is [api.Available] of classes, a kind that the cluster does not know where there is no driver. Managed ones are not offered: nobody
-// names them.
+// Available is [api.Available] for classes; without the driver, the cluster does not know their kind. Managed classes are not offered: users do not
+// name them.
 func Available(name string, names []string, noDriver bool) string {
 	if noDriver && len(names) == 0 {
 		return "; this cluster doesn't know that kind: install the Secrets Store CSI driver, or a newer one"

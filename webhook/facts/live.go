@@ -251,7 +251,7 @@ func canExist(name string) bool {
 func (l *Live) list(ctx context.Context, resource schema.GroupVersionResource, namespace string) (objects []metav1.PartialObjectMetadata, known bool, err error) {
 	options := metav1.ListOptions{Limit: maxNames}
 	if resource == class.Resource {
-		options.LabelSelector = class.ManagedByLabel + "!=" + class.ManagedBy // nobody names a managed one
+		options.LabelSelector = class.ManagedByLabel + "!=" + class.ManagedBy // users do not name managed classes
 	}
 	list, err := l.Metadata.Resource(resource).Namespace(namespace).List(ctx, options)
 	if apierrors.IsNotFound(err) {

@@ -22,8 +22,8 @@ var (
 	bindingKind = schema.GroupKind{Group: "aadpodidentity.k8s.io", Kind: "AzureIdentityBinding"}
 )
 
-// Objects is a Source made of objects at hand, of which the last of a name counts. A namespace that is not among them counts as opted in. The zero value
-// holds none.
+// Objects is a Source of objects from manifests. Of two objects with the same name, the last counts. A namespace that is not among them counts as opted
+// in. The zero value holds none.
 type Objects struct {
 	namespaces map[string]inject.Namespace
 	held       map[string]*held

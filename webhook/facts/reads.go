@@ -145,7 +145,7 @@ func (r *reads) fly(ctx context.Context, q asked, f *flight, read func(context.C
 	}
 }
 
-// readSafely reads within maxRead, and turns a panic into an error: it runs in a goroutine of its own, where a panic would end the process.
+// readSafely reads within maxRead, and turns a panic into an error: a panic in this goroutine would end the process.
 func readSafely(ctx context.Context, read func(context.Context) (any, error)) (value any, err error) {
 	defer func() {
 		if reason := recover(); reason != nil {

@@ -100,7 +100,8 @@ func (d *decision) unmatched(key string, selector api.Selector, names []string, 
 	return missing
 }
 
-// selectNone is what comes of a selection of no container at all. What the namespace alone asked for, such a pod goes without. Told is true where it was told already which name is missing.
+// selectNone handles a selection that matches no container. If only the namespace requests Key Vault, nothing is mounted. Told is true if an error
+// names the missing container already.
 func (d *decision) selectNone(told bool, err *field.Error) {
 	d.selected = nil
 	switch {

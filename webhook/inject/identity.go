@@ -71,7 +71,7 @@ func (d *decision) autoMode() api.Mode {
 	return api.ModeAuto
 }
 
-// noIdentity rejects a name that is none of an identity.
+// noIdentity rejects a name that no identity has.
 func (d *decision) noIdentity() {
 	d.Missed = true
 	name := d.request.Identity
@@ -99,12 +99,12 @@ func (d *decision) namedServiceAccount() *ServiceAccount {
 	return d.facts.NamedServiceAccount
 }
 
-// signIns tells of existing classes that do not read the vault as the identity that the pod is bound to, or as nobody.
+// signIns checks as whom existing classes read the vault: a warning for another identity than the pod's, an error for none.
 func (d *decision) signIns() {
 	for index, name := range d.request.Classes {
 		c := d.facts.class(name)
 		if c == nil || c.Provider != class.Provider || c.Invalid != "" {
-			continue // told already, or where its objects are needed
+			continue // an invalid class is reported where its objects are needed
 		}
 		tell, detail := d.warn, ""
 		switch {
@@ -122,7 +122,7 @@ func (d *decision) signIns() {
 			tell, detail = d.unresolved, fmt.Sprintf("must have a GUID as spec.parameters.clientID, has %q; correct it in the class", c.InvalidClientID)
 		case !d.hasNodePublishSecret(name):
 			tell, detail = d.unresolved, `must say as whom it reads the vault; set spec.parameters.clientID, or usePodIdentity: "true", in the class: without either the Azure provider wants `+
-				"the Secret of a service principal, which the injected volume has not"
+				"the Secret of a service principal, and the injected volume has none"
 		case d.mode != api.ModeNone:
 			detail = fmt.Sprintf("must fit mode %s, and the class reads the vault as the service principal in the volume's nodePublishSecretRef; give the class a clientID, or set %s to %s",
 				d.mode, api.IdentityMode, api.ModeNone)

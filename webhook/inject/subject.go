@@ -57,8 +57,8 @@ func Pod(pod *pods.Pod) Subject {
 	return s
 }
 
-// IsMirror reports whether the pod is the API server's image of a static pod, which nobody may change or block. A node alone makes one, and it can use
-// no ServiceAccount and no Secret; anybody else may write its annotation.
+// IsMirror reports whether the pod is a mirror pod: the API server's image of a static pod, which must not be changed or rejected. Only a node creates
+// one, and it can use no ServiceAccount and no Secret. Other users can write the annotation, too.
 func (s *Subject) IsMirror() bool {
 	if s.Meta == nil || !s.ByNode {
 		return false

@@ -65,7 +65,7 @@ func (p *Pod) binding() string {
 	return p.Labels[api.PodIdentityBinding]
 }
 
-// usesWorkloadIdentity reports whether the pod has a token of its ServiceAccount for Microsoft Entra: from Azure's webhook, or from a volume of its own.
+// usesWorkloadIdentity reports whether the pod gets a token of its ServiceAccount for Microsoft Entra: from Azure's webhook, or from a projected volume.
 func (p *Pod) usesWorkloadIdentity() bool {
 	return p.Labels[api.WorkloadIdentityUse] == "true" || p.HasIdentityToken
 }

@@ -1,7 +1,8 @@
 package preview
 
 import (
-	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/class"
@@ -15,10 +16,14 @@ func (r *run) hint(reason api.Reason, namespace string, name any) string {
 	}
 	switch reason {
 	case api.ClassNotFound:
+		var elsewhere []string
 		for id := range r.known {
 			if id.kind == class.Kind && id.name == name && id.namespace != namespace {
-				return fmt.Sprintf("; the files have it in namespace %s: a pod mounts classes of its own namespace alone", id.namespace)
+				elsewhere = append(elsewhere, id.namespace)
 			}
+		}
+		if slices.Sort(elsewhere); len(elsewhere) > 0 {
+			return "; the files have it in namespace " + strings.Join(elsewhere, " and ") + ", and a pod can only mount classes of its namespace"
 		}
 		if !r.has[kindIn{class.Kind, namespace}] {
 			return "; add the class to the files, or use --cluster"
