@@ -30,7 +30,7 @@ type apiServer struct {
 	log      []event
 	more     chan struct{}  // closed when anything changes
 	absent   map[string]int // resources that the server does not know, and those whose watches it ends
-	failing  map[string]int // status by resource
+	failing  map[string]int // status by resource, or by name
 	mute     bool           // watches hear nothing
 	plain    bool           // no streamed lists
 	requests []string
@@ -213,7 +213,7 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !watch && q.resource != definitions {
 		s.requests = append(s.requests, strings.TrimSpace(fmt.Sprint(r.URL.Path, " ", r.URL.RawQuery)))
 	}
-	switch status := s.failing[q.resource]; {
+	switch status := max(s.failing[q.resource], s.failing[q.name]); {
 	case status != 0:
 		refuse(w, status)
 	case s.absent[q.resource] > 0:

@@ -478,6 +478,19 @@ func TestClusterGivesNoOldFacts(t *testing.T) {
 	}
 }
 
+// TestClusterNeverAnswered shows that facts become too old as well if no probe has ever succeeded.
+func TestClusterNeverAnswered(t *testing.T) {
+	server := startAPIServer(t, shop)
+	server.fail("kube-system", http.StatusTooManyRequests)
+	cluster := followWithin(t, server, logr.Discard(), 5*time.Millisecond, 100*time.Millisecond, time.Hour, time.Hour)
+	eventually(t, func() string {
+		if _, err := cluster.Namespace(t.Context(), "shop", false); err == nil || !strings.Contains(err.Error(), "has not answered") {
+			return fmt.Sprintf("got %v", err)
+		}
+		return ""
+	})
+}
+
 // TestClusterReadsWhatItCannotWatch shows that objects whose watch fails are read one by one.
 func TestClusterReadsWhatItCannotWatch(t *testing.T) {
 	server := startAPIServer(t, shop, defaultSA)

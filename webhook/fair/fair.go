@@ -15,18 +15,20 @@ import (
 )
 
 // Capacity is a number of units that peers share. A peer gets no more than it leaves free: one peer can use half of the capacity, two peers a
-// third each, and so on. Something is left for a peer that uses nothing yet. Waiting requests of one peer are served in their order. Among
-// peers, the one that uses the least is served first.
+// third each, and so on. Something is left for a peer that uses nothing yet. Waiting requests of one peer are served in their order. Of
+// the peers that wait, the one that uses the least is served first, and of several such, the one that was served the longest ago.
 type Capacity[K comparable] struct {
 	total int64
 
 	mu    sync.Mutex
 	used  int64
+	turns int64
 	peers map[K]*peer // those that use something or wait
 }
 
 type peer struct {
 	used    int64
+	turn    int64 // number of the latest time that it was served
 	waiting []*waiter
 }
 
@@ -125,7 +127,7 @@ func (c *Capacity[K]) grant() {
 	for {
 		var next *peer
 		for _, p := range c.peers {
-			if len(p.waiting) > 0 && c.fits(p, p.waiting[0].size) && (next == nil || p.used < next.used) {
+			if len(p.waiting) > 0 && c.fits(p, p.waiting[0].size) && (next == nil || p.used < next.used || p.used == next.used && p.turn < next.turn) {
 				next = p
 			}
 		}
@@ -135,6 +137,8 @@ func (c *Capacity[K]) grant() {
 		w := next.waiting[0]
 		next.waiting = slices.Delete(next.waiting, 0, 1)
 		c.take(next, w.size)
+		c.turns++
+		next.turn = c.turns
 		close(w.granted)
 	}
 }
