@@ -30,8 +30,8 @@ var mutants = [...]mutant{
 `, ``, "ServiceAccounts, without looking them up"},
 
 	// service-account-bound
-	{rules, `sa == nil || strings.TrimSpace(sa.ClientID) != "" {`, `sa == nil || true {`, "a ServiceAccount without a client id"},
-	{rules, `sa == nil || strings.TrimSpace(sa.ClientID) != "" {`, `sa == nil || sa.ClientID != "" {`, "a client id of spaces"},
+	{rules, `sa == nil || sa.ClientID != "" {`, `sa == nil || true {`, "a ServiceAccount without a client id"},
+	{rules, `sa == nil || sa.ClientID != "" {`, `sa == nil || sa.ClientID+sa.InvalidClientID != "" {`, "a client id that is not a GUID"},
 
 	// class-named
 	{rules, `		if v.class() != "" {
@@ -65,7 +65,7 @@ var mutants = [...]mutant{
 		if errs = append(errs, check(`, `	for i := range s.Volumes[:min(len(s.Volumes), 1)] {
 		if errs = append(errs, check(`, "anything in a second volume"},
 	{pods, `csi.Driver == class.Driver {`, `csi.Driver == class.Driver && i == 0 {`, "volumes after another one"},
-	{pods, `if modes.atLeast(Bound) || HasCeiling(namespace.Annotations) {`, `if HasCeiling(namespace.Annotations) {`, "classes, without looking them up for a level"},
+	{pods, `if modes.atLeast(Bound) || Ceiling(namespace.Annotations) != "" {`, `if Ceiling(namespace.Annotations) != "" {`, "classes, without looking them up for a level"},
 
 	// class-identified
 	{rules, `c.Provider == class.Provider && c.UsesPodIdentity {`, `c.Provider == class.Provider && false {`, "a class that uses pod identity, without the label"},
@@ -119,17 +119,20 @@ var mutants = [...]mutant{
 	{rules, `case c.Vault == "" && c.Provider == class.Provider:`, `case false:`, "a class that says no vault"},
 	{rules, `case c.Vault != "" && !VaultAllowed(`, `case c.Vault != "" && false && !VaultAllowed(`, "any vault"},
 	{rules, `case c.Vault != "" && !VaultAllowed(`, `case c.Provider == class.Provider && !VaultAllowed(`, "any vault of a provider by another name"},
-	{ceilings, `	return vaults || names`, `	return names && (vaults || names)`, "classes, without looking them up for a ceiling on vaults"},
+	{ceilings, `{api.AllowedNames, api.AllowedVaults}`, `{api.AllowedNames}`, "classes, without looking them up for a ceiling on vaults"},
 
 	// identities-allowed
 	{rules, `if name := s.binding(); name != "" && !IdentityAllowed(`, `if name := s.binding(); name != "" && false && !IdentityAllowed(`, "any label"},
-	{rules, `	if uses && !allowed {`, `	if false {`, "any ServiceAccount"},
-	{rules, `uses, allowed := s.usesWorkloadIdentity(), `, `uses, allowed := false, `, "a ServiceAccount by the label"},
-	{rules, `case c != nil && c.UsesNodeIdentity:`, `case c != nil && c.UsesNodeIdentity && false:`, "the node's identity by a class"},
+	{rules, `	if uses && !IdentityAllowed(`, `	if uses && false && !IdentityAllowed(`, "any ServiceAccount"},
+	{rules, `uses := s.usesWorkloadIdentity()`, `uses := false`, "a ServiceAccount by the label"},
+	{pods, `== "true" || p.HasIdentityToken`, `== "true"`, "a ServiceAccount by a projected token"},
+	{rules, `c.IsNameless() && !s.NodeIdentityAllowed`, `c.IsNameless() && false`, "the node's identity by a class"},
+	{rules, `c.IsNameless() && !s.NodeIdentityAllowed`, `c.UsesNodeIdentity && !s.NodeIdentityAllowed`, "a service principal by a class"},
+	{pods, `if len(all) <= maxLookedUp {`, `if true {`, "classes that are not looked up"},
 	{rules, `			uses = uses || (c.ClientID`, `			uses = uses && (c.ClientID`, "a ServiceAccount by a class"},
 	{rules, `			return field.ErrorList{s.overrides(v, api.AllowedNames)}`, `			return nil`, "attributes beneath a ceiling on identities"},
 	{rules, `			return field.ErrorList{s.untold(v, api.AllowedNames)}`, `			return nil`, "a class that does not exist beneath a ceiling on identities"},
-	{ceilings, `	return vaults || names`, `	return vaults && (vaults || names)`, "classes, without looking them up for a ceiling on identities"},
+	{ceilings, `{api.AllowedNames, api.AllowedVaults}`, `{api.AllowedVaults}`, "classes, without looking them up for a ceiling on identities"},
 
 	// Ceilings
 	{ceilings, `!set || matchesAny(strings.ToLower(ceiling), strings.ToLower(vault))`, `!set || ceiling == "" || matchesAny(strings.ToLower(ceiling), strings.ToLower(vault))`, "every vault beneath an empty ceiling"},

@@ -80,9 +80,11 @@ func (d *decision) volumeOf(name string) int {
 func (d *decision) mountedTwice(name string, first int) {
 	for i := first + 1; i < len(d.subject.Spec.Volumes); i++ {
 		if csi := d.subject.Spec.Volumes[i].CSI; csi != nil && csi.Driver == class.Driver && csi.Attributes[class.Attribute] == name {
-			d.fail(api.VolumeInvalid, field.Duplicate(d.subject.Root.path("spec").Child("volumes").Index(i).Child("csi", "volumeAttributes").Key(class.Attribute), name))
-			d.Errors[len(d.Errors)-1].Detail = fmt.Sprintf("volume %s mounts that class too, and the driver keeps one state of both; remove this volume, and mount that one",
+			path := d.subject.Root.path("spec").Child("volumes").Index(i).Child("csi", "volumeAttributes").Key(class.Attribute)
+			err := field.Duplicate(path, name)
+			err.Detail = fmt.Sprintf("volume %s mounts that class too, and the driver keeps one state of both; remove this volume, and mount that one",
 				api.Echo(d.subject.Spec.Volumes[first].Name))
+			d.fail(api.VolumeInvalid, err)
 			return
 		}
 	}
@@ -117,11 +119,11 @@ func (d *decision) ceilings() {
 			d.unresolved(api.VaultNotAllowed, field.Forbidden(d.askedPath(m.asked), "must not read Key Vault "+m.vault+d.allowed(api.AllowedVaults)))
 		}
 	}
-	for index, name := range d.request.Classes {
-		if c := d.facts.class(name); c != nil && (c.UsesNodeIdentity || d.hasNodePublishSecret(name)) && c.IsNameless() && policy.HasCeiling(d.namespace.Annotations) && !d.defaults.AllowVMIdentity {
-			ceiling := api.AllowedVaults
-			if _, set := d.namespace.Annotations[api.AllowedNames]; set {
-				ceiling = api.AllowedNames
+	if ceiling := policy.Ceiling(d.namespace.Annotations); ceiling != "" && !d.defaults.AllowVMIdentity {
+		for index, name := range d.request.Classes {
+			c := d.facts.class(name)
+			if c == nil || !c.IsNameless() || !c.UsesNodeIdentity && !d.hasNodePublishSecret(name) {
+				continue // a class without any identity is rejected whatever the ceiling
 			}
 			d.unresolved(api.IdentityNotAllowed, field.Forbidden(d.path(api.Class).Index(index),
 				"must not read the vault as the node or a service principal, as class "+name+" does"+d.allowed(ceiling)))

@@ -6,11 +6,15 @@ import (
 	"github.com/akv-injector/akv-injector/webhook/api"
 )
 
-// HasCeiling reports whether a namespace, given by its annotations, has a ceiling.
-func HasCeiling(namespace map[string]string) bool {
-	_, vaults := namespace[api.AllowedVaults]
-	_, names := namespace[api.AllowedNames]
-	return vaults || names
+// Ceiling is the ceiling that holds for identities without a name in a namespace, given by its annotations: that on names, or else that on vaults.
+// It is empty for a namespace without a ceiling.
+func Ceiling(namespace map[string]string) string {
+	for _, key := range []string{api.AllowedNames, api.AllowedVaults} {
+		if _, set := namespace[key]; set {
+			return key
+		}
+	}
+	return ""
 }
 
 // VaultAllowed reports whether the ceiling of a namespace, given by its annotations, lets its pods read that Key Vault.

@@ -108,7 +108,7 @@ func (n Needs) IsEmpty() bool {
 func (p *Pod) Needs(namespace Namespace) Needs {
 	var n Needs
 	modes := ModesOf(namespace.Labels)
-	if modes.atLeast(Bound) || HasCeiling(namespace.Annotations) {
+	if modes.atLeast(Bound) || Ceiling(namespace.Annotations) != "" {
 		n.Classes = p.classes()
 		n.Classes = n.Classes[:min(len(n.Classes), maxLookedUp)]
 	}

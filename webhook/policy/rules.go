@@ -264,7 +264,8 @@ func vaultsAllowed(s *subject) field.ErrorList {
 }
 
 func identitiesAllowed(s *subject) field.ErrorList {
-	if !HasCeiling(s.namespace.Annotations) {
+	ceiling := Ceiling(s.namespace.Annotations)
+	if ceiling == "" {
 		return nil
 	}
 	if errs := s.tooManyClasses(); errs != nil {
@@ -272,11 +273,11 @@ func identitiesAllowed(s *subject) field.ErrorList {
 	}
 	nameless := s.eachVolume(func(v *Volume) field.ErrorList {
 		if c := s.facts.class(v.class()); c != nil && c.IsNameless() && !s.NodeIdentityAllowed {
-			return field.ErrorList{field.Forbidden(v.classPath(), "must not read the vault as the node or a service principal, as class "+api.Echo(c.Name)+" does"+s.allowed(s.ceiling()))}
+			return field.ErrorList{field.Forbidden(v.classPath(), "must not read the vault as the node or a service principal, as class "+api.Echo(c.Name)+" does"+s.allowed(ceiling))}
 		}
 		return nil
 	})
-	if _, set := s.namespace.Annotations[api.AllowedNames]; !set {
+	if ceiling != api.AllowedNames {
 		return nameless
 	}
 	var errs field.ErrorList
@@ -300,14 +301,6 @@ func identitiesAllowed(s *subject) field.ErrorList {
 		errs = append(errs, field.Forbidden(child(s.Root, "spec", "serviceAccountName"), "must not use identity "+api.Echo(s.ServiceAccount)+s.allowed(api.AllowedNames)))
 	}
 	return append(append(errs, nameless...), volumes...)
-}
-
-// ceiling is the ceiling on identities, or if there is none the one on vaults.
-func (s *subject) ceiling() string {
-	if _, set := s.namespace.Annotations[api.AllowedNames]; set {
-		return api.AllowedNames
-	}
-	return api.AllowedVaults
 }
 
 // overrides is about a volume whose attributes get around a ceiling.

@@ -21,6 +21,7 @@ type scene struct {
 	serviceAccount string              // "default" where empty
 	volumes        []map[string]string // attributes of volumes of the driver
 	hasToken       bool                // of its ServiceAccount for Microsoft Entra, by a volume
+	nodeAllowed    bool                // by the server's flag
 	demands        map[string]string   // labels of the namespace
 	allows         map[string]string   // annotations of the namespace
 	facts          policy.Facts
@@ -33,7 +34,7 @@ func (s *scene) namespace() policy.Namespace {
 }
 
 func (s *scene) pod() *policy.Pod {
-	pod := &policy.Pod{Labels: s.labels, ServiceAccount: s.serviceAccount, HasIdentityToken: s.hasToken}
+	pod := &policy.Pod{Labels: s.labels, ServiceAccount: s.serviceAccount, HasIdentityToken: s.hasToken, NodeIdentityAllowed: s.nodeAllowed}
 	if pod.ServiceAccount == "" {
 		pod.ServiceAccount = "default"
 	}
@@ -370,6 +371,9 @@ var rules = map[string]map[string]scene{
 		},
 		"a class that says it is not the node": {
 			volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedNames: "default"}, facts: classes(azure("kv", "useVMManagedIdentity", "false", "clientID", "0")),
+		},
+		"a class that is the node, where the server allows it": {
+			nodeAllowed: true, volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedNames: "a"}, facts: classes(azure("kv", "useVMManagedIdentity", "true")),
 		},
 		"a class of a service principal": {
 			volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedNames: "*"}, facts: classes(azure("kv")),

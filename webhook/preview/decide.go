@@ -291,7 +291,8 @@ func (r *run) object(ctx context.Context, o *object) ([]jsonpatch.Operation, []*
 	var kept field.ErrorList
 	if isPod {
 		subject = inject.Pod(&pod)
-		subject.ByNode = pod.Meta != nil && pod.Meta.Controller != nil && pod.Meta.Controller.Kind == "Node" // as of a mirror pod that was read from a cluster
+		// A mirror pod that was read from a cluster has its node as controller.
+		subject.ByNode = pod.Meta != nil && pod.Meta.Controller != nil && pod.Meta.Controller.Kind == "Node"
 	} else {
 		handover, ok := inject.HandDown(&w, nil)
 		if !ok {

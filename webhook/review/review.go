@@ -40,7 +40,7 @@ func TooLarge(ctx context.Context, source facts.Source, isPod bool, name string)
 		return Verdict{}, fmt.Errorf("look up namespace %s: %w", name, err)
 	}
 	path := field.NewPath("request", "object")
-	if isPod && (namespace.Enforces() || policy.HasCeiling(namespace.Annotations)) {
+	if isPod && (namespace.Enforces() || policy.Ceiling(namespace.Annotations) != "") {
 		detail := "is too large to be held against the policy of namespace " + namespace.Name + "; make it smaller"
 		return Verdict{Outcome: inject.Forbidden, Errors: field.ErrorList{api.Because(api.ReviewTooLarge, field.Forbidden(path, detail))}}, nil
 	}
