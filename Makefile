@@ -22,7 +22,7 @@ OUTPUT ?= --push
 BESIDE = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w'
 
 # The modules with code of ours.
-MODULES = . test test/azurewi test/azurewi/mlog test/certmanager/controllers test/image test/node/driver/mlog test/observability \
+MODULES = . test test/argocd test/azurewi test/azurewi/mlog test/certmanager/controllers test/flux test/image test/node/driver/mlog test/observability \
 	test/provider test/provider/keyvault tools/release
 
 # Inputs that each fuzz target tries. A count, not a duration: up to Go 1.26, a fuzz run that ends by the clock
@@ -135,6 +135,8 @@ test-apiserver: $(HELM) $(HELM3) ## The suite against a real API server; the fir
 	$(call step,control plane,cd test && go run ./cmd/controlplane build)
 	$(call step,cert-manager,cd test/certmanager/controllers && $(BESIDE) -o ../../../bin/test/cert-manager .)
 	$(call step,Azure workload identity,cd test/azurewi && $(BESIDE) -o ../../bin/test/azurewi .)
+	$(call step,Argo CD's engine,cd test/argocd && $(BESIDE) -o ../../bin/test/argocd .)
+	$(call step,Flux's engine,cd test/flux && $(BESIDE) -o ../../bin/test/flux .)
 	$(call step,tests with a real API server,cd test && CGO_ENABLED=1 go test -race -shuffle=on -timeout=20m $$(go list ./... | grep -v /test/node$$))
 
 .PHONY: test-node

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode"
 
 	"github.com/google/go-cmp/cmp"
 	monitoringv1 "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
@@ -25,6 +26,7 @@ import (
 
 	"github.com/akv-injector/akv-injector/test/chart"
 	"github.com/akv-injector/akv-injector/test/controlplane"
+	contract "github.com/akv-injector/akv-injector/webhook/api"
 )
 
 // everything switches on what is off.
@@ -52,6 +54,28 @@ func with(values ...map[string]any) map[string]any {
 		maps.Copy(all, v)
 	}
 	return all
+}
+
+// TestHandedDown compares the annotations of which the match conditions know that a workload hands them down with those that it does.
+func TestHandedDown(t *testing.T) {
+	t.Parallel()
+	var want []string
+	for i := range contract.Keys {
+		if key := contract.Keys[i].Name; contract.IsRequestKey(key) {
+			want = append(want, "'"+key+"'")
+		}
+	}
+	slices.Sort(want)
+	text, err := os.ReadFile("../../deploy/chart/templates/_helpers.tpl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, list, _ := strings.Cut(string(text), `{{- define "akv-injector.handedDown" -}}`)
+	list, _, _ = strings.Cut(list, "{{- end -}}")
+	got := strings.FieldsFunc(list, func(r rune) bool { return r == ',' || unicode.IsSpace(r) })
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("annotations that are handed down (-code +chart):\n%s", diff)
+	}
 }
 
 // TestTyped decodes what every row of TestValues renders strictly into Go's types; cert-manager's kinds are left to the API server.

@@ -45,8 +45,8 @@ type Annotations struct {
 	Path func(key string) *field.Path
 }
 
-// Asked reports whether annotations holds a key of the request, or one that looks like it: any key under our prefixes but
-// [Status], which the injector itself writes.
+// Asked reports whether annotations hold a key of the request, or one that looks like it: any key under the prefixes of the contract but
+// [Status].
 func Asked(annotations map[string]string) bool {
 	for key := range annotations {
 		if IsOurs(key) && key != Status {
@@ -71,10 +71,14 @@ func position(key string) int {
 	return -1
 }
 
-// IsRequestKey reports whether key is an annotation that a user writes to ask for something.
+// IsRequestKey reports whether key is an annotation that a user writes to request something.
 func IsRequestKey(key string) bool {
-	i := position(key)
-	return i >= 0 && i != status
+	return position(key) >= 0 && !isWritten(key)
+}
+
+// isWritten reports whether the injector writes the annotation of that key.
+func isWritten(key string) bool {
+	return key == Status || key == Inherited
 }
 
 var annotationsPath = field.NewPath("metadata", "annotations")
@@ -153,8 +157,8 @@ func keysLike(key string) []string {
 func keyNames() []string {
 	names := make([]string, 0, numKeys)
 	for i := range Keys {
-		if i != status {
-			names = append(names, Keys[i].Name)
+		if name := Keys[i].Name; !isWritten(name) {
+			names = append(names, name)
 		}
 	}
 	return names

@@ -22,6 +22,7 @@ const (
 	Env        = KeyVaultPrefix + "env"
 	OnConflict = KeyVaultPrefix + "on-conflict"
 	Inject     = KeyVaultPrefix + "inject"
+	Inherited  = KeyVaultPrefix + "inherited"
 	Status     = KeyVaultPrefix + "status"
 )
 
@@ -108,6 +109,7 @@ var Keys = [numKeys]Key{
 	envMode:          {Env, "`explicit`, `auto`", "`explicit`", "`auto`: every secret also becomes an env var, `db-password` as `DB_PASSWORD`"},
 	onConflict:       {OnConflict, "`keep`, `fail`, `override`", "`keep`", "a container sets that env var already: keep it and warn, reject the pod, or replace it"},
 	injectKey:        {Inject, "`\"true\"`, `\"false\"`", "`\"true\"`", "`\"false\"` opts the pod out of everything but policy"},
+	inherited:        {Inherited, "written by the injector", "", "what a pod template inherits from its workload's own annotations"},
 	status:           {Status, "written by the injector", "", "what was injected and where each value came from; replaced wherever something is injected, never read"},
 }
 
@@ -125,6 +127,7 @@ const (
 	envMode
 	onConflict
 	injectKey
+	inherited
 	status
 	numKeys
 )

@@ -250,6 +250,10 @@ func (p *parser) parse() {
 	p.read(envMode, oneOf([]EnvMode{EnvExplicit, EnvAuto}, func(r *Request, m EnvMode) { r.EnvMode = m }))
 	p.read(onConflict, oneOf([]ConflictMode{ConflictKeep, ConflictFail, ConflictOverride}, func(r *Request, m ConflictMode) { r.OnConflict = m }))
 	p.read(injectKey, oneOf([]string{"true", "false"}, func(r *Request, v string) { r.OptedOut = v == "false" }))
+	p.read(inherited, func(_ *Request, value string, fldPath *field.Path) field.ErrorList {
+		return field.ErrorList{Because(InvalidValue, field.Invalid(fldPath, Echo(value),
+			`is written by the injector into pod templates, as a line KEY="VALUE" for each annotation of the workload; remove it`))}
+	})
 
 	if r.origins[secrets] != Unset && len(classErrs) == 0 {
 		path := p.annotations.PathOf(Secrets, r.origins[secrets])

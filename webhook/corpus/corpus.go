@@ -220,8 +220,7 @@ func (a *Archive) Review(ctx context.Context) (map[string]string, error) {
 		return nil, err
 	}
 	files := Files("", verdict)
-	handover, ok := inject.HandDown(&w, before)
-	if !ok || len(verdict.Errors) > 0 {
+	if w.Meta.Controller != nil || len(verdict.Errors) > 0 {
 		return files, nil
 	}
 	patched := JSON(a.Subject)
@@ -237,19 +236,32 @@ func (a *Archive) Review(ctx context.Context) (map[string]string, error) {
 		return nil, err
 	}
 	putPolicy(files, held)
-	if handover, ok = inject.HandDown(&handed, &handed); !ok {
-		return nil, errors.New("hand down again: there is no template")
+	subject, ok := Template(&handed)
+	if !ok {
+		return files, nil
 	}
-	handover.Subject.Annotations = nil
-	if meta := handover.Subject.Meta; meta != nil {
-		handover.Subject.Annotations = meta.Annotations // a pod has what the template has, not what the workload says beyond
-	}
-	pod, err := a.reviewPod(ctx, source, handover.Subject, "pod-")
+	pod, err := a.reviewPod(ctx, source, subject, "pod-")
 	if err != nil {
 		return nil, err
 	}
 	maps.Copy(files, pod)
 	return files, nil
+}
+
+// Template is the pod that a workload's template makes, at the template's place.
+func Template(w *pods.Workload) (subject inject.Subject, ok bool) {
+	switch {
+	case w.JobTemplate != nil:
+		subject = inject.Pod(w.JobTemplate)
+		subject.Root = inject.CronJobRoot
+	case w.Template != nil:
+		subject = inject.Pod(w.Template)
+		subject.Root = inject.TemplateRoot
+	default:
+		return subject, false
+	}
+	subject.Claims = w.Claims
+	return subject, true
 }
 
 func (a *Archive) reviewPod(ctx context.Context, source facts.Source, subject inject.Subject, prefix string) (map[string]string, error) {

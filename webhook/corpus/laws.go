@@ -166,16 +166,12 @@ func envVar(v inject.EnvVar) corev1.EnvVar {
 // parsed is an object that holds a pod, in every shape that the laws look at.
 type parsed struct {
 	root inject.Root
-	// annotations are the object's own, which a workload's are not its pod's.
-	annotations map[string]string
-	pod         Pod
-	tree        any
+	pod  Pod
+	tree any
 }
 
 // workload is an object that may be a workload.
 type workload struct {
-	metav1.ObjectMeta `json:"metadata"`
-
 	Spec struct {
 		Template    *Pod `json:"template"`
 		JobTemplate *struct {
@@ -191,7 +187,7 @@ func parse(object []byte) (*parsed, error) {
 	if err := json.Unmarshal(object, &w); err != nil {
 		return nil, err
 	}
-	p := &parsed{root: inject.PodRoot, annotations: w.Annotations}
+	p := &parsed{root: inject.PodRoot}
 	switch {
 	case w.Spec.JobTemplate != nil && w.Spec.JobTemplate.Spec.Template != nil:
 		p.root, p.pod = inject.CronJobRoot, *w.Spec.JobTemplate.Spec.Template
@@ -247,7 +243,7 @@ func (p *parsed) allows(o *jsonpatch.Operation, after *parsed) error {
 	case "replace":
 		return p.allowsReplace(o, pointer)
 	case "remove":
-		if key, ok := annotationOf(pointer); ok && p.root.Pointer != "" && api.IsRequestKey(key) && p.annotations[key] == "" {
+		if key, ok := annotationOf(pointer); ok && p.root.Pointer != "" && key == api.Inherited {
 			return nil
 		}
 	}
@@ -297,7 +293,7 @@ func (p *parsed) allowsReplace(o *jsonpatch.Operation, pointer string) error {
 		return nil
 	case isAnnotation && key == api.Status && p.pod.Meta.Annotations[key] != o.Value:
 		return nil
-	case isAnnotation && p.root.Pointer != "" && api.IsRequestKey(key) && p.annotations[key] == o.Value:
+	case isAnnotation && p.root.Pointer != "" && key == api.Inherited:
 		return nil
 	}
 	spec, _ := strings.CutPrefix(pointer, "spec/")

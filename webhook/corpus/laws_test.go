@@ -117,11 +117,11 @@ func patchTemplate(ctx context.Context, source facts.Source, namespace string) p
 		if err := pods.Decode(text, &w); err != nil {
 			return nil, err
 		}
-		handover, ok := inject.HandDown(&w, &w)
+		subject, ok := corpus.Template(&w)
 		if !ok {
 			return nil, nil
 		}
-		operations, err := decide(ctx, source, handover.Subject, namespace, text)
+		operations, err := decide(ctx, source, subject, namespace, text)
 		return operations, errors.Join(err, unmodified(text, &w, new(pods.Workload)))
 	}
 }
@@ -193,7 +193,7 @@ const authored = `{"metadata":{"name":"p","labels":{"app":"a"},"annotations":{"n
 	"volumes":[{"name":"data","emptyDir":{}}]}}`
 
 const annotatedWorkload = `{"kind":"Deployment","metadata":{"name":"d","annotations":{"keyvault.io/vault":"new"}},"spec":{"template":{
-	"metadata":{"annotations":{"keyvault.io/vault":"old","identity.io/name":"gone","note":"n"}},"spec":{"containers":[{"name":"app"}]}}}}`
+	"metadata":{"annotations":{"keyvault.io/vault":"old","keyvault.io/inherited":"keyvault.io/vault=\"new\"","note":"n"}},"spec":{"containers":[{"name":"app"}]}}}}`
 
 const (
 	addVolume = `{"op":"add","path":"/spec/volumes/-","value":{"name":"keyvault","csi":{"driver":"secrets-store.csi.k8s.io","readOnly":true,"volumeAttributes":{"secretProviderClass":"c"}}}}`
@@ -208,37 +208,38 @@ func TestCheckLaws(t *testing.T) {
 		again  string // an operation of the second review
 		want   string // part of the error; empty for none
 	}{
-		"volume, mount, env var, label and status":      {patch: []string{addVolume, addMount, `{"op":"add","path":"/spec/containers/0/env/0","value":` + envValue + `}`, `{"op":"add","path":"/metadata/labels/keyvault.io~1injected","value":"true"}`, `{"op":"replace","path":"/metadata/annotations/keyvault.io~1status","value":"{}"}`}},
-		"an env var overridden":                         {patch: []string{addVolume, addMount, `{"op":"replace","path":"/spec/containers/0/env/0","value":` + envValue + `}`}},
-		"a name for the default ServiceAccount":         {patch: []string{`{"op":"replace","path":"/spec/serviceAccountName","value":"sa"}`}},
-		"an env var behind the author's":                {patch: []string{addVolume, addMount, `{"op":"add","path":"/spec/containers/0/env/2","value":` + envValue + `}`}},
-		"a pointer to nowhere":                          {patch: []string{`{"op":"add","path":"/metadata/nowhere/x","value":"y"}`}, want: "apply patch"},
-		"a slash not escaped":                           {patch: []string{`{"op":"add","path":"/metadata/labels/keyvault.io/injected","value":"true"}`}, want: "apply patch"},
-		"a map in place of the author's":                {patch: []string{`{"op":"add","path":"/metadata/labels","value":{"keyvault.io/injected":"true"}}`}, want: "/metadata/labels/app"},
-		"an annotation in place of the author's":        {patch: []string{`{"op":"add","path":"/metadata/annotations/note","value":"mine"}`}, want: "/metadata/annotations/note"},
-		"volumes in place of the author's":              {patch: []string{strings.Replace(strings.Replace(strings.Replace(addVolume, "/-", "", 1), `{"name"`, `[{"name"`, 1), `}}}}`, `}}}]}`, 1)}, want: "/spec/volumes/0"},
-		"a label replaced":                              {patch: []string{`{"op":"replace","path":"/metadata/labels/app","value":"b"}`}, want: "not for us to replace"},
-		"a label removed":                               {patch: []string{`{"op":"remove","path":"/metadata/labels/app"}`}, want: "not for us to do"},
-		"an annotation of ours removed from a pod":      {patch: []string{`{"op":"remove","path":"/metadata/annotations/keyvault.io~1status"}`}, want: "not for us to do"},
-		"a chosen ServiceAccount replaced":              {object: `{"metadata":{},"spec":{"serviceAccountName":"mine"}}`, patch: []string{`{"op":"replace","path":"/spec/serviceAccountName","value":"sa"}`}, want: "not for us to replace"},
-		"a chosen ServiceAccount added over":            {object: `{"metadata":{},"spec":{"serviceAccountName":"mine"}}`, patch: []string{`{"op":"add","path":"/spec/serviceAccountName","value":"sa"}`}, want: "must be a replacement"},
-		"an image replaced":                             {patch: []string{`{"op":"replace","path":"/spec/containers/0/image","value":"evil"}`}, want: "not for us to replace"},
-		"a container added":                             {patch: []string{`{"op":"add","path":"/spec/containers/1","value":{"name":"x"}}`}, want: "not for us to add"},
-		"an env var replaced by one of another name":    {patch: []string{addVolume, addMount, `{"op":"replace","path":"/spec/containers/0/env/1","value":` + envValue + `}`}, want: "must have the name"},
-		"an env var with a value":                       {patch: []string{addVolume, addMount, `{"op":"add","path":"/spec/containers/0/env/0","value":{"name":"C","value":"v"}}`}, want: "must come from a Secret's key"},
-		"an env var without a mount":                    {patch: []string{`{"op":"add","path":"/spec/containers/0/env/0","value":` + envValue + `}`}, want: "must mount a class"},
-		"a mount that is writable":                      {patch: []string{addVolume, strings.Replace(addMount, `,"readOnly":true`, "", 1)}, want: "must be read-only"},
-		"a mount of a volume of the author's":           {patch: []string{strings.Replace(addMount, "keyvault", "data", 1)}, want: "volume of the driver"},
-		"a volume that is writable":                     {patch: []string{strings.Replace(addVolume, `"readOnly":true,`, "", 1)}, want: "read-only"},
-		"a volume of the host":                          {patch: []string{`{"op":"add","path":"/spec/volumes/-","value":{"name":"h","hostPath":{"path":"/"}}}`}, want: "must be the driver's"},
-		"a volume with another attribute":               {patch: []string{strings.Replace(addVolume, `"secretProviderClass":"c"`, `"secretProviderClass":"c","keyvaultName":"x"`, 1)}, want: "no other attribute"},
-		"a seccomp annotation that changes the level":   {object: `{"metadata":{"annotations":{"a":"b"}},"spec":{"containers":[{"name":"app"}]}}`, patch: []string{`{"op":"add","path":"/metadata/annotations/container.apparmor.security.beta.kubernetes.io~1app","value":"unconfined"}`}, want: "pod security"},
-		"a second review that goes on":                  {patch: []string{addVolume}, again: addMount, want: "patches again"},
-		"a handed-down annotation that follows":         {object: annotatedWorkload, patch: []string{`{"op":"replace","path":"/spec/template/metadata/annotations/keyvault.io~1vault","value":"new"}`, `{"op":"remove","path":"/spec/template/metadata/annotations/identity.io~1name"}`}},
-		"a template's annotation made up":               {object: annotatedWorkload, patch: []string{`{"op":"replace","path":"/spec/template/metadata/annotations/keyvault.io~1vault","value":"other"}`}, want: "not for us to replace"},
-		"a template's foreign annotation removed":       {object: annotatedWorkload, patch: []string{`{"op":"remove","path":"/spec/template/metadata/annotations/note"}`}, want: "not for us to do"},
-		"an annotation removed that still has a source": {object: annotatedWorkload, patch: []string{`{"op":"remove","path":"/spec/template/metadata/annotations/keyvault.io~1vault"}`}, want: "not for us to do"},
-		"an annotation of the workload itself":          {object: annotatedWorkload, patch: []string{`{"op":"add","path":"/metadata/annotations/keyvault.io~1status","value":"{}"}`}, want: "must be below /spec/template"},
+		"volume, mount, env var, label and status":    {patch: []string{addVolume, addMount, `{"op":"add","path":"/spec/containers/0/env/0","value":` + envValue + `}`, `{"op":"add","path":"/metadata/labels/keyvault.io~1injected","value":"true"}`, `{"op":"replace","path":"/metadata/annotations/keyvault.io~1status","value":"{}"}`}},
+		"an env var overridden":                       {patch: []string{addVolume, addMount, `{"op":"replace","path":"/spec/containers/0/env/0","value":` + envValue + `}`}},
+		"a name for the default ServiceAccount":       {patch: []string{`{"op":"replace","path":"/spec/serviceAccountName","value":"sa"}`}},
+		"an env var behind the author's":              {patch: []string{addVolume, addMount, `{"op":"add","path":"/spec/containers/0/env/2","value":` + envValue + `}`}},
+		"a pointer to nowhere":                        {patch: []string{`{"op":"add","path":"/metadata/nowhere/x","value":"y"}`}, want: "apply patch"},
+		"a slash not escaped":                         {patch: []string{`{"op":"add","path":"/metadata/labels/keyvault.io/injected","value":"true"}`}, want: "apply patch"},
+		"a map in place of the author's":              {patch: []string{`{"op":"add","path":"/metadata/labels","value":{"keyvault.io/injected":"true"}}`}, want: "/metadata/labels/app"},
+		"an annotation in place of the author's":      {patch: []string{`{"op":"add","path":"/metadata/annotations/note","value":"mine"}`}, want: "/metadata/annotations/note"},
+		"volumes in place of the author's":            {patch: []string{strings.Replace(strings.Replace(strings.Replace(addVolume, "/-", "", 1), `{"name"`, `[{"name"`, 1), `}}}}`, `}}}]}`, 1)}, want: "/spec/volumes/0"},
+		"a label replaced":                            {patch: []string{`{"op":"replace","path":"/metadata/labels/app","value":"b"}`}, want: "not for us to replace"},
+		"a label removed":                             {patch: []string{`{"op":"remove","path":"/metadata/labels/app"}`}, want: "not for us to do"},
+		"an annotation of ours removed from a pod":    {patch: []string{`{"op":"remove","path":"/metadata/annotations/keyvault.io~1status"}`}, want: "not for us to do"},
+		"a chosen ServiceAccount replaced":            {object: `{"metadata":{},"spec":{"serviceAccountName":"mine"}}`, patch: []string{`{"op":"replace","path":"/spec/serviceAccountName","value":"sa"}`}, want: "not for us to replace"},
+		"a chosen ServiceAccount added over":          {object: `{"metadata":{},"spec":{"serviceAccountName":"mine"}}`, patch: []string{`{"op":"add","path":"/spec/serviceAccountName","value":"sa"}`}, want: "must be a replacement"},
+		"an image replaced":                           {patch: []string{`{"op":"replace","path":"/spec/containers/0/image","value":"evil"}`}, want: "not for us to replace"},
+		"a container added":                           {patch: []string{`{"op":"add","path":"/spec/containers/1","value":{"name":"x"}}`}, want: "not for us to add"},
+		"an env var replaced by one of another name":  {patch: []string{addVolume, addMount, `{"op":"replace","path":"/spec/containers/0/env/1","value":` + envValue + `}`}, want: "must have the name"},
+		"an env var with a value":                     {patch: []string{addVolume, addMount, `{"op":"add","path":"/spec/containers/0/env/0","value":{"name":"C","value":"v"}}`}, want: "must come from a Secret's key"},
+		"an env var without a mount":                  {patch: []string{`{"op":"add","path":"/spec/containers/0/env/0","value":` + envValue + `}`}, want: "must mount a class"},
+		"a mount that is writable":                    {patch: []string{addVolume, strings.Replace(addMount, `,"readOnly":true`, "", 1)}, want: "must be read-only"},
+		"a mount of a volume of the author's":         {patch: []string{strings.Replace(addMount, "keyvault", "data", 1)}, want: "volume of the driver"},
+		"a volume that is writable":                   {patch: []string{strings.Replace(addVolume, `"readOnly":true,`, "", 1)}, want: "read-only"},
+		"a volume of the host":                        {patch: []string{`{"op":"add","path":"/spec/volumes/-","value":{"name":"h","hostPath":{"path":"/"}}}`}, want: "must be the driver's"},
+		"a volume with another attribute":             {patch: []string{strings.Replace(addVolume, `"secretProviderClass":"c"`, `"secretProviderClass":"c","keyvaultName":"x"`, 1)}, want: "no other attribute"},
+		"a seccomp annotation that changes the level": {object: `{"metadata":{"annotations":{"a":"b"}},"spec":{"containers":[{"name":"app"}]}}`, patch: []string{`{"op":"add","path":"/metadata/annotations/container.apparmor.security.beta.kubernetes.io~1app","value":"unconfined"}`}, want: "pod security"},
+		"a second review that goes on":                {patch: []string{addVolume}, again: addMount, want: "patches again"},
+		"a template that inherits something else":     {object: annotatedWorkload, patch: []string{`{"op":"replace","path":"/spec/template/metadata/annotations/keyvault.io~1inherited","value":"x"}`}},
+		"a template that inherits no more":            {object: annotatedWorkload, patch: []string{`{"op":"remove","path":"/spec/template/metadata/annotations/keyvault.io~1inherited"}`}},
+		"a template's annotation replaced":            {object: annotatedWorkload, patch: []string{`{"op":"replace","path":"/spec/template/metadata/annotations/keyvault.io~1vault","value":"new"}`}, want: "not for us to replace"},
+		"a template's foreign annotation removed":     {object: annotatedWorkload, patch: []string{`{"op":"remove","path":"/spec/template/metadata/annotations/note"}`}, want: "not for us to do"},
+		"a template's annotation removed":             {object: annotatedWorkload, patch: []string{`{"op":"remove","path":"/spec/template/metadata/annotations/keyvault.io~1vault"}`}, want: "not for us to do"},
+		"an annotation of the workload itself":        {object: annotatedWorkload, patch: []string{`{"op":"add","path":"/metadata/annotations/keyvault.io~1status","value":"{}"}`}, want: "must be below /spec/template"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			object := test.object

@@ -277,11 +277,11 @@ func decode(object []byte, root inject.Root) (*inject.Subject, error) {
 	if err := pods.Decode(object, &w); err != nil {
 		return nil, err
 	}
-	handover, ok := inject.HandDown(&w, &w)
+	subject, ok := corpus.Template(&w)
 	if !ok {
 		return nil, fmt.Errorf("%s has no template", object)
 	}
-	return &handover.Subject, nil
+	return &subject, nil
 }
 
 // generator makes objects as its choices say; where they end, the first of everything.
@@ -375,6 +375,7 @@ var (
 		api.Env:              {"auto", "explicit"},
 		api.OnConflict:       {"override", "fail", "keep", "override"},
 		api.Inject:           {"true", "true", "true", "false"},
+		api.Inherited:        {`keyvault.io/class="kv-class"`, "identity.io/name=\"blob-sa\"\nkeyvault.io/secrets=\"- objectName: db-password\\n  env: A\\n\"", `keyvault.io/secret="a"`},
 		api.Status:           {"{}", "forged"},
 	}
 	mistakes = map[string][]string{

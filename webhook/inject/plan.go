@@ -46,7 +46,10 @@ func NewPlan(subject Subject, namespace Namespace, defaults Defaults) *Plan {
 		return p
 	}
 	p.annotations = api.Annotations{
-		Pod: subject.Annotations, Namespace: namespace.Annotations, NamespaceName: namespace.Name, Path: subject.AnnotationPath,
+		Pod: subject.Annotations, Namespace: namespace.Annotations, NamespaceName: namespace.Name,
+	}
+	if subject.AnnotationPath != nil || subject.Root.Path != nil {
+		p.annotations.Path = p.subject.AnnotationPathOf
 	}
 	p.request, p.errs, p.warnings = api.ParseRequest(p.annotations)
 	p.warnings = append(p.warnings, namespace.ceilingsNotEnforced()...)

@@ -1,6 +1,7 @@
 package inject
 
 import (
+	"maps"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -38,21 +39,41 @@ type Subject struct {
 
 	// Root is where the pod sits in its object.
 	Root Root
-	// Annotations are those that hold for the pod: its own, and for a template those that its workload hands down.
+	// Annotations are the effective ones: the pod's own, and below them those that it inherits from its workload.
 	Annotations map[string]string
 	// Claims are names of volumes that the pod will have besides, by a StatefulSet's volumeClaimTemplates.
 	Claims []string
 	// ByNode is true where a node asks for the pod.
 	ByNode bool
-	// AnnotationPath says where an annotation was written; nil for the pod's metadata.annotations.
+	// AnnotationPath says where an annotation was written. Nil, and a path that is nil, stand for the pod's metadata.annotations.
 	AnnotationPath func(key string) *field.Path
 }
 
-// Pod is the subject that a pod by itself is.
+// Pod is the subject that a pod by itself is. An annotation [api.Inherited] that can't be read is left among the annotations, and is an error there.
 func Pod(pod *pods.Pod) Subject {
 	s := Subject{Pod: pod}
-	if pod.Meta != nil {
-		s.Annotations = pod.Meta.Annotations
+	if pod.Meta == nil {
+		return s
+	}
+	own := pod.Meta.Annotations
+	s.Annotations = own
+	text, ok := own[api.Inherited]
+	if !ok {
+		return s
+	}
+	inherited, err := api.ParseInherited(text)
+	if err != nil {
+		return s
+	}
+	s.Annotations = maps.Clone(inherited)
+	maps.Copy(s.Annotations, own)
+	delete(s.Annotations, api.Inherited)
+	s.AnnotationPath = func(key string) *field.Path {
+		_, inherits := inherited[key]
+		if _, has := own[key]; !inherits || has {
+			return nil
+		}
+		return field.NewPath("workload", "metadata", "annotations").Key(key)
 	}
 	return s
 }
@@ -70,7 +91,9 @@ func (s *Subject) IsMirror() bool {
 // AnnotationPathOf is where an annotation was written, or should be.
 func (s *Subject) AnnotationPathOf(key string) *field.Path {
 	if s.AnnotationPath != nil {
-		return s.AnnotationPath(key)
+		if path := s.AnnotationPath(key); path != nil {
+			return path
+		}
 	}
 	return s.Root.path("metadata").Child("annotations").Key(key)
 }

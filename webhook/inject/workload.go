@@ -10,7 +10,7 @@ import (
 	"github.com/akv-injector/akv-injector/webhook/pods"
 )
 
-// template is a workload's pod template and where it sits; nil where the workload has none.
+// template is a workload's pod template and where it is; nil where the workload has none.
 func template(w *pods.Workload) (*pods.Pod, Root) {
 	if w.JobTemplate != nil {
 		return w.JobTemplate, CronJobRoot
@@ -44,79 +44,57 @@ func annotationsOf(template *pods.Pod) map[string]string {
 	return template.Meta.Annotations
 }
 
-// Handover is how the annotations of a workload become those of its pods.
+// Handover is what a pod template inherits from the annotations of its workload.
 type Handover struct {
-	// Subject is the template as its pods will be, with the annotations that hold for them.
+	// Subject is the template as its pods will be, with the annotations that are effective for them.
 	Subject Subject
-	// Warnings tell where the template keeps a value of its own.
+	// Inherited is the value that the template's annotation [api.Inherited] must have; empty where the template must not have it.
+	Inherited string
+	// Warnings name annotations for which the template has a value of its own.
 	Warnings field.ErrorList
-	// Inherited is false where nobody's annotations ask for anything.
-	Inherited bool
-
-	set    []Entry
-	remove []string
+	// Requested is true where the workload or its template requests anything.
+	Requested bool
 }
 
-// HandDown works out what the annotations of w ask of its template. Old is the workload before an update, nil on creation: a
-// value that the template got from it follows its source, and goes away with it. It reports false where w has no template, or
-// is a ReplicaSet with a controller: that one compares templates, and would replace for ever what was changed below it.
-func HandDown(w, old *pods.Workload) (Handover, bool) {
+// HandDown computes what the annotations of w request for the pods of its template. It depends on w alone, not on what the template inherited
+// before. It reports false where w has no template, or has a controller: that wrote the template, and would replace a changed one forever.
+func HandDown(w *pods.Workload) (Handover, bool) {
 	template, root := template(w)
-	if template == nil || (w.Kind == "ReplicaSet" && w.Meta.Controller != nil) {
+	if template == nil || w.Meta.Controller != nil {
 		return Handover{}, false
 	}
-	var before map[string]string
-	if old != nil {
-		before = ownAnnotations(old)
-	}
 	own, theirs := ownAnnotations(w), annotationsOf(template)
-	h := Handover{Subject: Subject{Pod: template, Root: root, Claims: w.Claims}}
-	effective := make(map[string]string, len(theirs))
-	maps.Copy(effective, theirs)
-	inherited := make(map[string]bool)
+	h := Handover{Subject: Subject{Pod: template, Root: root, Claims: w.Claims}, Inherited: api.FormatInherited(own)}
+	effective := make(map[string]string, len(own)+len(theirs))
+	for key, value := range own {
+		if api.IsOurs(key) && key != api.Status { // an unknown key is an error where it was written
+			effective[key] = value
+		}
+	}
+	for key, value := range theirs {
+		if key != api.Inherited {
+			effective[key] = value
+		}
+	}
 	for i := range api.Keys {
 		key := api.Keys[i].Name
-		if !api.IsRequestKey(key) {
-			continue
-		}
-		value, asked := own[key]
-		current, there := theirs[key]
-		was, wasAsked := before[key]
-		copied := there && wasAsked && current == was
-		switch {
-		case asked && (!there || copied && current != value):
-			effective[key] = value
-			h.set = append(h.set, Entry{key, value})
-			inherited[key] = true
-		case asked && current == value:
-			inherited[key] = true
-		case asked:
+		value, inherits := own[key]
+		current, has := theirs[key]
+		if api.IsRequestKey(key) && inherits && has && value != current {
 			h.Warnings = append(h.Warnings, api.Because(api.TemplateDiffers, field.Invalid(root.path("metadata").Child("annotations").Key(key), api.Echo(current),
 				"is the template's own and was kept; the "+kindOr(w.Kind)+"'s is another: write the annotation in one of the two places")))
-		case copied:
-			delete(effective, key)
-			h.remove = append(h.remove, key)
-		}
-	}
-	for key, value := range own {
-		if isRequested(key) && !api.IsRequestKey(key) {
-			effective[key] = value // nobody knows it: it is not handed down, and the parser refuses it where it was written
 		}
 	}
 	h.Subject.Annotations = effective
 	h.Subject.AnnotationPath = func(key string) *field.Path {
-		if _, written := own[key]; inherited[key] || (written && theirs[key] == "") {
+		_, inherits := own[key]
+		if _, has := theirs[key]; inherits && !has || key == api.Inherited {
 			return ownPath(w, key)
 		}
-		return root.path("metadata").Child("annotations").Key(key)
+		return nil
 	}
-	h.Inherited = api.Asked(effective) || api.Asked(own)
+	h.Requested = api.Asked(effective)
 	return h, true
-}
-
-// isRequested reports whether a key asks for something, or looks as if it did.
-func isRequested(key string) bool {
-	return api.IsOurs(key) && key != api.Status
 }
 
 func kindOr(kind string) string {
@@ -126,8 +104,8 @@ func kindOr(kind string) string {
 	return kind
 }
 
-// SameRequest reports whether an update leaves alone everything that a request is read from: both hold the same annotations of
-// ours, on the workload and on its template.
+// SameRequest reports whether an update leaves unchanged everything that a request is read from: the annotations under the prefixes of the
+// contract, of the workload and of its template, but for those that the injector writes.
 func SameRequest(w, old *pods.Workload) bool {
 	now, _ := template(w)
 	before, _ := template(old)
@@ -140,26 +118,63 @@ func SameRequest(w, old *pods.Workload) bool {
 
 func requestOf(annotations map[string]string) map[string]string {
 	requested := maps.Clone(annotations)
-	maps.DeleteFunc(requested, func(key, _ string) bool { return !isRequested(key) })
+	maps.DeleteFunc(requested, func(key, _ string) bool { return !api.IsOurs(key) || key == api.Status || key == api.Inherited })
 	return requested
 }
 
-// Operations renders the handover as a JSON Patch of the workload. A handed-down value that its source takes back is the one
-// thing that this product ever removes.
+// Operations renders the handover as a JSON Patch of the workload.
 func (h *Handover) Operations() []jsonpatch.Operation {
-	if len(h.set)+len(h.remove) == 0 {
+	return inherit(&h.Subject, h.Inherited)
+}
+
+// Template is the template with what it inherits.
+func (h *Handover) Template() *pods.Pod {
+	template, meta := *h.Subject.Pod, pods.Meta{}
+	if template.Meta != nil {
+		meta = *template.Meta
+	}
+	meta.Annotations = maps.Clone(meta.Annotations)
+	delete(meta.Annotations, api.Inherited)
+	if h.Inherited != "" {
+		if meta.Annotations == nil {
+			meta.Annotations = map[string]string{}
+		}
+		meta.Annotations[api.Inherited], meta.HasAnnotations = h.Inherited, true
+	}
+	template.Meta = &meta
+	return &template
+}
+
+// Restore renders a JSON Patch that gives the template of a workload what the template of old inherited. The template of a Job is immutable, and
+// clients that replace all annotations would change it.
+func Restore(w, old *pods.Workload) []jsonpatch.Operation {
+	now, root := template(w)
+	before, _ := template(old)
+	if now == nil || before == nil || annotationsOf(before)[api.Inherited] == "" {
 		return nil
 	}
-	w := newPatchWriter(1 + len(h.set) + len(h.remove))
-	metadata := h.Subject.Root.Pointer + "/metadata"
-	meta := h.Subject.Meta
+	return inherit(&Subject{Pod: now, Root: root}, annotationsOf(before)[api.Inherited])
+}
+
+// inherit gives a template the annotation [api.Inherited], or takes it away where value is empty.
+func inherit(template *Subject, value string) []jsonpatch.Operation {
+	meta := template.Meta
 	if meta == nil {
 		meta = &pods.Meta{}
+	}
+	current, has := meta.Annotations[api.Inherited]
+	if current == value && has == (value != "") {
+		return nil
+	}
+	w := newPatchWriter(2)
+	metadata := template.Root.Pointer + "/metadata"
+	if value == "" {
+		w.op("remove", metadata+"/annotations/"+escape(api.Inherited), nil)
+		return w.ops
+	}
+	if template.Meta == nil {
 		w.op("add", metadata, object{})
 	}
-	w.entries(metadata+"/annotations", meta.HasAnnotations, meta.Annotations, h.set)
-	for _, key := range h.remove {
-		w.op("remove", metadata+"/annotations/"+escape(key), nil)
-	}
+	w.entries(metadata+"/annotations", meta.HasAnnotations, meta.Annotations, []Entry{{api.Inherited, value}})
 	return w.ops
 }

@@ -289,16 +289,17 @@ func (r *run) object(ctx context.Context, o *object) ([]jsonpatch.Operation, []*
 	var subject inject.Subject
 	var operations []jsonpatch.Operation
 	var kept field.ErrorList
+	var template *pods.Pod // with what it inherits
 	if isPod {
 		subject = inject.Pod(&pod)
 		// A mirror pod that was read from a cluster has its node as controller.
 		subject.ByNode = pod.Meta != nil && pod.Meta.Controller != nil && pod.Meta.Controller.Kind == "Node"
 	} else {
-		handover, ok := inject.HandDown(&w, nil)
+		handover, ok := inject.HandDown(&w)
 		if !ok {
 			return nil, nil, nil
 		}
-		subject, operations, kept = handover.Subject, handover.Operations(), handover.Warnings
+		subject, operations, kept, template = handover.Subject, handover.Operations(), handover.Warnings, handover.Template()
 	}
 	result, err := review.Decide(ctx, r.source, subject, r.in(o), r.options.Defaults)
 	if err != nil {
@@ -323,8 +324,8 @@ func (r *run) object(ctx context.Context, o *object) ([]jsonpatch.Operation, []*
 	if allowed, err := r.policy(ctx, o, subject, &result); err != nil || !allowed {
 		return nil, nil, err
 	}
-	if len(operations) > 0 {
-		handedDown(&subject)
+	if template != nil {
+		subject.Pod = template
 	}
 	return pointed(append(operations, result.Change.Operations(&subject)...), o.pointer), result.Classes, nil
 }
@@ -362,16 +363,6 @@ func checkTypes(kind string, text []byte) error {
 		return json.Unmarshal(text, &corev1.Pod{})
 	}
 	return json.Unmarshal(text, &w)
-}
-
-// handedDown gives the template the annotations that its workload hands down.
-func handedDown(subject *inject.Subject) {
-	pod, meta := *subject.Pod, pods.Meta{}
-	if pod.Meta != nil {
-		meta = *pod.Meta
-	}
-	meta.Annotations, meta.HasAnnotations = subject.Annotations, true
-	pod.Meta, subject.Pod = &meta, &pod
 }
 
 // pointed moves operations of an object to where it is in its document.

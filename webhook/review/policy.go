@@ -73,7 +73,7 @@ func BindingPolicy(ctx context.Context, source facts.Source, binding inject.Subj
 // WorkloadPolicy holds the pods that a workload will have against the policy of their namespace. Nothing of it refuses the workload: its
 // pods are judged by themselves, and what they lack may come until then.
 func WorkloadPolicy(ctx context.Context, source facts.Source, w *pods.Workload, namespace string, defaults inject.Defaults) (Verdict, error) {
-	handover, ok := inject.HandDown(w, w)
+	handover, ok := inject.HandDown(w)
 	if !ok || w.Meta.Deleted {
 		return Verdict{Outcome: inject.NotRequested}, nil
 	}

@@ -7,6 +7,7 @@ package review
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"gomodules.xyz/jsonpatch/v2"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -62,42 +63,50 @@ func Pod(ctx context.Context, source facts.Source, subject inject.Subject, names
 	}, nil
 }
 
-// Workload judges a workload that is about to be created or, where old is not nil, updated: its annotations are handed down to
-// its template, and what its pods will be told is told now. What another object may mend is a warning; so is everything about an
-// update that changes no annotation, since the workload's controllers must be able to go on.
+// Workload judges a workload that is about to be created or, where old is not nil, updated: its template inherits its annotations, and what its
+// pods will be told is told now. What another object can correct is a warning; so is everything about an update that changes no annotation,
+// since the workload's controllers must be able to go on.
 func Workload(ctx context.Context, source facts.Source, w, old *pods.Workload, namespace string, defaults inject.Defaults) (Verdict, error) {
-	handover, ok := inject.HandDown(w, old)
-	if !ok || w.Meta.Deleted || (old != nil && w.Kind == "Job") {
+	handover, ok := inject.HandDown(w)
+	if !ok || w.Meta.Deleted {
 		return Verdict{Outcome: inject.NotRequested}, nil
 	}
-	unasked := old != nil && inject.SameRequest(w, old)
+	if old != nil && w.Kind == "Job" {
+		return patched(inject.Restore(w, old), false), nil
+	}
+	unchanged := old != nil && inject.SameRequest(w, old)
 	result, err := Decide(ctx, source, handover.Subject, namespace, defaults)
-	if err != nil && unasked {
+	if err != nil && unchanged {
 		path := field.NewPath("metadata", "annotations")
 		return Verdict{Outcome: inject.NotRequested, Warnings: field.ErrorList{api.Because(api.LookupFailed, field.InternalError(path, err))}}, nil
 	}
 	if err != nil {
 		return Verdict{}, err
 	}
-	v := Verdict{Outcome: inject.NotRequested, Warnings: result.Warnings}
 	if result.NotOptedIn {
-		return v, nil
+		return Verdict{Outcome: inject.NotRequested, Warnings: result.Warnings}, nil
 	}
-	v.Warnings = append(append(handover.Warnings, v.Warnings...), result.Unresolved...)
-	if len(result.Errors) > 0 {
-		if !unasked {
-			return Verdict{Outcome: inject.Invalid, Warnings: v.Warnings, Errors: result.Errors}, nil
-		}
-		v.Warnings = append(v.Warnings, result.Errors...)
-		v.Outcome = inject.Unchanged // to hand down what is wrong would roll out pods that are refused
-		return v, nil
-	}
-	v.Operations = handover.Operations()
+	warnings := slices.Concat(handover.Warnings, result.Warnings, result.Unresolved)
 	switch {
-	case len(v.Operations) > 0:
+	case len(result.Errors) > 0 && unchanged:
+		// The template keeps what it inherits: its pods would be rejected otherwise.
+		return Verdict{Outcome: inject.Unchanged, Warnings: append(warnings, result.Errors...)}, nil
+	case len(result.Errors) > 0:
+		return Verdict{Outcome: inject.Invalid, Warnings: warnings, Errors: result.Errors}, nil
+	}
+	v := patched(handover.Operations(), handover.Requested)
+	v.Warnings = warnings
+	return v, nil
+}
+
+// patched is the verdict on a workload that gets operations.
+func patched(operations []jsonpatch.Operation, requested bool) Verdict {
+	v := Verdict{Outcome: inject.NotRequested, Operations: operations}
+	switch {
+	case len(operations) > 0:
 		v.Outcome = inject.Injected
-	case handover.Inherited:
+	case requested:
 		v.Outcome = inject.Unchanged
 	}
-	return v, nil
+	return v
 }

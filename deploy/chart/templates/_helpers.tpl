@@ -127,8 +127,47 @@ source.?serviceAccountToken.?audience.orValue('') in ['api://AzureADTokenExchang
 {{- define "akv-injector.livingWorkload" -}}
 - name: not-being-deleted
   expression: "!has(object.metadata.deletionTimestamp)"
-- name: not-a-controlled-replica-set
-  expression: >-
-    request.kind.kind != 'ReplicaSet' ||
-    !object.metadata.?ownerReferences.orValue([]).exists(owner, owner.?controller.orValue(false))
+- name: not-controlled
+  expression: "!object.metadata.?ownerReferences.orValue([]).exists(owner, owner.?controller.orValue(false))"
+{{- end -}}
+
+{{- define "akv-injector.jobUpdates" -}}
+- apiGroups: [batch]
+  apiVersions: [v1]
+  resources: [jobs]
+  operations: [UPDATE]
+  scope: Namespaced
+{{- end -}}
+
+{{- /*
+Does a workload request anything that its template does not inherit yet? Version 0 is the object and version 1 the old one; of each, 0 are the annotations of
+its metadata, 1 of the metadata of a CronJob's Jobs, 2 of the pod template. First, an annotation of the contract is new, changed or gone. Second, the
+template's keyvault.io/inherited is not what the metadata gives. The injector writes the same text: the annotations that it hands down in the order of
+their keys, each as a line KEY="VALUE".
+*/ -}}
+{{- define "akv-injector.requests" -}}
+(request.kind.kind == 'Job' && request.operation == 'UPDATE' ?
+  object.spec.template.metadata.?annotations[?'keyvault.io/inherited'] != oldObject.spec.template.metadata.?annotations[?'keyvault.io/inherited'] :
+  [
+    [object, oldObject].map(workload, [
+      optional.ofNonZeroValue(workload).?metadata.?annotations.orValue({}),
+      optional.ofNonZeroValue(workload).?spec.?jobTemplate.?metadata.?annotations.orValue({}),
+      optional.ofNonZeroValue(workload).?spec.?template.or(optional.ofNonZeroValue(workload).?spec.?jobTemplate.?spec.?template)
+        .?metadata.?annotations.orValue({})
+    ])
+  ].exists(version,
+    [0, 1, 2].exists(place, version.exists(all, all[place].exists(key,
+      (key.startsWith('keyvault.io/') || key.startsWith('identity.io/')) && !(key in ['keyvault.io/inherited', 'keyvault.io/status']) &&
+      version[0][place][?key] != version[1][place][?key]))) ||
+    version[0][2][?'keyvault.io/inherited'].orValue('') !=
+      [
+        {{- include "akv-injector.handedDown" . | nindent 8 }}
+      ].filter(key, key in version[0][0] || key in version[0][1])
+      .map(key, key + '=' + strings.quote(version[0][1][?key].orValue(version[0][0][?key].orValue('')))).join('\n')))
+{{- end -}}
+
+{{- /* The annotations that a workload hands down to its pod template, in the order of their names. */ -}}
+{{- define "akv-injector.handedDown" -}}
+'identity.io/client-id', 'identity.io/mode', 'identity.io/name', 'identity.io/tenant-id', 'keyvault.io/class', 'keyvault.io/containers',
+'keyvault.io/env', 'keyvault.io/inject', 'keyvault.io/mount-path', 'keyvault.io/on-conflict', 'keyvault.io/secrets', 'keyvault.io/vault'
 {{- end -}}
