@@ -150,11 +150,13 @@ Exit status: 0 fine, 1 something is rejected, 2 wrong usage or unreadable input.
 	}
 	options := previewFlags(cmd)
 	diff := cmd.Flags().Bool("diff", false, "print what changes, coloured on a terminal, instead of the manifests")
+	skipClasses := cmd.Flags().Bool("skip-classes", false, "print no managed classes: the injector in the cluster creates them")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		o, err := options()
 		if err != nil {
 			return err
 		}
+		o.SkipClasses = *skipClasses
 		*status, err = preview.Inject(cmd.Context(), o, *diff, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		return err
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/singleflight"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -61,6 +62,9 @@ const (
 	maxAsked = 10
 	// conflicts is how often a class that others write to is read again in one go.
 	conflicts = 5
+	// A class gets owners, up to maxOwners, when fewer than minOwners of them have pods that mount it: thousands of pods may share a class, and each write
+	// repeats all owners.
+	minOwners, maxOwners = 8, 16
 )
 
 // Options say what the controller works with. Every field is needed.
@@ -235,11 +239,15 @@ var (
 // keep sees to it that the class of that name, which is there as found says or not at all, is what the pods that mount it need.
 func (c *controller) keep(ctx context.Context, key types.NamespacedName, found *facts.ManagedClass) error {
 	var owners []metav1.OwnerReference
+	held := 0
 	if found != nil && found.Intact {
 		if !found.Ours {
 			return nil // somebody made exactly that class, and may keep it
 		}
 		owners = found.Owners
+		if held = c.claims.Held(key, owners); held >= minOwners {
+			return nil
+		}
 	}
 	open := c.claims.Of(key, owners)
 	if len(open) == 0 {
@@ -257,7 +265,7 @@ func (c *controller) keep(ctx context.Context, key types.NamespacedName, found *
 		}
 		return nil
 	}
-	d, err := c.derive(ctx, key, open, found)
+	d, err := c.derive(ctx, key, open, found, maxOwners-held)
 	if err != nil {
 		return err
 	}
@@ -298,8 +306,8 @@ type derivation struct {
 	putOff   bool
 }
 
-// derive works out anew what the pods ask for. An owner may have the class if one of its pods asks for it.
-func (c *controller) derive(ctx context.Context, key types.NamespacedName, open []claims.Claim, found *facts.ManagedClass) (*derivation, error) {
+// derive works out anew what the pods ask for, and grants up to most claims. An owner may have the class if one of its pods asks for it.
+func (c *controller) derive(ctx context.Context, key types.NamespacedName, open []claims.Claim, found *facts.ManagedClass, most int) (*derivation, error) {
 	var d derivation
 	type question struct {
 		claim claims.Claim
@@ -324,6 +332,9 @@ func (c *controller) derive(ctx context.Context, key types.NamespacedName, open 
 	}
 	var answers []answer // to the different questions, of which there is seldom more than one
 	for _, q := range append(first, again...) {
+		if len(d.granted) == most {
+			break
+		}
 		if d.grants(q.claim.Owner) {
 			continue
 		}
@@ -364,7 +375,7 @@ func (c *controller) derive(ctx context.Context, key types.NamespacedName, open 
 
 // grants reports whether an owner may have the class.
 func (d *derivation) grants(owner metav1.OwnerReference) bool {
-	return slices.ContainsFunc(d.granted, func(claim claims.Claim) bool { return claim.Owner.UID == owner.UID })
+	return slices.ContainsFunc(d.granted, func(claim claims.Claim) bool { return claim.Owner == owner })
 }
 
 // ask works out which classes a pod asks for, once for all of them where they are looked at together.
@@ -445,6 +456,29 @@ func (c *controller) write(ctx context.Context, key types.NamespacedName, d *der
 	return fmt.Errorf("write: %w", err)
 }
 
+// ownersOf are the owners of claims, with the UIDs of revisions. A revision that does not exist is replaced by one of its pods.
+func (c *controller) ownersOf(ctx context.Context, namespace string, granted []claims.Claim) ([]metav1.OwnerReference, error) {
+	owners := make([]metav1.OwnerReference, len(granted))
+	for i := range granted {
+		owners[i] = granted[i].Owner
+		if !claims.IsRevision(owners[i]) {
+			continue
+		}
+		revision, err := c.live.Dynamic.Resource(revisions).Namespace(namespace).Get(ctx, owners[i].Name, metav1.GetOptions{})
+		switch {
+		case apierrors.IsNotFound(err):
+			owners[i] = granted[i].Itself()
+		case err != nil:
+			return nil, fmt.Errorf("read revision %s: %w", owners[i].Name, err)
+		default:
+			owners[i].UID = revision.GetUID()
+		}
+	}
+	return owners, nil
+}
+
+var revisions = appsv1.SchemeGroupVersion.WithResource("controllerrevisions")
+
 // apply writes the class to the API server, and says what came of it.
 func (c *controller) apply(ctx context.Context, namespace string, d *derivation, found *facts.ManagedClass) (result string, err error) {
 	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(d.wanted)
@@ -454,9 +488,9 @@ func (c *controller) apply(ctx context.Context, namespace string, d *derivation,
 	object := &unstructured.Unstructured{Object: content}
 	object.SetNamespace(namespace)
 	unstructured.RemoveNestedField(content, "metadata", "creationTimestamp")
-	owners := make([]metav1.OwnerReference, 0, len(d.granted))
-	for _, claim := range d.granted {
-		owners = append(owners, claim.Owner)
+	owners, err := c.ownersOf(ctx, namespace, d.granted)
+	if err != nil {
+		return "", err
 	}
 	classes := c.live.Dynamic.Resource(class.Resource).Namespace(namespace)
 	if found == nil {
@@ -466,11 +500,20 @@ func (c *controller) apply(ctx context.Context, namespace string, d *derivation,
 		_, err := classes.Create(ctx, object, metav1.CreateOptions{FieldManager: class.ManagedBy})
 		return created, err
 	}
+	// An owner that is not applied again is taken away: that of those that have no pods, if there are too many.
+	held, others := 0, make([]metav1.OwnerReference, 0, len(found.Owners))
 	for _, owner := range found.Owners {
-		if !slices.ContainsFunc(owners, func(o metav1.OwnerReference) bool { return o.UID == owner.UID }) {
-			owners = append(owners, owner) // an owner that is not applied again is taken away
+		switch {
+		case slices.ContainsFunc(owners, func(o metav1.OwnerReference) bool { return o.UID == owner.UID }):
+		case c.claims.Held(types.NamespacedName{Namespace: namespace, Name: object.GetName()}, []metav1.OwnerReference{owner}) > 0:
+			others = slices.Insert(others, held, owner)
+			held++
+		default:
+			others = append(others, owner)
 		}
 	}
+	owners = append(owners, others...)
+	owners = owners[:min(len(owners), maxOwners)]
 	object.SetOwnerReferences(owners)
 	object.SetResourceVersion(found.ResourceVersion)
 	applied, err := classes.Apply(ctx, object.GetName(), object, metav1.ApplyOptions{FieldManager: class.ManagedBy, Force: true})

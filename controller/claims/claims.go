@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -31,7 +32,7 @@ type Pod struct {
 	// ObjectMeta has namespace, name, UID and resource version, and nothing else.
 	metav1.ObjectMeta
 
-	// Owner is who owns the classes that the pod mounts: its controller, or the pod itself if it has none, or other owners too.
+	// Owner is the owner of the classes that the pod mounts; see ownerOf. A ControllerRevision has no UID here.
 	Owner metav1.OwnerReference
 	// Digest is that of the outline which the classes are derived from; see [Table.Outline].
 	Digest [sha256.Size]byte
@@ -63,14 +64,47 @@ func podOf(object *corev1.Pod) (*Pod, *inject.Outline) {
 	if len(p.Classes) == 0 {
 		return p, nil
 	}
-	p.Owner = p.itself()
-	// With several owners, the pod stays while one of them does, and the classes have to.
-	if controller := metav1.GetControllerOfNoCopy(object); controller != nil && len(object.OwnerReferences) == 1 {
-		p.Owner = metav1.OwnerReference{APIVersion: controller.APIVersion, Kind: controller.Kind, Name: controller.Name, UID: controller.UID}
-	}
+	p.Owner = p.ownerOf(object)
 	outline := inject.OutlineOf(object)
 	p.Digest = outline.Digest()
 	return p, &outline
+}
+
+// ownerOf is the owner of the classes of a pod. It must go no later than the pods that mount the class, and never is an object that stays forever: a
+// pod's author may write any owner. So it is the ReplicaSet, ReplicationController or Job that controls the pod; of a StatefulSet or DaemonSet, which outlives
+// many classes, the revision that the pod is of; and otherwise the pod itself. With several owners a pod stays while one of them does.
+func (p *Pod) ownerOf(object *corev1.Pod) metav1.OwnerReference {
+	controller := metav1.GetControllerOfNoCopy(object)
+	if controller == nil || len(object.OwnerReferences) != 1 {
+		return p.itself()
+	}
+	revision := object.Labels[appsv1.ControllerRevisionHashLabelKey]
+	switch controller.APIVersion + " " + controller.Kind {
+	case "apps/v1 ReplicaSet", "v1 ReplicationController", "batch/v1 Job":
+		return metav1.OwnerReference{APIVersion: controller.APIVersion, Kind: controller.Kind, Name: controller.Name, UID: controller.UID}
+	case "apps/v1 DaemonSet":
+		revision = controller.Name + "-" + revision
+	case "apps/v1 StatefulSet":
+	default:
+		return p.itself()
+	}
+	return metav1.OwnerReference{APIVersion: "apps/v1", Kind: revisionKind, Name: revision}
+}
+
+// revisionKind is the kind of the revisions of StatefulSets and DaemonSets.
+const revisionKind = "ControllerRevision"
+
+// IsRevision reports whether an owner is a ControllerRevision, whose UID no pod has.
+func IsRevision(owner metav1.OwnerReference) bool {
+	return owner.Kind == revisionKind
+}
+
+// idOf identifies an owner within a namespace.
+func idOf(owner metav1.OwnerReference) types.UID {
+	if IsRevision(owner) {
+		return types.UID(owner.Kind + "/" + owner.Name) // no UID has a slash
+	}
+	return owner.UID
 }
 
 // needsTheSame reports whether nothing that matters here differs: most updates of a pod are of its status.
@@ -106,7 +140,7 @@ type Table struct {
 
 	mu   sync.RWMutex
 	pods map[types.NamespacedName]*Pod
-	// claims are by class and owner.
+	// claims are by class and the owner's idOf.
 	claims map[types.NamespacedName]map[types.UID]set
 }
 
@@ -164,6 +198,21 @@ func (t *Table) Of(class types.NamespacedName, known []metav1.OwnerReference) []
 	return claims
 }
 
+// Held counts the owners that have claims on a class.
+func (t *Table) Held(class types.NamespacedName, owners []metav1.OwnerReference) (n int) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, owner := range owners {
+		for p := range t.claims[class][idOf(owner)] {
+			if same(p.Owner, owner) {
+				n++
+			}
+			break // all pods of an owner have the same one
+		}
+	}
+	return n
+}
+
 // claimsOf are the claims of pods whose owners have one UID: one, unless the pods disagree on whose it is. A pod's author may write anything
 // there, and a class can have a UID but once, so then each pod owns its class by itself.
 func claimsOf(pods []*Pod) []Claim {
@@ -183,9 +232,14 @@ func (p *Pod) itself() metav1.OwnerReference {
 	return metav1.OwnerReference{APIVersion: "v1", Kind: "Pod", Name: p.Name, UID: p.UID}
 }
 
+// Itself is the pod of a claim as an owner, for an owner that does not exist.
+func (c *Claim) Itself() metav1.OwnerReference {
+	return c.Pods[0].itself()
+}
+
 // same reports whether two references are to the same object.
 func same(a, b metav1.OwnerReference) bool {
-	return a.UID == b.UID && a.Name == b.Name && a.Kind == b.Kind && a.APIVersion == b.APIVersion
+	return idOf(a) == idOf(b) && a.Name == b.Name && a.Kind == b.Kind && a.APIVersion == b.APIVersion
 }
 
 // Classes are those that any pod mounts.
@@ -216,7 +270,20 @@ func (t *Table) Add(object any) error {
 	for _, class := range p.keys() {
 		t.changed(class)
 	}
+	t.left(old)
 	return nil
+}
+
+// left looks at the classes that a pod mounted: another of their pods may have to own them.
+func (t *Table) left(old *Pod) {
+	if old == nil {
+		return
+	}
+	for _, class := range old.keys() {
+		if t.claims[class] != nil {
+			t.changed(class)
+		}
+	}
 }
 
 // Update implements [cache.ReflectorStore].
@@ -230,7 +297,9 @@ func (t *Table) Delete(object any) error {
 	if err != nil {
 		return err
 	}
-	t.put(t.pods[p.key()], nil)
+	old := t.pods[p.key()]
+	t.put(old, nil)
+	t.left(old)
 	return nil
 }
 
@@ -241,10 +310,10 @@ func (t *Table) put(old, p *Pod) {
 	if old != nil {
 		delete(t.pods, old.key())
 		for _, class := range old.keys() {
-			owners := t.claims[class]
-			delete(owners[old.Owner.UID], old)
-			if len(owners[old.Owner.UID]) == 0 {
-				delete(owners, old.Owner.UID)
+			owners, id := t.claims[class], idOf(old.Owner)
+			delete(owners[id], old)
+			if len(owners[id]) == 0 {
+				delete(owners, id)
 			}
 			if len(owners) == 0 {
 				delete(t.claims, class)
@@ -259,10 +328,11 @@ func (t *Table) put(old, p *Pod) {
 		if t.claims[class] == nil {
 			t.claims[class] = map[types.UID]set{}
 		}
-		if t.claims[class][p.Owner.UID] == nil {
-			t.claims[class][p.Owner.UID] = set{}
+		id := idOf(p.Owner)
+		if t.claims[class][id] == nil {
+			t.claims[class][id] = set{}
 		}
-		t.claims[class][p.Owner.UID][p] = struct{}{}
+		t.claims[class][id][p] = struct{}{}
 	}
 }
 
@@ -281,6 +351,7 @@ func (t *Table) Replace(objects []any, _ string) error {
 	}
 	for _, p := range gone {
 		t.put(p, nil)
+		t.left(p)
 	}
 	return nil
 }

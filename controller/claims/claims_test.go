@@ -42,6 +42,14 @@ func ownedBy(p *corev1.Pod, owner string) *corev1.Pod {
 	return p
 }
 
+// ofKind is the pod with a controller of that kind, and the label that pods of a revision have.
+func ofKind(p *corev1.Pod, apiVersion, kind string) *corev1.Pod {
+	p = ownedBy(p, "set")
+	p.OwnerReferences[0].APIVersion, p.OwnerReferences[0].Kind = apiVersion, kind
+	p.Labels = map[string]string{"controller-revision-hash": "set-1"}
+	return p
+}
+
 // alsoOwned is the pod with an owner more.
 func alsoOwned(p *corev1.Pod) *corev1.Pod {
 	p.OwnerReferences = append(p.OwnerReferences, metav1.OwnerReference{APIVersion: "v1", Kind: "ConfigMap", Name: "other", UID: "uid-other"})
@@ -94,6 +102,10 @@ func TestClaims(t *testing.T) {
 	}{
 		"a pod by itself owns its class":         {[]*corev1.Pod{pod("a", one)}, []string{"shop/" + one + " Pod/a: a"}},
 		"a pod's controller owns it for the pod": {[]*corev1.Pod{ownedBy(pod("a", one), "set"), ownedBy(pod("b", one), "set")}, []string{"shop/" + one + " ReplicaSet/set: a b"}},
+		"a Job owns it":                          {[]*corev1.Pod{ofKind(pod("a", one), "batch/v1", "Job")}, []string{"shop/" + one + " Job/set: a"}},
+		"a StatefulSet's revision owns it":       {[]*corev1.Pod{ofKind(pod("a", one), "apps/v1", "StatefulSet")}, []string{"shop/" + one + " ControllerRevision/set-1: a"}},
+		"a DaemonSet's revision owns it":         {[]*corev1.Pod{ofKind(pod("a", one), "apps/v1", "DaemonSet")}, []string{"shop/" + one + " ControllerRevision/set-set-1: a"}},
+		"no other kind owns it":                  {[]*corev1.Pod{ofKind(pod("a", one), "v1", "Namespace"), ofKind(pod("b", one), "example.org/v1", "Job")}, []string{"shop/" + one + " Pod/a: a", "shop/" + one + " Pod/b: b"}},
 		"a pod with more owners is its own":      {[]*corev1.Pod{alsoOwned(ownedBy(pod("a", one), "set"))}, []string{"shop/" + one + " Pod/a: a"}},
 		"pods that disagree on an owner are their own": {
 			[]*corev1.Pod{ownedBy(pod("b", one), "set"), ownedBy(pod("c", one), "set"), crooked(ownedBy(pod("a", one), "set"))},
@@ -111,6 +123,23 @@ func TestClaims(t *testing.T) {
 				t.Errorf("claims differ (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestHeld counts owners of a class, as it names them, that have pods.
+func TestHeld(t *testing.T) {
+	table, _ := table(t, pod("a", one), ownedBy(pod("b", one), "set"), ofKind(pod("c", one), "apps/v1", "StatefulSet"), pod("d", two))
+	owners := []metav1.OwnerReference{
+		{APIVersion: "v1", Kind: "Pod", Name: "a", UID: "uid-a"},
+		{APIVersion: "v1", Kind: "Pod", Name: "b", UID: "uid-b"}, // its controller has the claim
+		{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "set", UID: "uid-set"},
+		{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "other", UID: "uid-set"},
+		{APIVersion: "apps/v1", Kind: "ControllerRevision", Name: "set-1", UID: "uid-set-1"},
+		{APIVersion: "v1", Kind: "Pod", Name: "d", UID: "uid-d"}, // mounts another class
+		{APIVersion: "v1", Kind: "Pod", Name: "gone", UID: "uid-gone"},
+	}
+	if got := table.Held(types.NamespacedName{Namespace: "shop", Name: one}, owners); got != 3 {
+		t.Errorf("%d owners have pods, want 3", got)
 	}
 }
 

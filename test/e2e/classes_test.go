@@ -127,6 +127,16 @@ func controllerOf(t *testing.T, pod *corev1.Pod, kind string) metav1.OwnerRefere
 	return metav1.OwnerReference{APIVersion: c.APIVersion, Kind: c.Kind, Name: c.Name, UID: c.UID}
 }
 
+// revisionOf is the revision that a pod of a StatefulSet is of.
+func revisionOf(t *testing.T, pod *corev1.Pod) metav1.OwnerReference {
+	t.Helper()
+	revision, err := client.AppsV1().ControllerRevisions(pod.Namespace).Get(t.Context(), pod.Labels["controller-revision-hash"], metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ownerOf("apps/v1", "ControllerRevision", revision)
+}
+
 // exactly is an error unless a class is the wanted one to the letter, ours, and of these owners.
 func exactly(got *unstructured.Unstructured, want *managed.SecretProviderClass, owners ...metav1.OwnerReference) error {
 	spec, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&want.Spec)
@@ -213,7 +223,7 @@ func TestClassOfWorkloads(t *testing.T) {
 	}
 	for kind, test := range map[string]struct{ manifest, owner string }{
 		"Deployment":  {deployment, "ReplicaSet"},
-		"StatefulSet": {workload("apps/v1", "StatefulSet", selected), "StatefulSet"},
+		"StatefulSet": {workload("apps/v1", "StatefulSet", selected), "ControllerRevision"},
 		"Job":         {workload("batch/v1", "Job", spec), "Job"},
 		"CronJob":     {workload("batch/v1", "CronJob", `{schedule: "* * * * *", suspend: true, jobTemplate: {spec: `+spec+`}}`), "Job"},
 		"Pod":         {pod, ""},
@@ -230,7 +240,11 @@ func TestClassOfWorkloads(t *testing.T) {
 			}
 			pod := &waitForPods(t, namespace, 1, anyPod)[0]
 			owner := podOwner(pod)
-			if test.owner != "" {
+			switch test.owner {
+			case "":
+			case "ControllerRevision":
+				owner = revisionOf(t, pod)
+			default:
 				owner = controllerOf(t, pod, test.owner)
 			}
 			class := waitUntilKept(t, pod, owner)

@@ -171,7 +171,7 @@ func (d *decision) checkMountPath(c *container, m *mount) {
 		path := c.path(d.subject.Root).Child("volumeMounts").Index(i).Child("mountPath")
 		if before := d.managedClassOf(existing.Volume); theirs == ours && m.managed && before != "" {
 			d.fail(api.MountPathConflict, field.Forbidden(path, fmt.Sprintf(
-				"class %s was injected before the annotations changed; the webhook that changes them must run first: name its configuration to sort before akv-injector's", before)))
+				"mounts class %s, which the injector added for another request; %s", before, d.remedy())))
 			continue
 		}
 		d.mountConflict(path, existing.Path, "volume "+existing.Volume, where, c, m)
@@ -182,6 +182,18 @@ func (d *decision) checkMountPath(c *container, m *mount) {
 			d.mountConflict(path, device.Path, "device "+device.Volume, "at our", c, m)
 		}
 	}
+}
+
+// remedy is what to do about a pod that was injected for another request. A copy of an injected pod has lost its labels, unless they are kept.
+func (d *decision) remedy() string {
+	const (
+		isCopy = "copy an injected pod without its annotations, such as by kubectl debug --copy-to without --keep-annotations"
+		order  = "if another webhook changes annotations, name its configuration to sort before akv-injector's"
+	)
+	if _, labelled := d.subject.Label(api.Injected); !labelled {
+		return isCopy
+	}
+	return isCopy + "; " + order
 }
 
 // mountConflict refuses what stands in the way of a mount of ours in a container.

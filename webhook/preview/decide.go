@@ -217,6 +217,9 @@ func (r *run) document(ctx context.Context, objects []object) error {
 			d.title = title(o.Unstructured)
 		}
 		operations = append(operations, ops...)
+		if r.options.SkipClasses {
+			continue
+		}
 		for _, spc := range classes {
 			key := classIn{spc.Name, o.GetNamespace()}
 			if r.classes[key] {

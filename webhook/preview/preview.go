@@ -41,6 +41,8 @@ type Options struct {
 	Defaults inject.Defaults
 	// Level is what is enforced in namespaces that have no label of policy; [policy.Off] for nothing.
 	Level policy.Level
+	// SkipClasses leaves managed classes out of what is printed.
+	SkipClasses bool
 	// Stdin is what - reads.
 	Stdin io.Reader
 }

@@ -1,0 +1,186 @@
+package e2e_test
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+
+	managed "github.com/akv-injector/akv-injector/webhook/class"
+)
+
+var manyPods = flag.Int("many-pods", 200, "how many pods TestOwnersOfManyPods creates; docs/performance.md has 5000")
+
+// ownedBySome is an error unless a class has as many owners as it gets where more pods mount it.
+func ownedBySome(class *unstructured.Unstructured) error {
+	if n := len(class.GetOwnerReferences()); n < 8 || n > 16 {
+		return fmt.Errorf("the class has %d owners, want 8 to 16", n)
+	}
+	return nil
+}
+
+// TestOwnersOfManyPods has many pods without a controller that share a class. The class keeps few owners, and stays while there is one pod.
+func TestOwnersOfManyPods(t *testing.T) {
+	t.Parallel()
+	const namespace, atOnce = "owners-of-many", 8
+	newTeam(t, namespace)
+	each := func(do func(name string) error) {
+		names := make(chan string)
+		var running sync.WaitGroup
+		for range atOnce {
+			running.Go(func() {
+				for name := range names {
+					if err := do(name); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		for i := range *manyPods {
+			names <- fmt.Sprintf("app-%04d", i)
+		}
+		close(names)
+		running.Wait()
+	}
+	writes := countWrites(t, namespace)
+	begin := time.Now()
+	each(func(name string) error {
+		return apply(t.Context(), namespace, asking(pod, name, "DB_PASSWORD=db-password"))
+	})
+	first, err := client.CoreV1().Pods(namespace).Get(t.Context(), "app-0000", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := mounted(t, first)[0]
+	class := waitForClass(t, objects, namespace, name, ownedBySome)
+	t.Logf("%d pods created in %s: the class has %d owners, and was written %d times", *manyPods, time.Since(begin).Round(time.Millisecond), len(class.GetOwnerReferences()), writes.Load())
+	last := fmt.Sprintf("app-%04d", *manyPods/2)
+	begin = time.Now()
+	each(func(name string) error {
+		if name == last {
+			return nil
+		}
+		return client.CoreV1().Pods(namespace).Delete(t.Context(), name, metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))})
+	})
+	kept, err := client.CoreV1().Pods(namespace).Get(t.Context(), last, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the last pod's class to be its own", func(ctx context.Context) error {
+		got, err := objects.Resource(managed.Resource).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
+		if err == nil {
+			err = exactly(got, derived(t, kept, name), podOwner(kept))
+		}
+		return err
+	})
+	t.Logf("all but one deleted in %s; the class changed %d times", time.Since(begin).Round(time.Millisecond), writes.Load())
+}
+
+// countWrites counts how often a namespace's classes change from now on.
+func countWrites(t *testing.T, namespace string) *atomic.Int32 {
+	t.Helper()
+	var n atomic.Int32
+	events := follow(t, namespace).events.ResultChan()
+	go func() {
+		for range events {
+			n.Add(1)
+		}
+	}()
+	return &n
+}
+
+// TestClassesOfRevisions changes the request of a StatefulSet and a DaemonSet again and again. Their old classes go with their revisions.
+func TestClassesOfRevisions(t *testing.T) {
+	t.Parallel()
+	if err := apply(t.Context(), "", document(`{apiVersion: v1, kind: Node, metadata: {name: node}}`)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.CoreV1().Nodes().Patch(t.Context(), "node", types.MergePatchType, []byte(`{"spec":{"taints":null}}`), metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range []string{"StatefulSet", "DaemonSet"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			namespace := "revisions-of-" + strings.ToLower(kind)
+			newTeam(t, namespace)
+			workload := `{apiVersion: apps/v1, kind: ` + kind + `, metadata: {name: app, annotations: ` + annotations + `},
+				spec: {revisionHistoryLimit: 1, selector: {matchLabels: {app: app}}, template: ` + template + `}}`
+			seen := map[string]bool{}
+			for i := range 5 {
+				if err := apply(t.Context(), namespace, asking(workload, "app", fmt.Sprint("secret-", i))); err != nil {
+					t.Fatal(err)
+				}
+				waitFor(t, "the rollout", func(ctx context.Context) error {
+					pods, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
+					if err != nil {
+						return err
+					}
+					for _, pod := range pods.Items {
+						if err := makeReady(ctx, &pod); err != nil {
+							return err
+						}
+						if strings.Contains(pod.Annotations["keyvault.io/inherited"], fmt.Sprint("secret-", i)) {
+							seen[mounted(t, &pod)[0]] = true
+						}
+					}
+					if len(seen) <= i {
+						return fmt.Errorf("there is no pod of request %d", i)
+					}
+					return nil
+				})
+			}
+			waitFor(t, "old classes to go", func(ctx context.Context) error {
+				classes, err := objects.Resource(managed.Resource).Namespace(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/managed-by=akv-injector"})
+				if err == nil && len(classes.Items) != 2 { // of the last revision, and of the one that is kept for an undo
+					err = fmt.Errorf("there are %d classes, want 2", len(classes.Items))
+				}
+				return err
+			})
+		})
+	}
+}
+
+// TestForgedOwners has controllers that a pod's author made up. A class must not stay with what is never collected.
+func TestForgedOwners(t *testing.T) {
+	t.Parallel()
+	const namespace = "forged-owners"
+	newTeam(t, namespace)
+	home, err := client.CoreV1().Namespaces().Get(t.Context(), namespace, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	account, err := client.CoreV1().ServiceAccounts(namespace).Get(t.Context(), "default", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, owner := range map[string]metav1.OwnerReference{
+		"namespace":       ownerOf("v1", "Namespace", home),
+		"service-account": ownerOf("v1", "ServiceAccount", account),
+	} {
+		t.Run(name, func(t *testing.T) {
+			object := asking(pod, name, name)
+			owner.Controller = new(true)
+			object.SetOwnerReferences([]metav1.OwnerReference{owner})
+			if err := apply(t.Context(), namespace, object); err != nil {
+				t.Fatal(err)
+			}
+			made, err := client.CoreV1().Pods(namespace).Get(t.Context(), name, metav1.GetOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			class := waitUntilKept(t, made, podOwner(made)).GetName()
+			if err := client.CoreV1().Pods(namespace).Delete(t.Context(), name, metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))}); err != nil {
+				t.Fatal(err)
+			}
+			waitUntilGone(t, namespace, class)
+		})
+	}
+}
