@@ -74,13 +74,7 @@ func TestOwnersOfManyPods(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "the last pod's class to be its own", func(ctx context.Context) error {
-		got, err := objects.Resource(managed.Resource).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
-		if err == nil {
-			err = exactly(got, derived(t, kept, name), podOwner(kept))
-		}
-		return err
-	})
+	waitUntilKept(t, kept, podOwner(kept))
 	t.Logf("all but one deleted in %s; the class changed %d times", time.Since(begin).Round(time.Millisecond), writes.Load())
 }
 

@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // TestKubectl compares what people see who apply something wrong, word by word.
@@ -42,6 +44,35 @@ func TestKubectl(t *testing.T) {
 			}
 			golden(t, "kubectl-"+name+".txt", got)
 		})
+	}
+}
+
+// TestKubectlDebug copies an injected pod after its namespace changed what its class is derived from.
+func TestKubectlDebug(t *testing.T) {
+	t.Parallel()
+	const namespace = "kubectl-debug"
+	newTeam(t, namespace)
+	newPod(t, namespace, "app", "DB_PASSWORD=db-password")
+	patch := []byte(`{"metadata":{"annotations":{"keyvault.io/vault":"other-kv"}}}`)
+	if _, err := client.CoreV1().Namespaces().Patch(t.Context(), namespace, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	debug := func(args ...string) string {
+		out, err := plane.Kubectl(t.Context(), append([]string{"debug", "app", "--namespace=" + namespace, "--image=busybox", "--attach=false", "-v=0"}, args...)...).CombinedOutput()
+		if err != nil {
+			return string(out)
+		}
+		return ""
+	}
+	waitFor(t, "the injector to see the namespace's annotation", func(context.Context) error {
+		got := debug("--copy-to=kept", "--keep-annotations")
+		if want := "such as by kubectl debug --copy-to without --keep-annotations"; !strings.Contains(got, want) || strings.Contains(got, "another webhook") {
+			return fmt.Errorf("kubectl debug prints %q, want %q, and nothing about another webhook", got, want)
+		}
+		return nil
+	})
+	if got := debug("--copy-to=plain"); got != "" {
+		t.Errorf("kubectl debug without the annotations: %s", got)
 	}
 }
 
