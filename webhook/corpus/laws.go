@@ -30,7 +30,7 @@ import (
 //   - it adds nothing but labels, annotations, a ServiceAccount's name, volumes and mounts of the driver, read-only, and env vars
 //     from Secrets, each in a container that mounts a volume of the driver;
 //   - nothing that the author wrote is lost or reordered. Only these give way: our own label and status, an env var to one of the
-//     same name, the name of the default ServiceAccount, and in a workload's template an annotation to the one that is handed down;
+//     same name, the name of the default ServiceAccount with what the API server added for it, and in a workload's template what it inherits;
 //   - the pod's Pod Security level stays what it was;
 //   - a second review, which again makes of the patched object, patches nothing.
 //
@@ -132,6 +132,12 @@ func (p *Pod) Mutate(change *inject.Change) {
 	if change.ServiceAccountName != "" {
 		p.Spec.ServiceAccountName = change.ServiceAccountName
 	}
+	if change.RemovePullSecrets {
+		p.Spec.ImagePullSecrets = nil
+	}
+	for _, index := range change.RemoveVolumes {
+		p.Spec.Volumes = slices.Delete(p.Spec.Volumes, index, index+1)
+	}
 	for i := range change.Volumes {
 		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: change.Volumes[i].Name, VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
 			Driver: class.Driver, ReadOnly: new(true), VolumeAttributes: map[string]string{class.Attribute: change.Volumes[i].Class},
@@ -151,6 +157,9 @@ func (p *Pod) Mutate(change *inject.Change) {
 			env = append(env, envVar(v))
 		}
 		container.Env = slices.Concat(env, container.Env)
+		for _, index := range c.RemoveMounts {
+			container.VolumeMounts = slices.Delete(container.VolumeMounts, index, index+1)
+		}
 		for _, m := range c.Mounts {
 			container.VolumeMounts = append(container.VolumeMounts, corev1.VolumeMount{Name: m.Volume, MountPath: m.Path, ReadOnly: true})
 		}
@@ -246,8 +255,28 @@ func (p *parsed) allows(o *jsonpatch.Operation, after *parsed) error {
 		if key, ok := annotationOf(pointer); ok && p.root.Pointer != "" && key == api.Inherited {
 			return nil
 		}
+		if p.root.Pointer == "" && after.pod.Spec.ServiceAccountName != "default" && p.ofPlugin(pointer) {
+			return nil
+		}
 	}
 	return errors.New("is not for us to do")
+}
+
+// ofPlugin reports whether the API server's ServiceAccount admission plugin added what is at a pointer.
+func (p *parsed) ofPlugin(pointer string) bool {
+	if pointer == "spec/imagePullSecrets" {
+		return p.pod.Spec.ServiceAccountName == "default"
+	}
+	isToken := func(name string) bool { return strings.HasPrefix(name, "kube-api-access-") }
+	number, isVolume := strings.CutPrefix(pointer, "spec/volumes/")
+	if index, err := strconv.Atoi(number); isVolume {
+		return err == nil && index < len(p.pod.Spec.Volumes) && isToken(p.pod.Spec.Volumes[index].Name)
+	}
+	spec, _ := strings.CutPrefix(pointer, "spec/")
+	container, rest := p.container(spec)
+	number, isMount := strings.CutPrefix(rest, "volumeMounts/")
+	index, err := strconv.Atoi(number)
+	return isMount && err == nil && index < len(container.VolumeMounts) && isToken(container.VolumeMounts[index].Name)
 }
 
 func (p *parsed) allowsAdd(o *jsonpatch.Operation, pointer string, after *parsed) error {

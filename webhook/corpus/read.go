@@ -16,11 +16,11 @@ import (
 var fieldsRead = []string{
 	"metadata.name", "metadata.generateName", "metadata.labels", "metadata.annotations", "metadata.deletionTimestamp",
 	"metadata.ownerReferences.kind", "metadata.ownerReferences.name", "metadata.ownerReferences.controller",
-	"spec.serviceAccountName", "spec.serviceAccount", "spec.hostNetwork", "spec.os.name", "spec.nodeSelector.kubernetes.io/os",
+	"spec.serviceAccountName", "spec.serviceAccount", "spec.automountServiceAccountToken", "spec.imagePullSecrets.name", "spec.hostNetwork", "spec.os.name", "spec.nodeSelector.kubernetes.io/os",
 	"spec.securityContext.runAsUser", "spec.securityContext.runAsNonRoot",
 	"spec.volumes.name", "spec.volumes.csi.driver", "spec.volumes.csi.readOnly", "spec.volumes.csi.volumeAttributes",
 	"spec.volumes.csi.nodePublishSecretRef", "spec.volumeClaimTemplates.metadata.name", "spec.jobTemplate.metadata.annotations",
-	"spec.volumes.configMap", "spec.volumes.secret", "spec.volumes.projected", "spec.volumes.projected.sources.serviceAccountToken.audience", "spec.volumes.downwardAPI", "spec.volumes.image",
+	"spec.volumes.configMap", "spec.volumes.secret", "spec.volumes.projected", "spec.volumes.downwardAPI", "spec.volumes.image",
 	"spec.containers.name", "spec.containers.env.name", "spec.containers.env.valueFrom.secretKeyRef.name", "spec.containers.env.valueFrom.secretKeyRef.key",
 	"spec.containers.envFrom.prefix", "spec.containers.envFrom.secretRef.name", "spec.containers.envFrom.configMapRef.name",
 	"spec.containers.volumeMounts.name", "spec.containers.volumeMounts.mountPath", "spec.containers.volumeMounts.readOnly", "spec.containers.volumeMounts.subPath",

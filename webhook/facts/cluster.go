@@ -67,7 +67,13 @@ var clusterLimits = limits{probe: 5 * time.Second, age: 25 * time.Second, failin
 func NewCluster(live *Live, log logr.Logger) *Cluster {
 	c := &Cluster{live: &Live{Metadata: live.Metadata, Dynamic: live.Dynamic, raw: live.raw, reads: newReads()}, log: log, limits: clusterLimits}
 	c.namespaces.read = func(object metav1.Object) (*inject.Namespace, bool) { return namespaceOf(object), true }
-	c.serviceAccounts.read = func(object metav1.Object) (*inject.ServiceAccount, bool) { return serviceAccount(object), true }
+	c.serviceAccounts.read = func(object metav1.Object) (*inject.ServiceAccount, bool) {
+		o, ok := object.(*unstructured.Unstructured)
+		if !ok {
+			return nil, false
+		}
+		return serviceAccount(o), true
+	}
 	c.classes.read = func(object metav1.Object) (existingClass, bool) {
 		o, ok := object.(*unstructured.Unstructured)
 		if !ok {
@@ -86,7 +92,7 @@ func NewCluster(live *Live, log logr.Logger) *Cluster {
 	c.classFeed = c.followCustom("SecretProviderClasses", class.Resource, &c.classes)
 	c.feeds = []*feed.Feed{
 		c.followMetadata("Namespaces", namespaceResource, fields.Everything(), &c.namespaces),
-		c.followMetadata("ServiceAccounts", serviceAccountResource, fields.Everything(), &c.serviceAccounts),
+		c.follow("ServiceAccounts", serviceAccountResource, nil, &c.serviceAccounts),
 		c.classFeed,
 		c.followCustom("AzureIdentityBindings", bindingResource, &c.selectors),
 	}
@@ -126,7 +132,11 @@ func (c *Cluster) followCustom(objects string, resource schema.GroupVersionResou
 	defined := newBell()
 	name := resource.GroupResource().String()
 	c.bells = append(c.bells, c.followMetadata("CustomResourceDefinition "+name, definitionResource, fields.OneTermEqualSelector("metadata.name", name), defined))
+	return c.follow(objects, resource, defined, store)
+}
 
+// follow feeds store with the objects of a kind. Wake is nil for a kind that every cluster knows.
+func (c *Cluster) follow(objects string, resource schema.GroupVersionResource, wake <-chan struct{}, store cache.TransformingStore) *feed.Feed {
 	client := c.live.Dynamic.Resource(resource)
 	source := cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
@@ -136,7 +146,7 @@ func (c *Cluster) followCustom(objects string, resource schema.GroupVersionResou
 			return client.Watch(ctx, options)
 		},
 	}
-	return feed.New(feed.Source{Objects: objects, ListWatch: source, Client: c.live.Dynamic, Example: &unstructured.Unstructured{}, Wake: defined}, store)
+	return feed.New(feed.Source{Objects: objects, ListWatch: source, Client: c.live.Dynamic, Example: &unstructured.Unstructured{}, Wake: wake}, store)
 }
 
 // Start implements controller-runtime's Runnable: it follows the cluster until ctx ends, through whatever trouble.

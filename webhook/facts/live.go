@@ -115,8 +115,8 @@ func (l *Live) Facts(ctx context.Context, namespace string, needs inject.Needs, 
 		}
 		for i := range accounts {
 			facts.Available.ServiceAccounts = append(facts.Available.ServiceAccounts, accounts[i].Name)
-			if sa := serviceAccount(&accounts[i]); sa.ClientID != "" {
-				facts.Available.Clients = append(facts.Available.Clients, sa.Name)
+			if id, _ := clientID(accounts[i].GetAnnotations()); id != "" {
+				facts.Available.Clients = append(facts.Available.Clients, accounts[i].Name)
 			}
 		}
 	}
@@ -218,9 +218,15 @@ func (l *Live) serviceAccount(ctx context.Context, namespace, name string) (*inj
 		return nil, nil
 	}
 	return share(ctx, l.reads, question{namespace, serviceAccountResource.Resource, name}, func(ctx context.Context) (*inject.ServiceAccount, error) {
-		object, err := l.metadata(ctx, serviceAccountResource, namespace, name)
-		if err != nil || object == nil {
-			return nil, err
+		if !canExist(name) {
+			return nil, nil
+		}
+		object, err := l.Dynamic.Resource(serviceAccountResource).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read ServiceAccount %s: %w", name, err)
 		}
 		return serviceAccount(object), nil
 	})

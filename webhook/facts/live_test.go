@@ -139,7 +139,7 @@ func TestLiveFailures(t *testing.T) {
 	for resource, want := range map[string]string{
 		namespaces:      "read metadata of namespaces/shop: the server says Forbidden",
 		classes:         "read secretproviderclasses/key-vault of namespace shop: the server says Forbidden",
-		serviceAccounts: "read metadata of serviceaccounts/default: the server says Forbidden",
+		serviceAccounts: "read ServiceAccount default: the server says Forbidden",
 		bindings:        "read azureidentitybindings of namespace shop: the server says Forbidden",
 	} {
 		t.Run(resource, func(t *testing.T) {

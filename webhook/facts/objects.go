@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -147,11 +146,25 @@ func readClass(object *unstructured.Unstructured) (*class.Class, error) {
 	return class.Read(&spc), nil
 }
 
-func serviceAccount(object metav1.Object) *inject.ServiceAccount {
-	annotations := object.GetAnnotations()
-	sa := &inject.ServiceAccount{Name: object.GetName(), TenantID: id(annotations[api.WorkloadIdentityTenantID])}
-	sa.ClientID, sa.InvalidClientID = api.SplitGUID(id(annotations[api.WorkloadIdentityClientID]))
+func serviceAccount(object *unstructured.Unstructured) *inject.ServiceAccount {
+	sa := &inject.ServiceAccount{Name: object.GetName(), TenantID: id(object.GetAnnotations()[api.WorkloadIdentityTenantID])}
+	sa.ClientID, sa.InvalidClientID = clientID(object.GetAnnotations())
+	secrets, _, err := unstructured.NestedSlice(object.Object, "imagePullSecrets")
+	if err != nil {
+		return sa // the API server accepts no other type
+	}
+	for _, secret := range secrets {
+		if ref, ok := secret.(map[string]any); ok {
+			name, _, _ := unstructured.NestedString(ref, "name")
+			sa.PullSecrets = append(sa.PullSecrets, name)
+		}
+	}
 	return sa
+}
+
+// clientID reads the client id of a ServiceAccount with these annotations, as [api.SplitGUID] does.
+func clientID(annotations map[string]string) (valid, invalid string) {
+	return api.SplitGUID(id(annotations[api.WorkloadIdentityClientID]))
 }
 
 // id is an id as an annotation has it. What is too long to be one is cut: a tenant may write a quarter of a megabyte there.

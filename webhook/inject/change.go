@@ -12,11 +12,15 @@ type Entry struct {
 }
 
 // Change is what a pod lacks. It can only add, but for the three things that the contract lets it replace: an env var that
-// the request overrides, the injector's own label and status, and a ServiceAccount that is no more than the default.
+// the request overrides, the injector's own label and status, and a ServiceAccount that is no more than the default, with what the API server added
+// for that.
 type Change struct {
 	Labels, Annotations []Entry
 	// ServiceAccountName is whom the pod is to run as; empty to leave it.
 	ServiceAccountName string
+	// RemovePullSecrets removes spec.imagePullSecrets, and RemoveVolumes volumes by their indices, in descending order; see leaveServiceAccount.
+	RemovePullSecrets bool
+	RemoveVolumes     []int
 	// Volumes follow those that the pod has.
 	Volumes []Volume
 	// Containers are the changes by container, init containers first, each list in the order of the pod.
@@ -28,6 +32,8 @@ type ContainerChange struct {
 	// Init says which list Index counts in.
 	Init  bool
 	Index int
+	// RemoveMounts removes mounts by their indices, in descending order.
+	RemoveMounts []int
 	// Mounts follow those that the container has.
 	Mounts []Mount
 	// Env precedes what the container has, so that its own env vars may refer to it by $(NAME).
@@ -70,9 +76,9 @@ func (c *Change) Operations(subject *Subject) []jsonpatch.Operation {
 	if c.IsEmpty() {
 		return nil
 	}
-	size := 2 + len(c.Labels) + len(c.Annotations) + len(c.Volumes)
+	size := 3 + len(c.Labels) + len(c.Annotations) + len(c.Volumes) + len(c.RemoveVolumes)
 	for i := range c.Containers {
-		size += len(c.Containers[i].Mounts) + len(c.Containers[i].Env) + len(c.Containers[i].Replace)
+		size += len(c.Containers[i].RemoveMounts) + len(c.Containers[i].Mounts) + len(c.Containers[i].Env) + len(c.Containers[i].Replace)
 	}
 	w := newPatchWriter(size)
 	root := subject.Root.Pointer
@@ -88,6 +94,12 @@ func (c *Change) Operations(subject *Subject) []jsonpatch.Operation {
 	spec := root + "/spec"
 	if c.ServiceAccountName != "" {
 		w.set(spec+"/serviceAccountName", subject.Spec.ServiceAccountName != "", c.ServiceAccountName)
+	}
+	if c.RemovePullSecrets {
+		w.op("remove", spec+"/imagePullSecrets", nil)
+	}
+	for _, index := range c.RemoveVolumes {
+		w.op("remove", w.pointer(spec, "/volumes/", index), nil)
 	}
 	appendTo(w, spec+"/volumes", len(subject.Spec.Volumes) == 0, c.Volumes)
 	for i := range c.Containers {
@@ -113,6 +125,9 @@ func (c *ContainerChange) operations(w *patchWriter, spec string, pod *pods.Spec
 		for i := range c.Env {
 			w.op("add", w.pointer(pointer, "/env/", i), &c.Env[i])
 		}
+	}
+	for _, index := range c.RemoveMounts {
+		w.op("remove", w.pointer(pointer, "/volumeMounts/", index), nil)
 	}
 	appendTo(w, pointer+"/volumeMounts", len(container.Mounts) == 0, c.Mounts)
 }

@@ -38,6 +38,8 @@ type ServiceAccount struct {
 	ClientID, InvalidClientID string
 	// TenantID is the annotation of that name, whatever it is.
 	TenantID string
+	// PullSecrets are the names in its imagePullSecrets.
+	PullSecrets []string
 }
 
 // Available lists names of a namespace. Clients are the ServiceAccounts with a client id, which are sure to be listed where all identities

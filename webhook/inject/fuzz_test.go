@@ -332,7 +332,7 @@ func (g *generator) world() *world {
 	}
 	for _, name := range []string{"default", "blob-sa", "access-blob", "own-sa"} {
 		if !g.seldom() {
-			w.accounts = append(w.accounts, &inject.ServiceAccount{Name: name, ClientID: pick(g, guid, guid, "", guid, guid, guid, "not-a-guid"), TenantID: pick(g, guid, "")})
+			w.accounts = append(w.accounts, &inject.ServiceAccount{Name: name, PullSecrets: []string{"registry"}, ClientID: pick(g, guid, guid, "", guid, guid, guid, "not-a-guid"), TenantID: pick(g, guid, "")})
 		}
 	}
 	for _, name := range []string{"kv-class", "other.class"} {
@@ -422,6 +422,31 @@ func (g *generator) annotations() map[string]string {
 	return a
 }
 
+// plugin does what the API server's ServiceAccount admission plugin does.
+func (g *generator) plugin(spec *corev1.PodSpec) {
+	token := corev1.VolumeMount{Name: "kube-api-access-abcde", ReadOnly: true, MountPath: "/var/run/secrets/kubernetes.io/serviceaccount"}
+	spec.Volumes = append(spec.Volumes, corev1.Volume{Name: token.Name, VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
+		Sources: []corev1.VolumeProjection{
+			{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{ExpirationSeconds: new(int64(3607)), Path: "token"}},
+			{ConfigMap: &corev1.ConfigMapProjection{
+				LocalObjectReference: corev1.LocalObjectReference{Name: "kube-root-ca.crt"}, Items: []corev1.KeyToPath{{Key: "ca.crt", Path: "ca.crt"}},
+			}},
+			{DownwardAPI: &corev1.DownwardAPIProjection{Items: []corev1.DownwardAPIVolumeFile{
+				{Path: "namespace", FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.namespace"}},
+			}}},
+		},
+	}}})
+	for _, list := range [][]corev1.Container{spec.InitContainers, spec.Containers} {
+		for i := range list {
+			list[i].VolumeMounts = append(list[i].VolumeMounts, token)
+		}
+	}
+	spec.ImagePullSecrets = pick(g, nil, []corev1.LocalObjectReference{{Name: "registry"}}, []corev1.LocalObjectReference{{Name: "own"}})
+	if g.seldom() {
+		spec.AutomountServiceAccountToken = new(true)
+	}
+}
+
 // object is a pod, or a workload with one in it, as JSON, and where the pod is.
 func (g *generator) object() ([]byte, inject.Root) {
 	meta := metav1.ObjectMeta{Name: "p", Annotations: g.annotations()}
@@ -444,6 +469,9 @@ func (g *generator) object() ([]byte, inject.Root) {
 	}
 	for i := range 1 + g.below(3) {
 		spec.Containers = append(spec.Containers, g.container(&spec, []string{"app", "a2", "log"}[i]))
+	}
+	if g.seldom() {
+		g.plugin(&spec)
 	}
 	var object any
 	root := inject.PodRoot

@@ -61,6 +61,7 @@ func (d *decision) finish() {
 		d.Outcome = NotRequested
 		return
 	}
+	d.leaveServiceAccount()
 	if value, ok := d.subject.Label(api.Injected); !ok || value != "true" {
 		d.Change.Labels = append(d.Change.Labels, Entry{api.Injected, "true"})
 	}

@@ -48,10 +48,14 @@ type Owner struct {
 type Spec struct {
 	// ServiceAccountName and ServiceAccount are the field of that name and its deprecated alias.
 	ServiceAccountName, ServiceAccount string
-	HostNetwork                        bool
+	// HasAutomount is true where the pod sets automountServiceAccountToken.
+	HasAutomount bool
+	HostNetwork  bool
 	// OS is spec.os.name, NodeOS the node selector kubernetes.io/os.
-	OS, NodeOS                 string
-	SecurityContext            SecurityContext
+	OS, NodeOS      string
+	SecurityContext SecurityContext
+	// PullSecrets are the names in spec.imagePullSecrets.
+	PullSecrets                []string
 	Volumes                    []Volume
 	InitContainers, Containers []Container
 }
@@ -71,6 +75,9 @@ type Volume struct {
 	ReadOnly bool
 	// HasIdentityToken is true where the volume projects a token by which the pod's ServiceAccount signs in to Microsoft Entra.
 	HasIdentityToken bool
+	// IsAPIToken is true where the volume projects exactly what the ServiceAccount admission plugin gives a pod: a token for the API server, its CA
+	// bundle and the namespace.
+	IsAPIToken bool
 }
 
 // CSI is an inline volume of a CSI driver.
@@ -325,6 +332,12 @@ func (s *Spec) read(r *jsonstream.Reader) {
 			s.ServiceAccountName = r.Text(MaxName)
 		case "serviceAccount":
 			s.ServiceAccount = r.Text(MaxName)
+		case "automountServiceAccountToken":
+			if s.HasAutomount = !r.Null(); s.HasAutomount {
+				r.Skip()
+			}
+		case "imagePullSecrets":
+			s.PullSecrets = jsonstream.List(r, func(name *string, r *jsonstream.Reader) { *name = nameOf(r) })
 		case "hostNetwork":
 			s.HostNetwork = r.Bool()
 		case "os":
@@ -380,7 +393,8 @@ func (v *Volume) read(r *jsonstream.Reader) {
 			v.CSI = csi(r)
 		case "projected":
 			if !r.Null() {
-				v.ReadOnly, v.HasIdentityToken = true, hasIdentityToken(r)
+				v.ReadOnly = true
+				v.readProjected(r)
 			}
 		case "configMap", "secret", "downwardAPI", "image":
 			if !r.Null() {
@@ -393,21 +407,125 @@ func (v *Volume) read(r *jsonstream.Reader) {
 	}
 }
 
-// hasIdentityToken reads a projected volume.
-func hasIdentityToken(r *jsonstream.Reader) (found bool) {
-	r.Member("sources", func() {
-		for range r.Elements {
-			r.Member("serviceAccountToken", func() {
-				r.Member("audience", func() {
-					switch r.Text(MaxName) {
-					case api.TokenExchangeAudience, api.TokenProxyAudience:
-						found = true
+// readProjected reads a projected volume.
+func (v *Volume) readProjected(r *jsonstream.Reader) {
+	// The plugin's volume has these three sources (k8s.io/kubernetes/plugin/pkg/admission/serviceaccount).
+	sources := []string{"serviceAccountToken", "configMap", "downwardAPI"}
+	exact, n := true, 0
+	for name := range r.Members {
+		switch string(name) {
+		case "sources":
+			for i := range r.Elements {
+				for name := range r.Members {
+					if r.Null() {
+						continue
 					}
-				})
-			})
+					kind := string(name)
+					exact = exact && n == i && n < len(sources) && kind == sources[n]
+					switch kind {
+					case "serviceAccountToken":
+						exact = v.readToken(r) && exact
+					case "configMap":
+						exact = isRootCA(r) && exact
+					case "downwardAPI":
+						exact = isNamespaceField(r) && exact
+					default:
+						r.Skip()
+					}
+					n++
+				}
+			}
+		case "defaultMode":
+			exact = r.Int() == int64(corev1.ProjectedVolumeSourceDefaultMode) && exact
+		default:
+			exact = other(r) == 0 && exact
+		}
+	}
+	v.IsAPIToken = exact && n == len(sources)
+}
+
+// readToken reads a token of a projected volume, and reports whether it is the plugin's.
+func (v *Volume) readToken(r *jsonstream.Reader) bool {
+	audience, same := "", 0
+	for name := range r.Members {
+		switch string(name) {
+		case "audience":
+			audience = r.Text(MaxName)
+			v.HasIdentityToken = v.HasIdentityToken || audience == api.TokenExchangeAudience || audience == api.TokenProxyAudience
+		case "expirationSeconds":
+			const ofPlugin = 60*60 + 7
+			same += one(r.Int() == ofPlugin)
+		case "path":
+			same += one(r.Text(MaxName) == "token")
+		default:
+			r.Skip()
+		}
+	}
+	return audience == "" && same == 2
+}
+
+// isRootCA reads a ConfigMap of a projected volume, and reports whether it is the plugin's.
+func isRootCA(r *jsonstream.Reader) bool {
+	same := 0
+	for name := range r.Members {
+		switch string(name) {
+		case "name":
+			same += one(r.Text(MaxName) == "kube-root-ca.crt")
+		case "items":
+			for range r.Elements {
+				for name := range r.Members {
+					switch string(name) {
+					case "key", "path":
+						same += one(r.Text(MaxName) == "ca.crt")
+					default:
+						same += other(r)
+					}
+				}
+			}
+		default:
+			same += other(r)
+		}
+	}
+	return same == 3
+}
+
+// isNamespaceField reads fields of a projected volume, and reports whether they are the plugin's.
+func isNamespaceField(r *jsonstream.Reader) bool {
+	same := 0
+	r.Member("items", func() {
+		for range r.Elements {
+			for name := range r.Members {
+				switch string(name) {
+				case "path":
+					same += one(r.Text(MaxName) == "namespace")
+				case "fieldRef":
+					r.Member("fieldPath", func() { same += one(r.Text(MaxName) == "metadata.namespace") })
+				default:
+					same += other(r)
+				}
+			}
 		}
 	})
-	return found
+	return same == 2
+}
+
+// one counts what is as it has to be. What is not counts as many.
+func one(same bool) int {
+	if same {
+		return 1
+	}
+	return many
+}
+
+const many = 1000
+
+// other consumes a value that should not be there.
+func other(r *jsonstream.Reader) int {
+	if r.Null() {
+		return 0
+	}
+	r.Skip()
+	return many
 }
 
 func csi(r *jsonstream.Reader) *CSI {

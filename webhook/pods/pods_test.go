@@ -1,6 +1,7 @@
 package pods_test
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 
@@ -142,11 +143,39 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
+// isAPIToken reports whether a volume is that of the API server's ServiceAccount admission plugin.
+func isAPIToken(volume *corev1.ProjectedVolumeSource) bool {
+	volume = volume.DeepCopy()
+	if volume.DefaultMode == nil {
+		volume.DefaultMode = new(int32(420))
+	}
+	for _, source := range volume.Sources {
+		if source.DownwardAPI == nil {
+			continue
+		}
+		for i := range source.DownwardAPI.Items {
+			if ref := source.DownwardAPI.Items[i].FieldRef; ref != nil {
+				ref.APIVersion = "" // the API server sets it
+			}
+		}
+	}
+	return reflect.DeepEqual(volume, &corev1.ProjectedVolumeSource{DefaultMode: new(int32(420)), Sources: []corev1.VolumeProjection{
+		{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{ExpirationSeconds: new(int64(3607)), Path: "token"}},
+		{ConfigMap: &corev1.ConfigMapProjection{
+			LocalObjectReference: corev1.LocalObjectReference{Name: "kube-root-ca.crt"}, Items: []corev1.KeyToPath{{Key: "ca.crt", Path: "ca.crt"}},
+		}},
+		{DownwardAPI: &corev1.DownwardAPIProjection{Items: []corev1.DownwardAPIVolumeFile{
+			{Path: "namespace", FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.namespace"}},
+		}}},
+	}})
+}
+
 // podOf takes from the Kubernetes API's types what package pods reads.
 func podOf(meta *metav1.ObjectMeta, spec *corev1.PodSpec) pods.Pod {
 	pod := pods.Pod{Spec: pods.Spec{
 		ServiceAccountName: name(spec.ServiceAccountName), ServiceAccount: name(spec.DeprecatedServiceAccount), HostNetwork: spec.HostNetwork,
-		NodeOS: name(spec.NodeSelector[corev1.LabelOSStable]),
+		HasAutomount: spec.AutomountServiceAccountToken != nil,
+		NodeOS:       name(spec.NodeSelector[corev1.LabelOSStable]),
 	}}
 	if meta != nil {
 		pod.Meta = &pods.Meta{
@@ -163,9 +192,13 @@ func podOf(meta *metav1.ObjectMeta, spec *corev1.PodSpec) pods.Pod {
 	if s := spec.SecurityContext; s != nil {
 		pod.Spec.SecurityContext = pods.SecurityContext{RunAsUser: s.RunAsUser, RunAsNonRoot: s.RunAsNonRoot}
 	}
+	for _, secret := range spec.ImagePullSecrets {
+		pod.Spec.PullSecrets = append(pod.Spec.PullSecrets, name(secret.Name))
+	}
 	for _, v := range spec.Volumes {
 		volume := pods.Volume{Name: name(v.Name), ReadOnly: v.ConfigMap != nil || v.Secret != nil || v.Projected != nil || v.DownwardAPI != nil || v.Image != nil}
 		if v.Projected != nil {
+			volume.IsAPIToken = isAPIToken(v.Projected)
 			for _, source := range v.Projected.Sources {
 				token := source.ServiceAccountToken
 				volume.HasIdentityToken = volume.HasIdentityToken || token != nil && (token.Audience == api.TokenExchangeAudience || token.Audience == api.TokenProxyAudience)
