@@ -11,7 +11,7 @@ import (
 // Where the API server's ServiceAccount admission plugin mounts a token, and how it names the volume
 // (k8s.io/kubernetes/plugin/pkg/admission/serviceaccount).
 const (
-	apiTokenPath   = "/var/run/secrets/kubernetes.io/serviceaccount"
+	apiTokenPath   = "/var/run/secrets/kubernetes.io/serviceaccount" //nolint:gosec // a path is no secret
 	apiTokenPrefix = "kube-api-access-"
 )
 
