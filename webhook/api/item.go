@@ -119,9 +119,10 @@ func (i Item) check(fldPath *field.Path, index int, withClass bool) field.ErrorL
 	}
 	if !objectPattern.MatchString(i.Name) {
 		if plausibleName.MatchString(i.Name) {
-			invalid(fieldName, i.Name, mustBeObject)
+			invalid(fieldName, i.Name, mustBeObject+write(strings.ReplaceAll(i.Name, "_", "-"), objectPattern))
 		} else { // by the look of it a secret's value may have been pasted in place of its name
-			errs = append(errs, Because(InvalidItem, field.Invalid(fldPath.Index(index).Child(fieldName), field.OmitValueType{}, mustBeObject)))
+			errs = append(errs, Because(InvalidItem, field.Invalid(fldPath.Index(index).Child(fieldName), field.OmitValueType{},
+				mustBeObject+foreign(i.Name)+"; the value may be a secret itself and is left out here: write the name of the object, not its value")))
 		}
 	}
 	if i.Alias != "" {
@@ -155,7 +156,10 @@ func (i Item) check(fldPath *field.Path, index int, withClass bool) field.ErrorL
 	case !secret:
 		invalid(fieldEncoding, i.Encoding, "must be left out, since only an object of type secret is encoded")
 	}
-	if i.Permission != "" && !modePattern.MatchString(i.Permission) {
+	switch mode := decimalModes[i.Permission]; {
+	case mode != "":
+		invalid(fieldPermission, i.Permission, "is "+mode+" in decimal; write it in octal and in quotes, \""+mode+"\", or with a leading 0 if it is octal")
+	case i.Permission != "" && !modePattern.MatchString(i.Permission):
 		invalid(fieldPermission, i.Permission, `must be an octal mode of three digits, such as "0400"`)
 	}
 	switch {
@@ -174,9 +178,17 @@ func (i Item) check(fldPath *field.Path, index int, withClass bool) field.ErrorL
 		return append(errs, i.checkOwnedByClass(fldPath, index)...)
 	}
 	if i.Source != "" && !vaultPattern.MatchString(i.Source) {
-		invalid(fieldVault, i.Source, mustBeVault)
+		invalid(fieldVault, i.Source, mustBeVault+write(vaultOf(i.Source), vaultPattern))
 	}
 	return errs
+}
+
+// write ends a sentence with what to write instead, if that is valid.
+func write(meant string, valid *regexp.Regexp) string {
+	if !valid.MatchString(meant) {
+		return ""
+	}
+	return "; write " + meant
 }
 
 // checkKey says what is wrong with the path of an item that becomes an env var, and so a key of a Secret.

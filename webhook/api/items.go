@@ -19,6 +19,11 @@ func parseItems(value string, fldPath *field.Path, withClass bool) ([]Item, fiel
 	if isStructured(value) {
 		parse = parseStructured
 	}
+	if strings.HasPrefix(firstLine(value), "array:") {
+		if line := correctProvider(value); line != "" {
+			return nil, field.ErrorList{Because(InvalidItem, field.Invalid(fldPath, "array:", "is the text of the Azure provider, which belongs into a SecretProviderClass; write "+line))}
+		}
+	}
 	items, errs := parse(value, fldPath, withClass)
 	if len(items) == 0 && len(errs) == 0 {
 		errs = append(errs, Because(InvalidItem, field.Required(fldPath, "must list at least one item, such as DB_PASSWORD=db-password")))
@@ -28,12 +33,18 @@ func parseItems(value string, fldPath *field.Path, withClass bool) ([]Item, fiel
 
 // isStructured tells the forms apart by the first character that isn't of a comment.
 func isStructured(value string) bool {
+	line := firstLine(value)
+	return line != "" && strings.ContainsRune("[{-", rune(line[0]))
+}
+
+// firstLine is the first line that is neither blank nor a comment, without the space around it.
+func firstLine(value string) string {
 	for line := range strings.SplitSeq(value, "\n") {
 		if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
-			return strings.ContainsRune("[{-", rune(line[0]))
+			return line
 		}
 	}
-	return false
+	return ""
 }
 
 func tooManyItems(fldPath *field.Path, n int) field.ErrorList {
@@ -63,14 +74,29 @@ func parseInline(value string, fldPath *field.Path, withClass bool) ([]Item, fie
 	var errs field.ErrorList
 	for index, text := range texts {
 		item, detail := parseInlineItem(text)
+		var wrong field.ErrorList
 		if detail != "" {
-			errs = append(errs, Because(InvalidItem, field.Invalid(fldPath.Index(index), Echo(text), detail)))
+			wrong = field.ErrorList{Because(InvalidItem, field.Invalid(fldPath.Index(index), Echo(text), detail))}
 		} else {
-			errs = append(errs, item.check(fldPath, index, withClass)...)
+			wrong = item.check(fldPath, index, withClass)
 		}
-		items[index] = item
+		if len(wrong) > 0 {
+			wrong = recognised(text, wrong, fldPath.Index(index), withClass)
+		}
+		errs, items[index] = append(errs, wrong...), item
 	}
 	return items, errs
+}
+
+// recognised replaces what is wrong with an inline item by one error that says what its author meant, if that is known.
+func recognised(text string, wrong field.ErrorList, fldPath *field.Path, withClass bool) field.ErrorList {
+	if detail := unrendered(text); detail != "" {
+		return field.ErrorList{Because(InvalidItem, field.Invalid(fldPath, field.OmitValueType{}, detail))}
+	}
+	if detail := correct(text, withClass); detail != "" {
+		return field.ErrorList{Because(InvalidItem, field.Invalid(fldPath, Echo(text), detail))}
+	}
+	return wrong
 }
 
 var asPattern = regexp.MustCompile(`\s+as\s+`)
@@ -207,6 +233,10 @@ func parseStructuredItem(node *yaml.Node, fldPath *field.Path) (Item, field.Erro
 		seen[name] = true
 		if err := item.set(name, value, path); err != nil {
 			errs = append(errs, Because(InvalidItem, err))
+			if meant := otherFields[name]; meant != "" && !seen[meant] {
+				seen[meant] = true
+				_ = item.set(meant, value, path) // one error about the field is enough
+			}
 		}
 	}
 	if !seen[fieldName] {
@@ -236,7 +266,11 @@ func (i *Item) set(name string, value *yaml.Node, fldPath *field.Path) *field.Er
 	case name == fieldContainers:
 		return i.setContainers(value, fldPath)
 	default:
-		return field.Forbidden(fldPath, "must be a field of an item"+didYouMean(Nearest(name, itemFields), itemFields))
+		meant := Nearest(name, itemFields)
+		if other := otherFields[name]; other != "" {
+			meant = []string{other}
+		}
+		return field.Forbidden(fldPath, "must be a field of an item"+didYouMean(meant, itemFields))
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"fmt"
 	"path"
 	"regexp"
@@ -184,10 +185,18 @@ func (p *parser) markMisspelt(unknown int) {
 
 // read hands the effective value of a key to parse, and what parse finds wrong to whoever wrote it. A bad default of the
 // namespace counts as not written.
-func (p *parser) read(i int, parse func(r *Request, value string, fldPath *field.Path) field.ErrorList) {
+func (p *parser) read(i int, parser func(r *Request, value string, fldPath *field.Path) field.ErrorList) {
 	key := Keys[i].Name
+	parse := func(r *Request, value string, fldPath *field.Path) field.ErrorList {
+		errs := parser(r, value, fldPath)
+		if detail := unrendered(value); len(errs) > 0 && detail != "" && i != secrets { // which says so item by item
+			errs = field.ErrorList{Because(InvalidValue, field.Invalid(fldPath, Echo(value), detail))}
+		}
+		return errs
+	}
 	if value, ok := p.annotations.Pod[key]; ok {
 		if value == "" {
+			p.warnEmpty(i)
 			return
 		}
 		p.request.origins[i] = FromPod
@@ -216,6 +225,14 @@ func (p *parser) read(i int, parse func(r *Request, value string, fldPath *field
 		return
 	}
 	p.request = attempt
+}
+
+// warnEmpty warns of an empty value, which unsets a default of the namespace, if there is none.
+func (p *parser) warnEmpty(i int) {
+	if key := Keys[i].Name; p.annotations.Namespace[key] == "" {
+		p.warnings = append(p.warnings, Because(NoEffect, field.Forbidden(p.annotations.podPath(key),
+			"is empty, which unsets the namespace's default, and there is none; write a value or remove the annotation")))
+	}
 }
 
 func (p *parser) parse() {
@@ -247,7 +264,13 @@ func (p *parser) parse() {
 		r.Containers = selector
 		return nil
 	})
-	p.read(envMode, oneOf([]EnvMode{EnvExplicit, EnvAuto}, func(r *Request, m EnvMode) { r.EnvMode = m }))
+	p.read(envMode, func(r *Request, value string, fldPath *field.Path) field.ErrorList {
+		errs := oneOf([]EnvMode{EnvExplicit, EnvAuto}, func(r *Request, m EnvMode) { r.EnvMode = m })(r, value, fldPath)
+		if len(errs) > 0 && envLooks.MatchString(value) {
+			errs[0].Detail += "; an env var is part of an item: write " + Secrets + ": " + Echo(value) + "=OBJECT"
+		}
+		return errs
+	})
 	p.read(onConflict, oneOf([]ConflictMode{ConflictKeep, ConflictFail, ConflictOverride}, func(r *Request, m ConflictMode) { r.OnConflict = m }))
 	p.read(injectKey, oneOf([]string{"true", "false"}, func(r *Request, v string) { r.OptedOut = v == "false" }))
 	p.read(inherited, func(_ *Request, value string, fldPath *field.Path) field.ErrorList {
@@ -503,10 +526,10 @@ func SplitGUID(text string) (guid, invalid string) {
 }
 
 func checkVault(name string) string {
-	if !vaultPattern.MatchString(name) {
-		return mustBeVault + "; not the vault's address"
+	if vaultPattern.MatchString(name) {
+		return ""
 	}
-	return ""
+	return mustBeVault + cmp.Or(write(vaultOf(name), vaultPattern), "; not the vault's address")
 }
 
 // IsWindowsPath reports whether a mount path can only be one of Windows: it has a drive.
