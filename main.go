@@ -139,8 +139,8 @@ SecretProviderClasses and AzureIdentityBindings in the files stand for the clust
 exist, but for a namespace, which then counts as opted in. With --cluster what the files don't hold is asked of the
 cluster.
 
-Documents that nothing changes are printed byte for byte. In the others comments and the order of keys are kept, and
-anchors are expanded where something below them changes. Injecting the output again changes nothing, as long as flags
+Documents that nothing changes are printed byte for byte, after a --- if JSON comes before YAML. In the others comments
+and the order of keys are kept, and anchors are expanded where something below them changes. Injecting the output again changes nothing, as long as flags
 such as --tenant-id are the same.
 
 Warnings and errors go to standard error; where anything is rejected, nothing else is printed.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -109,6 +110,13 @@ func (r *run) decide(ctx context.Context) error {
 			return err
 		}
 	}
+	for _, f := range r.files {
+		for _, d := range f.documents {
+			if d.Duplicate() != nil && !d.affected {
+				r.duplicate(&object{file: f, document: d}, Warning)
+			}
+		}
+	}
 	return nil
 }
 
@@ -136,17 +144,33 @@ func (o object) expand(to []object) []object {
 			continue
 		}
 		child := object{
-			file: o.file, document: o.document, list: o.GetKind() == "List",
+			file: o.file, document: o.document, list: o.takesAnyKind(),
 			pointer: o.pointer + "/items/" + strconv.Itoa(i), path: o.path + "items[" + strconv.Itoa(i) + "].",
 			Unstructured: &unstructured.Unstructured{Object: value},
 		}
-		if kind := strings.TrimSuffix(o.GetKind(), "List"); child.GetKind() == "" && kind != "" {
+		if kind := strings.TrimSuffix(o.GetKind(), "List"); child.GetKind() == "" && !o.takesAnyKind() {
 			child.SetKind(kind)
 			child.SetAPIVersion(o.GetAPIVersion())
 		}
 		to = child.expand(to)
 	}
 	return to
+}
+
+// takesAnyKind reports whether the object is a list of objects of any kind: a List, or the ResourceList that kustomize and kpt pass to a function.
+func (o object) takesAnyKind() bool {
+	return o.GetKind() == "List" || o.GetKind() == "ResourceList"
+}
+
+// isRead reports whether a verdict may depend on the object: on facts, or on a request.
+func (o object) isRead() bool {
+	switch kind := o.GroupVersionKind().GroupKind(); kind {
+	case namespaceKind, serviceAccountKind, classKind, bindingKind:
+		return true
+	default:
+		text := string(o.document.JSON())
+		return (kind == podKind || workloadKinds[kind]) && (strings.Contains(text, api.KeyVaultPrefix) || strings.Contains(text, api.IdentityPrefix))
+	}
 }
 
 // in is the namespace where the object would be created.
@@ -197,10 +221,17 @@ func (r *run) unreadableClass(o *object, err error) {
 func (r *run) document(ctx context.Context, objects []object) error {
 	d := objects[0].document
 	d.title = title(objects[0].Unstructured)
+	if d.Duplicate() != nil && slices.ContainsFunc(objects, func(o object) bool { return o.isRead() }) {
+		r.duplicate(&objects[0], Error)
+		return nil
+	}
 	var operations []jsonpatch.Operation
 	var items []jsonpatch.Operation
 	for i := range objects {
 		o := &objects[i]
+		if !r.checkVersion(o) || !r.checkNulls(o) {
+			continue
+		}
 		r.misplaced(o)
 		kind := o.GroupVersionKind().GroupKind()
 		if kind == namespaceKind {
@@ -242,6 +273,10 @@ func (r *run) document(ctx context.Context, objects []object) error {
 			d.more = append(d.more, text)
 		}
 	}
+	if len(operations) > 0 && d.Duplicate() != nil {
+		r.duplicate(&objects[0], Error)
+		return nil
+	}
 	patched, dropped, err := d.Patch(append(operations, items...))
 	if err != nil {
 		r.unreadable(&objects[0], "", "can't be written with its injection: "+err.Error())
@@ -252,6 +287,15 @@ func (r *run) document(ctx context.Context, objects []object) error {
 		r.find(&objects[0], Finding{Severity: Warning, Message: "comments were dropped to keep the document's meaning", ofPrint: true})
 	}
 	return nil
+}
+
+// duplicate reports a key that a document has twice.
+func (r *run) duplicate(o *object, severity Severity) {
+	p := o.document.Duplicate()
+	o.document.affected = severity == Error
+	r.findings = append(r.findings, Finding{
+		File: o.file.name, Line: p.Line, Column: p.Column, Document: o.document.number, Severity: severity, Message: p.Detail, unreadable: severity == Error,
+	})
 }
 
 func title(o *unstructured.Unstructured) string {

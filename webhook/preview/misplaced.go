@@ -1,6 +1,7 @@
 package preview
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -36,6 +37,76 @@ func (r *run) misplaced(o *object) {
 	default:
 		r.ours(o, func(key string) string { return foreignAnnotation(o.Unstructured, key) }, "metadata", "annotations")
 	}
+}
+
+// versions are the API versions of the kinds that the injector reads.
+var versions = map[string]string{
+	"Pod": "v1", "Namespace": "v1", "ServiceAccount": "v1", "Deployment": "apps/v1", "StatefulSet": "apps/v1", "DaemonSet": "apps/v1", "ReplicaSet": "apps/v1",
+	"Job": "batch/v1", "CronJob": "batch/v1",
+}
+
+// checkVersion reports an object with a key of the contract whose kind or API version no API server serves, and reports whether it is none.
+func (r *run) checkVersion(o *object) bool {
+	fine := true
+	report := func(name, detail string) {
+		fine = false
+		r.find(o, Finding{Severity: Error, Field: o.path + name, Message: name + ": " + detail})
+	}
+	for kind, version := range versions {
+		if !strings.EqualFold(o.GetKind(), kind) || o.GetKind() == kind && o.GetAPIVersion() == version {
+			continue
+		}
+		group, _, _ := strings.Cut(o.GetAPIVersion(), "/")
+		switch {
+		case len(annotated(o.Object)) == 0:
+		case o.GetAPIVersion() == "":
+			report("apiVersion", fmt.Sprintf("Required value: must be %s for a %s", version, kind))
+		case o.GetKind() != kind:
+			report("kind", fmt.Sprintf("Invalid value: %q: must be %s", api.Echo(o.GetKind()), kind))
+		case group == "extensions" || group == "v1" || strings.HasPrefix(version, group+"/"):
+			report("apiVersion", fmt.Sprintf("Invalid value: %q: must be %s for a %s: no API server has this version", api.Echo(o.GetAPIVersion()), version, kind))
+		}
+	}
+	return fine
+}
+
+// templates are where an object may have metadata of its pods.
+var templates = [][]string{{}, {"spec", "jobTemplate"}, {"spec", "template"}, {"spec", "jobTemplate", "spec", "template"}}
+
+// annotated are the annotations of an object and of templates in it, by their path, where one of them is of the contract.
+func annotated(object map[string]any) map[string]map[string]any {
+	found := map[string]map[string]any{}
+	for _, template := range templates {
+		path := slices.Concat(template, []string{"metadata", "annotations"})
+		value, _, err := unstructured.NestedFieldNoCopy(object, path...)
+		annotations, ok := value.(map[string]any)
+		if err != nil || !ok {
+			continue
+		}
+		for key := range annotations {
+			if api.IsOurs(key) {
+				found[strings.Join(path, ".")] = annotations
+			}
+		}
+	}
+	return found
+}
+
+// checkNulls reports annotations without a value, beside which kubectl apply loses all others, and reports whether there are none.
+func (r *run) checkNulls(o *object) bool {
+	fine := true
+	for path, annotations := range annotated(o.Object) {
+		for _, key := range slices.Sorted(maps.Keys(annotations)) {
+			if annotations[key] != nil {
+				continue
+			}
+			fine = false
+			err := api.Because(api.InvalidValue, field.Required(field.NewPath(path).Key(key),
+				"must not be null: kubectl apply drops all annotations of the object with it; write a value, \"\" or remove the line"))
+			r.report(o, Error, field.ErrorList{err})
+		}
+	}
+	return fine
 }
 
 // ours reports the keys under our prefixes, of a mapping of the object, that check finds something to say of.

@@ -38,7 +38,7 @@ func TestInjectLeavesTheRestByteForByte(t *testing.T) {
 		"carriage returns":               {"kind: ConfigMap\r\ndata:\r\n  a:  b\r\n---\r\n", "---\r\nkind:   ConfigMap\r\n"},
 		"a byte order mark":              {"\uFEFFkind:  ConfigMap\n---\n", ""},
 		"empty documents":                {"---\n---\n\n---\n", "---\n---\n"},
-		"JSON":                           {"{ \"kind\":\"ConfigMap\" }\n---\n", "---\n{\"kind\" : \"ConfigMap\"}\n"},
+		"JSON":                           {"---\n{ \"kind\":\"ConfigMap\" }\n---\n", "---\n{\"kind\" : \"ConfigMap\"}\n"},
 		"what is no Kubernetes object":   {"- op: add\n---\nimage:   x\n---\njust text\n---\n", "---\n[]\n"},
 		"block scalars with looks":       {"kind: ConfigMap\ndata:\n  a: |+\n    x  \n\n     ---\n  b: >-\n    folded\n    text\n---\n", "---\nkind: ConfigMap\ndata: {on: yes, mode: 0400}\n"},
 		"aliases and merges":             {"x: &x {a: 1}\ny:\n  <<: *x\nkind: ConfigMap\n---\n", ""},
@@ -91,7 +91,7 @@ func TestFiles(t *testing.T) {
 		"files in their order, and stdin":        {[]string{"marked.yaml", "-", "bom.yaml"}, false, "---\nkind: marked\n---\nkind: stdin\n---\nkind: bom\n"},
 		"a file that was read already":           {[]string{"dir/note.txt", "bom.yaml", "./dir/note.txt", "bom.yaml"}, false, "kind: note.txt\n---\nkind: bom\n"},
 		"JSON alone has no markers":              {[]string{"x.json", "y.json"}, false, "{\"kind\":\"x\"}\n{\"kind\":\"y\"}\n{\"kind\":\"z\"}\n"},
-		"JSON beside YAML has a marker for each": {[]string{"y.json", "bom.yaml"}, false, "{\"kind\":\"y\"}\n---\n{\"kind\":\"z\"}\n---\nkind: bom\n"},
+		"JSON beside YAML has a marker for each": {[]string{"y.json", "bom.yaml"}, false, "---\n{\"kind\":\"y\"}\n---\n{\"kind\":\"z\"}\n---\nkind: bom\n"},
 		"an empty file":                          {[]string{"empty.yaml", "bom.yaml", "empty.yaml"}, false, "kind: bom\n"},
 	}
 	for name, tt := range tests {

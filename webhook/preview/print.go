@@ -34,22 +34,38 @@ func (f *file) after(separated bool) string {
 	return b.String()
 }
 
-// joined is the text of all files, one after the other.
+// joined is the text of all files, one after the other. Where JSON comes first and YAML later, it starts with ---: kubectl takes what starts with a
+// brace for JSON to its end.
 func joined(files []*file) string {
 	separated := !allJSON(files)
 	var b strings.Builder
+	if first := firstDocument(files); separated && first != nil && first.IsJSON() && !first.IsMarked() {
+		b.WriteString(separator(first.Text()))
+	}
 	for i, f := range files {
 		text := f.after(separated)
 		if i > 0 && text != "" {
 			text = strings.TrimPrefix(text, "\uFEFF")
 			endLine(&b)
-			if b.Len() > 0 && separated && !strings.HasPrefix(text, "---") {
+			if b.Len() > 0 && separated && !strings.HasPrefix(text, "---") && !strings.HasSuffix(b.String(), "---\n") {
 				b.WriteString(separator(f.text))
 			}
 		}
 		b.WriteString(text)
 	}
 	return b.String()
+}
+
+// firstDocument is the first one that holds a value; nil where there is none.
+func firstDocument(files []*file) *document {
+	for _, f := range files {
+		for _, d := range f.documents {
+			if !d.IsBlank() {
+				return d
+			}
+		}
+	}
+	return nil
 }
 
 // allJSON reports whether the output is a stream of JSON values, which needs no --- between them.

@@ -24,6 +24,8 @@ type document struct {
 	*manifest.Document
 	// number counts the file's documents that hold something, from 1; 0 for one that doesn't.
 	number int
+	// affected is true where a key that it has twice may change a verdict.
+	affected bool
 	// patched is the text after injection.
 	patched string
 	// title names the object that the document is about, for a diff to show.

@@ -27,6 +27,8 @@ type Document struct {
 	root    *yaml.Node
 	json    []byte
 	problem *Problem
+	// duplicate is a key that a mapping has twice.
+	duplicate *Problem
 }
 
 type syntax uint8
@@ -65,6 +67,9 @@ func (d *Document) IsMarked() bool {
 
 // Problem says why the document can't be read; nil where it can.
 func (d *Document) Problem() *Problem { return d.problem }
+
+// Duplicate is a key that a mapping of the document has twice, of which the last one counts; nil where there is none. Such a document can't be patched.
+func (d *Document) Duplicate() *Problem { return d.duplicate }
 
 // JSON is the document's value as the API server would be sent it; nil where there is none. Plain words such as yes mean what kubectl
 // takes them for.
@@ -182,7 +187,7 @@ func readJSON(d Document) []*Document {
 		}
 		one := d
 		one.syntax, one.root, one.body = jsonSyntax, value, rest[:length]
-		if one.problem = one.keyProblem(value); one.problem == nil {
+		if one.keyProblem(value); one.problem == nil {
 			one.json = []byte(strings.TrimSpace(one.body))
 		}
 		if rest = rest[length:]; strings.TrimSpace(rest) != "" {
@@ -217,27 +222,30 @@ func (d *Document) templated(p *Problem) *Problem {
 	return p
 }
 
-// keyProblem is what is wrong with the keys of a mapping: one that it has twice, which the API server refuses, or one that is no text.
-func (d *Document) keyProblem(node *yaml.Node) *Problem {
+// keyProblem finds what is wrong with the keys of a mapping: one that is no text, or one that it has twice.
+func (d *Document) keyProblem(node *yaml.Node) {
 	seen := map[string]*yaml.Node{}
 	for i, child := range node.Content {
 		if node.Kind == yaml.MappingNode && i%2 == 0 {
 			p := &Problem{Line: d.line + child.Line}
 			if len(child.Content) > 0 {
 				p.Detail = "must have a text for a key"
-				return d.templated(p)
+				d.problem = d.templated(p)
+				return
 			}
-			if first := seen[child.Value]; first != nil {
+			if first := seen[child.Value]; first != nil && d.duplicate == nil {
 				p.Detail = fmt.Sprintf("must have key %q once, not on line %d and on line %d", child.Value, d.line+first.Line, p.Line)
-				return p
+				if first.Line == child.Line {
+					p.Detail = fmt.Sprintf("must have key %q once, not twice on line %d", child.Value, p.Line)
+				}
+				d.duplicate = p
 			}
 			seen[child.Value] = child
 		}
-		if p := d.keyProblem(child); p != nil {
-			return p
+		if d.keyProblem(child); d.problem != nil {
+			return
 		}
 	}
-	return nil
 }
 
 func (d *Document) readYAML() {
@@ -255,7 +263,7 @@ func (d *Document) readYAML() {
 		d.problem = d.tooLarge("must have at most %d bytes with its aliases expanded", limit)
 		return
 	}
-	if d.problem = d.keyProblem(root); d.problem != nil {
+	if d.keyProblem(root); d.problem != nil {
 		return
 	}
 	if d.json, err = sigsyaml.YAMLToJSON([]byte(d.body)); err != nil {

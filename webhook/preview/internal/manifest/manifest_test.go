@@ -82,7 +82,7 @@ func TestProblemNamesTheLineOfTheFile(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			documents := manifest.Split(tt.text)
-			problem := documents[len(documents)-1].Problem()
+			problem := problemOf(documents[len(documents)-1])
 			if problem == nil {
 				t.Fatal("there is no problem")
 			}
@@ -91,6 +91,14 @@ func TestProblemNamesTheLineOfTheFile(t *testing.T) {
 			}
 		})
 	}
+}
+
+// problemOf is what is wrong with a document.
+func problemOf(d *manifest.Document) *manifest.Problem {
+	if p := d.Problem(); p != nil {
+		return p
+	}
+	return d.Duplicate()
 }
 
 func TestProblemSaysWhatWouldBeRight(t *testing.T) {
@@ -102,6 +110,7 @@ func TestProblemSaysWhatWouldBeRight(t *testing.T) {
 		"a template for a value":       {"a: b\nc: {{ .x }}\n", template},
 		"a key that is a list":         {"a: 1\n[b]: 2\n", "must have a text for a key"},
 		"a key that is there already":  {"# one\na: 1\nb: 2\na: 3\n", `must have key "a" once, not on line 2 and on line 4`},
+		"such a key on one line":       {"a: {b: 1, b: 2}\n", `must have key "b" once, not twice on line 1`},
 		"such a key in another list":   {"l:\n- a: 1\n  b: 2\n- a: 3\n", ""},
 		"such a key beside merged one": {"x: &x {a: 1}\ny:\n  <<: *x\n  a: 2\n", ""},
 		"a list that is long":          {"a: [" + strings.Repeat("b,", 390_000) + "]\n", ""},
@@ -113,7 +122,7 @@ func TestProblemSaysWhatWouldBeRight(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			got := ""
-			if problem := manifest.Split(tt.text)[0].Problem(); problem != nil {
+			if problem := problemOf(manifest.Split(tt.text)[0]); problem != nil {
 				got = problem.Detail
 			}
 			if got != tt.want {
