@@ -275,7 +275,7 @@ func (r *run) document(ctx context.Context, objects []object) error {
 	}
 	if len(operations) > 0 && d.Duplicate() != nil {
 		r.duplicate(&objects[0], Error)
-		return nil
+		operations, items = nil, nil
 	}
 	patched, dropped, err := d.Patch(append(operations, items...))
 	if err != nil {
