@@ -47,6 +47,7 @@ const (
 	AttributeNotAllowed     Reason = "AttributeNotAllowed"
 	UnknownLevel            Reason = "UnknownLevel"
 	CeilingNotEnforced      Reason = "CeilingNotEnforced"
+	GlobInvalid             Reason = "GlobInvalid"
 	ReviewTooLarge          Reason = "ReviewTooLarge"
 	LookupFailed            Reason = "LookupFailed"
 	ClassOutdated           Reason = "ClassOutdated"
@@ -99,6 +100,7 @@ var Reasons = [...]ReasonDoc{
 	{PodIdentityRetired, "A warning: AAD pod identity was retired in September 2025.", "Move to workload identity: `identity.io/mode: workload-identity`."},
 	{AttributeNotAllowed, "A volume of the Secrets Store CSI driver has attributes beside `secretProviderClass`. The driver lets them override the class, so they would slip past every check.", "Write them into a SecretProviderClass."},
 	{UnknownLevel, "A warning: one of the namespace's labels `identity.io/enforce`, `identity.io/warn`, `identity.io/audit` has a level that does not exist; it is taken for `required`.", "Set it to `bound` or `required`."},
+	{GlobInvalid, "A warning: a glob in `keyvault.io/allowed-vaults`, `identity.io/allowed-names` or `identity.io/exempt` of the namespace is malformed, and matches nothing, or has `[!`, which is no negation.", "Write `[^a]` for any character but `a`."},
 	{CeilingNotEnforced, "A warning: the namespace has a ceiling and no label `identity.io/enforce`. The ceiling holds for what the injector injects; labels and volumes that somebody writes by hand exceed it.", "Label the namespace `identity.io/enforce: bound`."},
 	{ReviewTooLarge, "The API server sent an object that is too large for the injector to read: more than 32 MiB of JSON, or lists whose names take more than 16 MiB. No pod that etcd can store is that large. A pod is rejected where the namespace has a ceiling or an enforced policy; anything else is admitted as it is, with this warning.", "Make the object smaller."},
 	{LookupFailed, "A warning: the cluster could not be asked, and an update that changes no annotation went through unreviewed. Anything else is refused then, and can be tried again.", "Look at the injector's log, and whether it may read what [rbac.yaml](../deploy/kustomize/rbac.yaml) lists."},

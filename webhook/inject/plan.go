@@ -52,7 +52,7 @@ func NewPlan(subject Subject, namespace Namespace, defaults Defaults) *Plan {
 		p.annotations.Path = p.subject.AnnotationPathOf
 	}
 	p.request, p.errs, p.warnings = api.ParseRequest(p.annotations)
-	p.warnings = append(p.warnings, namespace.ceilingsNotEnforced()...)
+	p.warnings = append(p.warnings, namespace.ceilingWarnings()...)
 	p.warnOptedOut()
 	p.requested = !p.request.OptedOut && (len(p.errs) > 0 || p.request.AsksIdentity())
 	return p

@@ -2,6 +2,7 @@ package inject
 
 import (
 	"maps"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/akv-injector/akv-injector/webhook/api"
 	"github.com/akv-injector/akv-injector/webhook/pods"
+	"github.com/akv-injector/akv-injector/webhook/policy"
 )
 
 // Root says where a pod sits in the object that its author writes.
@@ -150,7 +152,18 @@ func (n Namespace) Enforces() bool {
 // Warnings say what is wrong with the namespace itself, whichever its pods are.
 func (n Namespace) Warnings() field.ErrorList {
 	_, _, warnings := api.ParseRequest(api.Annotations{Namespace: n.Annotations, NamespaceName: n.Name})
-	return append(warnings, n.ceilingsNotEnforced()...)
+	return slices.Concat(warnings, n.ceilingsNotEnforced(), policy.GlobMistakes(n.Name, n.Annotations))
+}
+
+// ceilingWarnings are about ceilings that do not hold as their author may think. A namespace with a label of policy gets those about globs there.
+func (n Namespace) ceilingWarnings() field.ErrorList {
+	warnings := n.ceilingsNotEnforced()
+	for _, key := range []string{api.Enforce, api.Warn, api.Audit} {
+		if _, set := n.Labels[key]; set {
+			return warnings
+		}
+	}
+	return append(warnings, policy.GlobMistakes(n.Name, n.Annotations)...)
 }
 
 // ceilingsNotEnforced warns of ceilings that do not hold for what is written by hand.

@@ -1,7 +1,10 @@
 package policy
 
 import (
+	"path"
 	"strings"
+
+	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/akv-injector/akv-injector/webhook/api"
 )
@@ -15,6 +18,28 @@ func Ceiling(namespace map[string]string) string {
 		}
 	}
 	return ""
+}
+
+// GlobMistakes says which globs in the annotations of a namespace match something else than their author may have meant.
+func GlobMistakes(name string, annotations map[string]string) field.ErrorList {
+	var errs field.ErrorList
+	for _, key := range []string{api.AllowedVaults, api.AllowedNames, api.Exempt} {
+		for glob := range strings.SplitSeq(annotations[key], ",") {
+			glob = strings.TrimSpace(glob)
+			detail := ""
+			if _, err := path.Match(glob, ""); err != nil {
+				detail = "is malformed and matches nothing; write * for any characters, ? for one, [a-z] or [^a-z]"
+			} else if strings.Contains(glob, "[!") {
+				detail = "matches ! and the characters after it; write [^ for all characters but these"
+			}
+			if detail != "" {
+				at := field.NewPath("namespaces").Key(name).Child("metadata", "annotations").Key(key)
+				errs = append(errs, api.Because(api.GlobInvalid, field.Invalid(at, api.Echo(glob), detail)))
+				break // one of each annotation is enough for a warning on every pod
+			}
+		}
+	}
+	return errs
 }
 
 // VaultAllowed reports whether the ceiling of a namespace, given by its annotations, lets its pods read that Key Vault.

@@ -200,7 +200,7 @@ func judgeOnce(ctx context.Context, source facts.Source, p *policy.Pod, name str
 		return nil, fmt.Errorf("look up namespace %s: %w", name, err)
 	}
 	namespace := policy.Namespace{Name: found.Name, Labels: found.Labels, Annotations: found.Annotations}
-	j := &judgement{governed: api.Governed(namespace.Labels), all: found.Labels, unknown: policy.UnknownLevels(namespace)}
+	j := &judgement{governed: api.Governed(namespace.Labels), all: found.Labels, unknown: append(policy.UnknownLevels(namespace), policy.GlobMistakes(found.Name, found.Annotations)...)}
 	if !j.governed {
 		return j, nil
 	}
