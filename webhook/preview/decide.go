@@ -374,6 +374,14 @@ func (r *run) object(ctx context.Context, o *object) ([]jsonpatch.Operation, []*
 	if template != nil {
 		subject.Pod = template
 	}
+	if len(subject.Spec.Containers) == 0 && !result.Change.IsEmpty() {
+		path := "spec.containers"
+		if subject.Root.Path != nil {
+			path = subject.Root.Path.Child("spec", "containers").String()
+		}
+		r.find(o, Finding{Severity: Error, Field: o.path + path, Message: path + ": Required value: must have a container, as the API server demands"})
+		return nil, nil, nil
+	}
 	return pointed(append(operations, result.Change.Operations(&subject)...), o.pointer), result.Classes, nil
 }
 
