@@ -374,12 +374,14 @@ func (r *run) object(ctx context.Context, o *object) ([]jsonpatch.Operation, []*
 	if template != nil {
 		subject.Pod = template
 	}
-	if len(subject.Spec.Containers) == 0 && !result.Change.IsEmpty() {
-		path := "spec.containers"
-		if subject.Root.Path != nil {
-			path = subject.Root.Path.Child("spec", "containers").String()
-		}
-		r.find(o, Finding{Severity: Error, Field: o.path + path, Message: path + ": Required value: must have a container, as the API server demands"})
+	path := append(strings.Split(strings.TrimPrefix(subject.Root.Pointer, "/"), "/"), "spec")
+	if subject.Root.Pointer == "" {
+		path = path[1:]
+	}
+	_, hasSpec, err := unstructured.NestedFieldNoCopy(o.Object, path...)
+	if change := &result.Change; err != nil || !hasSpec && (len(change.Volumes) > 0 || change.ServiceAccountName != "") {
+		at := strings.Join(path, ".")
+		r.find(o, Finding{Severity: Error, Field: o.path + at, Message: at + ": Required value: must have containers, as the API server demands"})
 		return nil, nil, nil
 	}
 	return pointed(append(operations, result.Change.Operations(&subject)...), o.pointer), result.Classes, nil
