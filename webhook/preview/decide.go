@@ -374,17 +374,18 @@ func (r *run) object(ctx context.Context, o *object) ([]jsonpatch.Operation, []*
 	if template != nil {
 		subject.Pod = template
 	}
-	path := append(strings.Split(strings.TrimPrefix(subject.Root.Pointer, "/"), "/"), "spec")
-	if subject.Root.Pointer == "" {
-		path = path[1:]
-	}
-	_, hasSpec, err := unstructured.NestedFieldNoCopy(o.Object, path...)
-	if change := &result.Change; err != nil || !hasSpec && (len(change.Volumes) > 0 || change.ServiceAccountName != "") {
-		at := strings.Join(path, ".")
+	if change := &result.Change; (len(change.Volumes) > 0 || change.ServiceAccountName != "") && !has(o.Object, subject.Root.Pointer+"/spec") {
+		at := strings.ReplaceAll(strings.TrimPrefix(subject.Root.Pointer+"/spec", "/"), "/", ".")
 		r.find(o, Finding{Severity: Error, Field: o.path + at, Message: at + ": Required value: must have containers, as the API server demands"})
 		return nil, nil, nil
 	}
 	return pointed(append(operations, result.Change.Operations(&subject)...), o.pointer), result.Classes, nil
+}
+
+// has reports whether an object has a field, given by a JSON Pointer.
+func has(object map[string]any, pointer string) bool {
+	value, found, err := unstructured.NestedFieldNoCopy(object, strings.Split(pointer, "/")[1:]...)
+	return err == nil && found && value != nil
 }
 
 // policy holds what becomes of a subject against its namespace's policy, and reports whether that allows it.
