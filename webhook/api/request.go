@@ -540,6 +540,11 @@ func IsWindowsPath(p string) bool {
 // maxMountPath is Linux's PATH_MAX.
 const maxMountPath = 4096
 
+// systemFolders are those without which no container works.
+var systemFolders = []string{
+	"/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/proc", "/sys", "/dev", "/var", "/var/run/secrets",
+}
+
 func checkMountPath(p string) string {
 	rest := p
 	if IsWindowsPath(p) {
@@ -554,6 +559,8 @@ func checkMountPath(p string) string {
 		return "must not contain a colon or a control character, nor a backslash without a drive"
 	case strings.Trim(rest, "/") == "":
 		return "must be a folder below the root"
+	case slices.Contains(systemFolders, strings.TrimRight(p, "/")):
+		return "must not be a system folder, which the mount would hide; write a folder below it, or " + DefaultMountPath
 	case path.Clean(rest) != strings.TrimRight(rest, "/"):
 		return `must not have empty, "." or ".." segments`
 	}

@@ -168,7 +168,7 @@ func (o object) isRead() bool {
 	case namespaceKind, serviceAccountKind, classKind, bindingKind:
 		return true
 	default:
-		text := string(o.document.JSON())
+		text := o.document.Text() // of which JSON lacks what a later key hides
 		return (kind == podKind || workloadKinds[kind]) && (strings.Contains(text, api.KeyVaultPrefix) || strings.Contains(text, api.IdentityPrefix))
 	}
 }

@@ -6,8 +6,10 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"flag"
 	"fmt"
 	"math/big"
+	"slices"
 	"time"
 
 	"github.com/akv-injector/akv-injector/test/node"
@@ -52,15 +54,24 @@ func fakeAzure() (node.Options, error) {
 			"shared-kv": vaultWith(
 				keyvault.Object{Kind: keyvault.Certificates, Name: "edge-ca", Versions: []keyvault.Version{{ID: version, DER: certificate}}},
 			),
-			paymentsVault: payments("db-password"),
+			paymentsVault:  payments("db-password"),
+			vaultOf("one"): vaultWith(),
+			vaultOf("ten"): vaultWith(),
 		},
-		Images: []string{"nginx"},
-		// Whenever kubelet asks.
-		DriverArgs: []string{"--enable-secret-rotation=true", "--rotation-poll-interval=1ms"},
+		Images:     []string{"nginx"},
+		DriverArgs: []string{"--enable-secret-rotation=true", fmt.Sprint("--rotation-poll-interval=", pollInterval())},
 	}, nil
 }
 
 // vaultWith is a vault that the managed identity may read.
 func vaultWith(objects ...keyvault.Object) keyvault.Vault {
 	return keyvault.Vault{Tenant: tenant, Readers: []string{blobAccess}, Objects: objects}
+}
+
+// pollInterval is the driver's: it looks whenever kubelet asks, except where its interval is measured.
+func pollInterval() time.Duration {
+	if slices.Contains(flag.Args(), measureRotation) {
+		return *rotationInterval
+	}
+	return time.Millisecond
 }

@@ -4,6 +4,7 @@
 //	go run ./cmd/node            show it and leave nothing behind
 //	go run ./cmd/node failures   show a part: stories, failures, faults or attacks
 //	go run ./cmd/node latency    measure the time from kubectl apply to the secret; -runs=10 before it for less than half an hour
+//	go run ./cmd/node -interval=2m rotation   count the driver's reads of vaults, and measure how long a new version takes: 20 minutes
 //	go run ./cmd/node --keep     leave it running, to try kubectl on, until interrupted
 //	go run ./cmd/node possible   say what this machine lacks for it; the exit status is 0 if nothing
 //	go run ./cmd/node build      build what it needs, and no more
@@ -31,7 +32,7 @@ import (
 func main() {
 	keep := flag.Bool("keep", false, "leave it running until interrupted")
 	flag.Usage = func() {
-		fmt.Fprintf(flag.CommandLine.Output(), "node [FLAGS] [%s]...  shows these parts; without any, all but the last\n", strings.Join(names(), "|"))
+		fmt.Fprintf(flag.CommandLine.Output(), "node [FLAGS] [%s]...  shows these parts; without any, all but the last two\n", strings.Join(names(), "|"))
 		fmt.Fprintf(flag.CommandLine.Output(), "node %s|%s  says whether this machine can, or builds what it takes\n\n", possible, build)
 		flag.PrintDefaults()
 	}
@@ -70,7 +71,7 @@ func names() []string {
 	for _, part := range parts {
 		names = append(names, part.name)
 	}
-	return append(names, measurement)
+	return append(names, measureLatency, measureRotation)
 }
 
 // known is an error where the arguments are not names of what there is to show, or one command.

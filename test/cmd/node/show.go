@@ -82,8 +82,8 @@ var parts = []struct {
 	{"attacks", attacks},
 }
 
-// measurement is a part that must be asked for.
-const measurement = "latency"
+// Parts that must be asked for.
+const measureLatency, measureRotation = "latency", "rotation"
 
 // run does all of it, or the parts that are named, and stops what it started.
 func (s *show) run(ctx context.Context, only []string, keep bool) (err error) {
@@ -112,8 +112,11 @@ func (s *show) run(ctx context.Context, only []string, keep bool) (err error) {
 			return err
 		}
 	}
-	if slices.Contains(only, measurement) {
-		if err := s.latency(ctx); err != nil {
+	for name, measure := range map[string]func(context.Context) error{measureLatency: s.latency, measureRotation: s.readsOfRotation} {
+		if !slices.Contains(only, name) {
+			continue
+		}
+		if err := measure(ctx); err != nil {
 			return err
 		}
 	}
