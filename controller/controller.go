@@ -458,20 +458,23 @@ func (c *controller) write(ctx context.Context, key types.NamespacedName, d *der
 
 // ownersOf are the owners of claims, with the UIDs of revisions. A revision that does not exist is replaced by one of its pods.
 func (c *controller) ownersOf(ctx context.Context, namespace string, granted []claims.Claim) ([]metav1.OwnerReference, error) {
-	owners := make([]metav1.OwnerReference, len(granted))
+	owners := make([]metav1.OwnerReference, 0, len(granted))
 	for i := range granted {
-		owners[i] = granted[i].Owner
-		if !claims.IsRevision(owners[i]) {
-			continue
+		owner := granted[i].Owner
+		if claims.IsRevision(owner) {
+			revision, err := c.live.Dynamic.Resource(revisions).Namespace(namespace).Get(ctx, owner.Name, metav1.GetOptions{})
+			switch {
+			case apierrors.IsNotFound(err):
+				owner = granted[i].Itself()
+			case err != nil:
+				return nil, fmt.Errorf("read revision %s: %w", owner.Name, err)
+			default:
+				owner.UID = revision.GetUID()
+			}
 		}
-		revision, err := c.live.Dynamic.Resource(revisions).Namespace(namespace).Get(ctx, owners[i].Name, metav1.GetOptions{})
-		switch {
-		case apierrors.IsNotFound(err):
-			owners[i] = granted[i].Itself()
-		case err != nil:
-			return nil, fmt.Errorf("read revision %s: %w", owners[i].Name, err)
-		default:
-			owners[i].UID = revision.GetUID()
+		// A pod's author may write the UID of another object, and the API server takes each UID once.
+		if !slices.ContainsFunc(owners, func(o metav1.OwnerReference) bool { return o.UID == owner.UID }) {
+			owners = append(owners, owner)
 		}
 	}
 	return owners, nil

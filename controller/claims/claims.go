@@ -19,6 +19,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/utils/lru"
 
@@ -75,7 +76,7 @@ func podOf(object *corev1.Pod) (*Pod, *inject.Outline) {
 // many classes, the revision that the pod is of; and otherwise the pod itself. With several owners a pod stays while one of them does.
 func (p *Pod) ownerOf(object *corev1.Pod) metav1.OwnerReference {
 	controller := metav1.GetControllerOfNoCopy(object)
-	if controller == nil || len(object.OwnerReferences) != 1 {
+	if controller == nil || len(object.OwnerReferences) != 1 || !isName(controller.Name) {
 		return p.itself()
 	}
 	revision := object.Labels[appsv1.ControllerRevisionHashLabelKey]
@@ -88,8 +89,13 @@ func (p *Pod) ownerOf(object *corev1.Pod) metav1.OwnerReference {
 	default:
 		return p.itself()
 	}
+	if !isName(revision) { // an adopted pod may have no label
+		return p.itself()
+	}
 	return metav1.OwnerReference{APIVersion: "apps/v1", Kind: revisionKind, Name: revision}
 }
+
+func isName(text string) bool { return len(validation.IsDNS1123Subdomain(text)) == 0 }
 
 // revisionKind is the kind of the revisions of StatefulSets and DaemonSets.
 const revisionKind = "ControllerRevision"
@@ -147,6 +153,25 @@ type Table struct {
 // set is a set of pods.
 type set map[*Pod]struct{}
 
+// any is one of the pods of a set that is not empty.
+func (s set) any() *Pod {
+	for p := range s {
+		return p
+	}
+	return nil
+}
+
+// agree reports whether all pods of a set have the same owner.
+func (s set) agree() bool {
+	first := s.any()
+	for p := range s {
+		if p.Owner != first.Owner {
+			return false
+		}
+	}
+	return true
+}
+
 // Outlines of at most maxRecentSize bytes are remembered of maxRecent different pods.
 const (
 	maxRecent     = 512
@@ -203,14 +228,25 @@ func (t *Table) Held(class types.NamespacedName, owners []metav1.OwnerReference)
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	for _, owner := range owners {
-		for p := range t.claims[class][idOf(owner)] {
-			if same(p.Owner, owner) {
-				n++
-			}
-			break // all pods of an owner have the same one
+		if t.holds(class, owner) {
+			n++
 		}
 	}
 	return n
+}
+
+// holds reports whether an owner has a claim of [Table.Of], or is a pod that stands for its revision.
+func (t *Table) holds(class types.NamespacedName, owner metav1.OwnerReference) bool {
+	if pods := t.claims[class][idOf(owner)]; len(pods) > 0 && pods.agree() && same(pods.any().Owner, owner) {
+		return true
+	}
+	p := t.pods[types.NamespacedName{Namespace: class.Namespace, Name: owner.Name}]
+	if p == nil || !same(p.itself(), owner) {
+		return false
+	}
+	pods := t.claims[class][idOf(p.Owner)]
+	_, mounts := pods[p]
+	return mounts && (IsRevision(p.Owner) || !pods.agree())
 }
 
 // claimsOf are the claims of pods whose owners have one UID: one, unless the pods disagree on whose it is. A pod's author may write anything

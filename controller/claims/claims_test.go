@@ -50,6 +50,17 @@ func ofKind(p *corev1.Pod, apiVersion, kind string) *corev1.Pod {
 	return p
 }
 
+func withoutLabels(p *corev1.Pod) *corev1.Pod {
+	p.Labels = nil
+	return p
+}
+
+// named is the pod with that name for its owner.
+func named(p *corev1.Pod, owner string) *corev1.Pod {
+	p.OwnerReferences[0].Name = owner
+	return p
+}
+
 // alsoOwned is the pod with an owner more.
 func alsoOwned(p *corev1.Pod) *corev1.Pod {
 	p.OwnerReferences = append(p.OwnerReferences, metav1.OwnerReference{APIVersion: "v1", Kind: "ConfigMap", Name: "other", UID: "uid-other"})
@@ -58,8 +69,7 @@ func alsoOwned(p *corev1.Pod) *corev1.Pod {
 
 // crooked is the pod with another name for its owner.
 func crooked(p *corev1.Pod) *corev1.Pod {
-	p.OwnerReferences[0].Name = "another"
-	return p
+	return named(p, "another")
 }
 
 // table holds pods, and says of which classes it told.
@@ -100,13 +110,15 @@ func TestClaims(t *testing.T) {
 		pods []*corev1.Pod
 		want []string
 	}{
-		"a pod by itself owns its class":         {[]*corev1.Pod{pod("a", one)}, []string{"shop/" + one + " Pod/a: a"}},
-		"a pod's controller owns it for the pod": {[]*corev1.Pod{ownedBy(pod("a", one), "set"), ownedBy(pod("b", one), "set")}, []string{"shop/" + one + " ReplicaSet/set: a b"}},
-		"a Job owns it":                          {[]*corev1.Pod{ofKind(pod("a", one), "batch/v1", "Job")}, []string{"shop/" + one + " Job/set: a"}},
-		"a StatefulSet's revision owns it":       {[]*corev1.Pod{ofKind(pod("a", one), "apps/v1", "StatefulSet")}, []string{"shop/" + one + " ControllerRevision/set-1: a"}},
-		"a DaemonSet's revision owns it":         {[]*corev1.Pod{ofKind(pod("a", one), "apps/v1", "DaemonSet")}, []string{"shop/" + one + " ControllerRevision/set-set-1: a"}},
-		"no other kind owns it":                  {[]*corev1.Pod{ofKind(pod("a", one), "v1", "Namespace"), ofKind(pod("b", one), "example.org/v1", "Job")}, []string{"shop/" + one + " Pod/a: a", "shop/" + one + " Pod/b: b"}},
-		"a pod with more owners is its own":      {[]*corev1.Pod{alsoOwned(ownedBy(pod("a", one), "set"))}, []string{"shop/" + one + " Pod/a: a"}},
+		"a pod by itself owns its class":                              {[]*corev1.Pod{pod("a", one)}, []string{"shop/" + one + " Pod/a: a"}},
+		"a pod's controller owns it for the pod":                      {[]*corev1.Pod{ownedBy(pod("a", one), "set"), ownedBy(pod("b", one), "set")}, []string{"shop/" + one + " ReplicaSet/set: a b"}},
+		"a Job owns it":                                               {[]*corev1.Pod{ofKind(pod("a", one), "batch/v1", "Job")}, []string{"shop/" + one + " Job/set: a"}},
+		"a StatefulSet's revision owns it":                            {[]*corev1.Pod{ofKind(pod("a", one), "apps/v1", "StatefulSet")}, []string{"shop/" + one + " ControllerRevision/set-1: a"}},
+		"a DaemonSet's revision owns it":                              {[]*corev1.Pod{ofKind(pod("a", one), "apps/v1", "DaemonSet")}, []string{"shop/" + one + " ControllerRevision/set-set-1: a"}},
+		"a pod without a revision owns it itself":                     {[]*corev1.Pod{withoutLabels(ofKind(pod("a", one), "apps/v1", "StatefulSet"))}, []string{"shop/" + one + " Pod/a: a"}},
+		"so does one whose owner has no name that an object can have": {[]*corev1.Pod{named(ownedBy(pod("a", one), "set"), "a/b")}, []string{"shop/" + one + " Pod/a: a"}},
+		"no other kind owns it":                                       {[]*corev1.Pod{ofKind(pod("a", one), "v1", "Namespace"), ofKind(pod("b", one), "example.org/v1", "Job")}, []string{"shop/" + one + " Pod/a: a", "shop/" + one + " Pod/b: b"}},
+		"a pod with more owners is its own":                           {[]*corev1.Pod{alsoOwned(ownedBy(pod("a", one), "set"))}, []string{"shop/" + one + " Pod/a: a"}},
 		"pods that disagree on an owner are their own": {
 			[]*corev1.Pod{ownedBy(pod("b", one), "set"), ownedBy(pod("c", one), "set"), crooked(ownedBy(pod("a", one), "set"))},
 			[]string{"shop/" + one + " Pod/a: a", "shop/" + one + " Pod/b: b", "shop/" + one + " Pod/c: c"},
@@ -138,8 +150,20 @@ func TestHeld(t *testing.T) {
 		{APIVersion: "v1", Kind: "Pod", Name: "d", UID: "uid-d"}, // mounts another class
 		{APIVersion: "v1", Kind: "Pod", Name: "gone", UID: "uid-gone"},
 	}
-	if got := table.Held(types.NamespacedName{Namespace: "shop", Name: one}, owners); got != 3 {
+	class := types.NamespacedName{Namespace: "shop", Name: one}
+	if got := table.Held(class, owners); got != 3 {
 		t.Errorf("%d owners have pods, want 3", got)
+	}
+	// Pods that disagree on their owner own the class themselves.
+	if err := table.Add(crooked(ownedBy(pod("e", one), "set"))); err != nil {
+		t.Fatal(err)
+	}
+	if got := table.Held(class, owners); got != 3 {
+		t.Errorf("%d owners have pods, want 3: the pod b instead of its controller", got)
+	}
+	// A pod stands for its revision where that does not exist.
+	if got := table.Held(class, []metav1.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: "c", UID: "uid-c"}}); got != 1 {
+		t.Errorf("%d owners have pods, want 1", got)
 	}
 }
 

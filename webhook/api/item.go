@@ -119,10 +119,14 @@ func (i Item) check(fldPath *field.Path, index int, withClass bool) field.ErrorL
 	}
 	if !objectPattern.MatchString(i.Name) {
 		if plausibleName.MatchString(i.Name) {
-			invalid(fieldName, i.Name, mustBeObject+write(strings.ReplaceAll(i.Name, "_", "-"), objectPattern))
+			meant := ""
+			if !withClass { // whose files may have other names
+				meant = strings.ReplaceAll(i.Name, "_", "-")
+			}
+			invalid(fieldName, i.Name, mustBeObject+write(meant, objectPattern))
 		} else { // by the look of it a secret's value may have been pasted in place of its name
 			errs = append(errs, Because(InvalidItem, field.Invalid(fldPath.Index(index).Child(fieldName), field.OmitValueType{},
-				mustBeObject+foreign(i.Name)+"; the value may be a secret itself and is left out here: write the name of the object, not its value")))
+				mustBeObject+foreign(i.Name)+mayBeSecret)))
 		}
 	}
 	if i.Alias != "" {
@@ -182,6 +186,9 @@ func (i Item) check(fldPath *field.Path, index int, withClass bool) field.ErrorL
 	}
 	return errs
 }
+
+// mayBeSecret ends a sentence about a value that a message leaves out.
+const mayBeSecret = "; the value may be a secret itself and is left out here: write the name of the object, not its value"
 
 // write ends a sentence with what to write instead, if that is valid.
 func write(meant string, valid *regexp.Regexp) string {

@@ -19,9 +19,9 @@ func parseItems(value string, fldPath *field.Path, withClass bool) ([]Item, fiel
 	if isStructured(value) {
 		parse = parseStructured
 	}
-	if strings.HasPrefix(firstLine(value), "array:") {
-		if line := correctProvider(value); line != "" {
-			return nil, field.ErrorList{Because(InvalidItem, field.Invalid(fldPath, "array:", "is the text of the Azure provider, which belongs into a SecretProviderClass; write "+line))}
+	if first := firstLine(value); strings.HasPrefix(first, "array:") || strings.HasPrefix(first, "objects:") {
+		if line := correctProvider(value, withClass); line != "" {
+			return nil, field.ErrorList{Because(InvalidItem, field.Invalid(fldPath, Echo(first), "is the text of the Azure provider, which belongs into a SecretProviderClass; write "+line))}
 		}
 	}
 	items, errs := parse(value, fldPath, withClass)
@@ -95,6 +95,10 @@ func recognised(text string, wrong field.ErrorList, fldPath *field.Path, withCla
 	}
 	if detail := correct(text, withClass); detail != "" {
 		return field.ErrorList{Because(InvalidItem, field.Invalid(fldPath, Echo(text), detail))}
+	}
+	if strings.ContainsAny(text, "\"'`;") {
+		return field.ErrorList{Because(InvalidItem, field.Invalid(fldPath, field.OmitValueType{},
+			"must have no quotes and no semicolon"+mayBeSecret))}
 	}
 	return wrong
 }
@@ -222,7 +226,7 @@ func parseStructuredItem(node *yaml.Node, fldPath *field.Path) (Item, field.Erro
 		return item, field.ErrorList{Because(InvalidItem, field.TooMany(fldPath, fields, len(itemFields)))}
 	}
 	var errs field.ErrorList
-	seen := make(map[string]bool, len(itemFields))
+	seen, guessed := make(map[string]bool, len(itemFields)), map[string]*yaml.Node{}
 	for i := 0; i+1 < len(node.Content); i += 2 {
 		name, value := node.Content[i].Value, node.Content[i+1]
 		path := fldPath.Child(Echo(name))
@@ -233,10 +237,14 @@ func parseStructuredItem(node *yaml.Node, fldPath *field.Path) (Item, field.Erro
 		seen[name] = true
 		if err := item.set(name, value, path); err != nil {
 			errs = append(errs, Because(InvalidItem, err))
-			if meant := otherFields[name]; meant != "" && !seen[meant] {
-				seen[meant] = true
-				_ = item.set(meant, value, path) // one error about the field is enough
+			if meant := otherFields[name]; meant != "" {
+				guessed[meant] = value
 			}
+		}
+	}
+	for meant, value := range guessed {
+		if !seen[meant] && item.set(meant, value, fldPath) == nil {
+			seen[meant] = true // one error about the field is enough
 		}
 	}
 	if !seen[fieldName] {

@@ -9,35 +9,46 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// maxWritten is how much of a corrected value a message has, in bytes.
-const maxWritten = 256
+// maxCorrected bounds the texts that are corrected, and so the messages about them, in bytes.
+const maxCorrected = 256
 
 // correct recognises what people write instead of an inline item. It returns what is wrong and the line to write, or "" if it does not know the text or
-// can't correct it: whatever it returns, the parser accepts.
+// can't correct it: whatever it returns, the parser accepts. It does not repeat what looks like a secret.
 func correct(text string, withClass bool) string {
+	if len(text) > maxCorrected {
+		return ""
+	}
 	var reasons []string
 	because := func(before, after, reason string) string {
-		if after != before {
+		if after != before && !slices.Contains(reasons, reason) {
 			reasons = append(reasons, reason)
 		}
 		return after
 	}
 	ascii, lookalike := replaceLookalikes(text)
 	ascii = because(text, ascii, lookalike)
-	ascii = because(ascii, strings.TrimSpace(quotes.Replace(ascii)), "has quotes inside the value")
+	ascii = because(ascii, unquoted(ascii), "has quotes inside the value")
 	parts := strings.FieldsFunc(ascii, func(r rune) bool { return r == ';' })
-	if len(parts) > 1 || strings.HasSuffix(ascii, ";") {
+	semicolons := len(parts) > 1 || strings.HasSuffix(ascii, ";")
+	if semicolons {
 		reasons = append(reasons, "has a semicolon, and items are separated by commas")
 	}
 	for i, part := range parts {
 		part = strings.TrimSpace(part)
 		part = because(part, turnArrow(part), "has an arrow")
-		part = because(part, colonPattern.ReplaceAllString(part, "$1$2=$3"), "has a colon where = belongs")
+		part = because(part, turnColon(part), "has a colon in the wrong place")
 		part = because(part, capitalAs.ReplaceAllString(part, " as "), "has AS in capitals")
-		part = because(part, shortenAddress(part), "has the address of a vault instead of its name")
-		part = because(part, replaceUnderscores(part), "names an object with _, which no object of a Key Vault has")
+		part = because(part, shortenAddress(part, withClass), "has the address of a vault instead of its name")
+		if !withClass { // whose files may have any names
+			part = because(part, replaceUnderscores(part), "names an object with _, which no object of a Key Vault has")
+		}
 		item, detail := parseInlineItem(part)
-		if detail != "" || slices.Contains(itemFields, item.Env) || len(item.check(itemsPath, 0, withClass)) > 0 {
+		switch {
+		case detail != "", otherFields[item.Env] != "", slices.Contains(itemFields, item.Env), strings.Contains(item.Alias, ">"):
+			return ""
+		case semicolons && item.Env != "" && !envLooks.MatchString(item.Env): // such as a connection string
+			return ""
+		case len(item.check(itemsPath, 0, withClass)) > 0:
 			return ""
 		}
 		parts[i] = part
@@ -45,20 +56,35 @@ func correct(text string, withClass bool) string {
 	if len(reasons) == 0 || len(parts) == 0 {
 		return ""
 	}
-	return strings.Join(reasons, " and ") + "; write " + Cut(strings.Join(parts, ", "), maxWritten)
+	return strings.Join(reasons, " and ") + "; write " + strings.Join(parts, ", ")
 }
 
 var itemsPath = annotationsPath.Key(Secrets)
 
 var (
-	quotes       = strings.NewReplacer(`"`, "", `'`, "", "`", "")
+	quotePattern = regexp.MustCompile("^([\"'`])([^\"'`]*)([\"'`])$")
+	nameInQuotes = regexp.MustCompile("^(.*=)[\"'`]([a-z0-9]+(?:-[a-z0-9]+)+)[\"'`]$")
 	colonPattern = regexp.MustCompile(`^(?:([A-Za-z_][-.\w]*):\s+|([A-Z_][A-Z0-9_]*):)(\S+)$`)
 	capitalAs    = regexp.MustCompile(`\s+(?:AS|As)\s+`)
-	arrowPattern = regexp.MustCompile(`^(\S+)\s*(?:->|=>)\s*(\S+)$`)
+	arrowPattern = regexp.MustCompile(`^([-\w]+)\s*(?:->|=>)\s*([-\w]+)$`)
 	envLooks     = regexp.MustCompile(`^[A-Z_][A-Z0-9_]*$`)
 	addressHost  = regexp.MustCompile(`(?i)\.vault\.(?:azure\.net|azure\.cn|usgovcloudapi\.net)(?::443)?/`)
-	pathPattern  = regexp.MustCompile(`^/?(secrets|keys|certificates)/([^/]+)(?:/([0-9A-Fa-f]{32}))?/?$`)
+	pathPattern  = regexp.MustCompile(`^(secrets|keys|certificates)/([^/]+)(?:/([0-9A-Fa-f]{32}))?/?$`)
 )
+
+// unquoted takes quotes away from around an item, or from around the name of an object. What else is in quotes may be a secret.
+func unquoted(text string) string {
+	if m := quotePattern.FindStringSubmatch(text); m != nil && m[1] == m[3] {
+		return m[2]
+	}
+	if nameInQuotes.MatchString(text) {
+		return nameInQuotes.ReplaceAllString(text, "$1$2")
+	}
+	if strings.Count(text, `"`) > 1 {
+		return text
+	}
+	return strings.Trim(text, `"`) // the first or last item of a list in quotes
+}
 
 // turnArrow turns "object -> ENV" and "ENV -> object" into an item.
 func turnArrow(text string) string {
@@ -68,36 +94,67 @@ func turnArrow(text string) string {
 		return text
 	case envLooks.MatchString(m[1]) && !envLooks.MatchString(m[2]):
 		return m[1] + "=" + m[2]
+	case envLooks.MatchString(m[2]):
+		return m[2] + "=" + m[1]
 	}
-	return m[2] + "=" + m[1]
+	return text
 }
 
-// shortenAddress replaces the address of a vault or an object by their names.
-func shortenAddress(text string) string {
+// turnColon turns "ENV: object" into an item, and joins a type and its object.
+func turnColon(text string) string {
+	m := colonPattern.FindStringSubmatch(text)
+	if m == nil {
+		return text
+	}
+	switch name := m[1] + m[2]; name {
+	case TypeSecret, TypeKey, TypeCert:
+		return name + ":" + m[3]
+	case "class", "vault", "secrets":
+		return text
+	default:
+		return name + "=" + m[3]
+	}
+}
+
+// shortenAddress replaces the address of a vault or an object by their names; with existing classes, by that of the object.
+func shortenAddress(text string, withClass bool) string {
 	env, ref := "", text
-	if name, rest, found := strings.Cut(text, "="); found {
+	if name, rest, found := strings.Cut(text, "="); found && !strings.Contains(name, "/") {
 		env, ref = name+"=", rest
+	}
+	ref, alias, found := strings.Cut(ref, " as ")
+	if found {
+		alias = " as " + alias
 	}
 	at := addressHost.FindStringIndex(ref)
 	if at == nil {
 		return text
 	}
-	vault, path := strings.TrimPrefix(ref[:at[0]], "https://"), ref[at[1]:]
+	vault, path := strings.TrimPrefix(ref[:at[0]], "https://")+"/", ref[at[1]:]
+	if withClass {
+		vault = ""
+	}
+	path, _, _ = strings.Cut(path, "?")
 	m := pathPattern.FindStringSubmatch(path)
-	if m == nil {
-		return env + vault + "/" + path
+	switch {
+	case m == nil && slices.Contains([]string{"secrets", "keys", "certificates"}, strings.TrimSuffix(path, "/")):
+		return text
+	case m == nil:
+		return env + vault + path + alias
 	}
 	kind := map[string]string{"keys": "key:", "certificates": "cert:"}[m[1]]
-	if m[3] != "" {
+	if m[3] != "" && !withClass {
 		m[3] = "@" + m[3]
+	} else {
+		m[3] = ""
 	}
-	return env + vault + "/" + kind + m[2] + m[3]
+	return env + vault + kind + m[2] + m[3] + alias
 }
 
-// replaceUnderscores replaces those in the name of an item's object.
+// replaceUnderscores replaces those in the name of an item's object, unless it looks like something else than a name.
 func replaceUnderscores(text string) string {
 	item, detail := parseInlineItem(text)
-	if detail != "" || !strings.Contains(item.Name, "_") {
+	if detail != "" || !strings.Contains(item.Name, "_") || item.Name != strings.ToLower(item.Name) {
 		return text
 	}
 	item.Name = strings.ReplaceAll(item.Name, "_", "-")
@@ -145,44 +202,78 @@ func foreign(text string) string {
 	return ""
 }
 
-// placeholder matches what a template has where its author wants a value.
-var placeholder = regexp.MustCompile(`\{\{[^{}]*\}\}|\$\{[^{}]*\}|\$\([^()]*\)|<%[^%]*%>|<[A-Z][-_A-Z0-9]+>|__[A-Z][_A-Z0-9]*__`)
+// placeholder matches what a template has where its author wants a value, plain the placeholders that hold a name and no value.
+var (
+	placeholder = regexp.MustCompile(`\{\{[^{}]*\}\}|\$\{[^{}]*\}|\$\([^()]*\)|<%[^%]*%>|<[A-Z][-_A-Z0-9]+>|__[A-Z][_A-Z0-9]*__`)
+	plain       = regexp.MustCompile(`^(?:\{\{-?\s*[.$][.\w]+\s*-?\}\}|\$[{(][A-Za-z_]\w*[})]|<[A-Z][-_A-Z0-9]+>|__[A-Z][_A-Z0-9]*__)$`)
+)
 
-// unrendered says that a text is a template that was not rendered, or is empty. Of the text it repeats the placeholder alone.
+// unrendered says that a text is a template that was not rendered, or is empty. Of the text it repeats a placeholder alone.
 func unrendered(text string) string {
 	found := placeholder.FindString(text)
-	if found == "" {
+	switch {
+	case found == "":
 		return ""
+	case !plain.MatchString(found) || len(found) > maxEcho:
+		found = "a placeholder"
 	}
-	return "has " + Echo(found) + ", which a template was to replace; render it before you apply it"
+	return "has " + found + ", which a template was to replace; render it before you apply it"
 }
 
 // correctProvider recognises the "objects" parameter of a SecretProviderClass, and returns the value to write, or "".
-func correctProvider(value string) string {
+func correctProvider(value string, withClass bool) string {
 	root, err := ParseYAML(value, maxMarks)
-	if err != nil || root == nil || root.Kind != yaml.MappingNode || len(root.Content) != 2 || root.Content[0].Value != "array" || root.Content[1].Kind != yaml.SequenceNode {
+	if err != nil || root == nil || root.Kind != yaml.MappingNode || len(root.Content) != 2 {
 		return ""
 	}
-	var items []Item
-	for index, node := range root.Content[1].Content[:min(len(root.Content[1].Content), MaxItems)] {
+	list := root.Content[1]
+	switch name := root.Content[0].Value; {
+	case name == "objects" && list.Kind == yaml.ScalarNode:
+		return correctProvider(list.Value, withClass)
+	case name != "array" || list.Kind != yaml.SequenceNode || len(list.Content) == 0 || len(list.Content) > MaxItems:
+		return ""
+	}
+	items := make([]Item, len(list.Content))
+	for index, node := range list.Content {
 		if node.Kind == yaml.ScalarNode {
 			if node, err = ParseYAML(node.Value, maxMarks); err != nil || node == nil {
 				return ""
 			}
 		}
-		item, errs := parseStructuredItem(node, itemsPath.Index(index))
-		if len(errs)+len(item.check(itemsPath, index, false)) > 0 {
+		item, errs := parseStructuredItem(withoutEmpty(node), itemsPath.Index(index))
+		if len(errs) > 0 {
 			return ""
+		}
+		if withClass {
+			item = Item{Name: item.Path()}
 		}
 		if item.Type == TypeSecret {
 			item.Type = ""
 		}
-		items = append(items, item)
+		if len(item.check(itemsPath, index, withClass)) > 0 {
+			return ""
+		}
+		items[index] = item
 	}
-	if len(items) == 0 {
-		return ""
+	if text := printItems(items); len(text) <= maxCorrected {
+		return text
 	}
-	return Cut(printItems(items), maxWritten)
+	return "its objects as items, the first as " + Cut(printItems(items[:1]), maxCorrected)
+}
+
+// withoutEmpty is a mapping without the fields that are empty, which the provider takes for absent.
+func withoutEmpty(mapping *yaml.Node) *yaml.Node {
+	if mapping.Kind != yaml.MappingNode {
+		return mapping
+	}
+	kept := *mapping
+	kept.Content = nil
+	for i := 0; i+1 < len(mapping.Content); i += 2 {
+		if value := mapping.Content[i+1]; value.Kind != yaml.ScalarNode || value.Value != "" {
+			kept.Content = append(kept.Content, mapping.Content[i], value)
+		}
+	}
+	return &kept
 }
 
 // otherFields are names that people give to fields of a structured item.
@@ -196,7 +287,7 @@ var otherFields = map[string]string{
 
 // decimalModes are octal modes as a tool prints them that reads 0400 as a number: those that look like octal modes themselves.
 var decimalModes = map[string]string{
-	"256": "0400", "320": "0500", "360": "0550", "365": "0555", "416": "0640", "420": "0644", "432": "0660", "436": "0664", "504": "0770",
+	"256": "0400", "320": "0500", "360": "0550", "365": "0555", "416": "0640", "420": "0644", "432": "0660", "436": "0664", "504": "0770", "511": "0777",
 }
 
 // vaultOf is what may be the name of a vault in its address or resource id, with - for _.

@@ -203,7 +203,7 @@ func (p *parser) read(i int, parser func(r *Request, value string, fldPath *fiel
 		path := p.annotations.podPath(key)
 		if strings.TrimSpace(value) == "" {
 			p.request.illegible[i] = true
-			p.errs = append(p.errs, Because(InvalidValue, field.Invalid(path, value, "must not be blank; an empty value unsets the namespace's default")))
+			p.errs = append(p.errs, Because(InvalidValue, field.Invalid(path, Echo(value), "must not be blank; an empty value unsets the namespace's default")))
 			return
 		}
 		if errs := parse(&p.request, value, path); len(errs) > 0 {
@@ -266,7 +266,7 @@ func (p *parser) parse() {
 	})
 	p.read(envMode, func(r *Request, value string, fldPath *field.Path) field.ErrorList {
 		errs := oneOf([]EnvMode{EnvExplicit, EnvAuto}, func(r *Request, m EnvMode) { r.EnvMode = m })(r, value, fldPath)
-		if len(errs) > 0 && envLooks.MatchString(value) {
+		if len(errs) > 0 && envLooks.MatchString(value) && !strings.EqualFold(value, string(EnvAuto)) && !strings.EqualFold(value, string(EnvExplicit)) {
 			errs[0].Detail += "; an env var is part of an item: write " + Secrets + ": " + Echo(value) + "=OBJECT"
 		}
 		return errs

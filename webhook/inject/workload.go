@@ -145,8 +145,8 @@ func (h *Handover) Template() *pods.Pod {
 	return &template
 }
 
-// Restore renders a JSON Patch that gives the template of a workload what the template of old inherited. The template of a Job is immutable, and
-// clients that replace all annotations would change it.
+// Restore renders a JSON Patch that gives the template of a workload what the template of old inherited. Many clients send a template without that, and
+// the template of a Job is immutable.
 func Restore(w, old *pods.Workload) []jsonpatch.Operation {
 	now, root := template(w)
 	before, _ := template(old)

@@ -112,9 +112,14 @@ func (r *run) decide(ctx context.Context) error {
 	}
 	for _, f := range r.files {
 		for _, d := range f.documents {
-			if d.Duplicate() != nil && !d.affected {
-				r.duplicate(&object{file: f, document: d}, Warning)
+			if d.Duplicate() == nil || d.affected {
+				continue
 			}
+			severity := Warning
+			if isList(d) && mentionsOurs(d.Text()) { // the key may hide items
+				severity = Error
+			}
+			r.duplicate(&object{file: f, document: d}, severity)
 		}
 	}
 	return nil
@@ -168,9 +173,19 @@ func (o object) isRead() bool {
 	case namespaceKind, serviceAccountKind, classKind, bindingKind:
 		return true
 	default:
-		text := o.document.Text() // of which JSON lacks what a later key hides
-		return (kind == podKind || workloadKinds[kind]) && (strings.Contains(text, api.KeyVaultPrefix) || strings.Contains(text, api.IdentityPrefix))
+		return (kind == podKind || workloadKinds[kind]) && mentionsOurs(o.document.Text()) // of which JSON lacks what a later key hides
 	}
+}
+
+// mentionsOurs reports whether a text has the prefix of a key of the contract.
+func mentionsOurs(text string) bool {
+	return strings.Contains(text, api.KeyVaultPrefix) || strings.Contains(text, api.IdentityPrefix)
+}
+
+// isList reports whether a document is a list of objects.
+func isList(d *document) bool {
+	var root metav1.TypeMeta
+	return d.JSON() != nil && json.Unmarshal(d.JSON(), &root, jsontext.AllowDuplicateNames(true)) == nil && strings.HasSuffix(root.Kind, "List")
 }
 
 // in is the namespace where the object would be created.
@@ -344,6 +359,7 @@ func (r *run) object(ctx context.Context, o *object) ([]jsonpatch.Operation, []*
 	} else {
 		handover, ok := inject.HandDown(&w)
 		if !ok {
+			r.controlled(o, &w)
 			return nil, nil, nil
 		}
 		subject, operations, kept, template = handover.Subject, handover.Operations(), handover.Warnings, handover.Template()
@@ -386,6 +402,17 @@ func (r *run) object(ctx context.Context, o *object) ([]jsonpatch.Operation, []*
 func has(object map[string]any, pointer string) bool {
 	value, found, err := unstructured.NestedFieldNoCopy(object, strings.Split(pointer, "/")[1:]...)
 	return err == nil && found && value != nil
+}
+
+// controlled warns of annotations of a workload that another object controls: its template is left as it came. A Deployment and a CronJob hand down to
+// theirs.
+func (r *run) controlled(o *object, w *pods.Workload) {
+	owner := w.Meta.Controller
+	if owner == nil || owner.Kind == "Deployment" || owner.Kind == "CronJob" || !api.Asked(w.Meta.Annotations) {
+		return
+	}
+	r.report(o, Warning, field.ErrorList{api.Because(api.NoEffect, field.Forbidden(field.NewPath("metadata", "annotations"),
+		fmt.Sprintf("has no effect on a %s that %s %s controls; have that write the annotations into the pod template", o.GetKind(), owner.Kind, api.Echo(owner.Name))))})
 }
 
 // policy holds what becomes of a subject against its namespace's policy, and reports whether that allows it.

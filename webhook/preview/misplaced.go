@@ -61,7 +61,7 @@ func (r *run) checkVersion(o *object) bool {
 		case len(annotated(o.Object)) == 0:
 		case o.GetAPIVersion() == "":
 			report("apiVersion", fmt.Sprintf("Required value: must be %s for a %s", version, kind))
-		case o.GetKind() != kind:
+		case o.GetKind() != kind && o.GetAPIVersion() == version:
 			report("kind", fmt.Sprintf("Invalid value: %q: must be %s", api.Echo(o.GetKind()), kind))
 		case group == "extensions" || group == "v1" || strings.HasPrefix(version, group+"/"):
 			report("apiVersion", fmt.Sprintf("Invalid value: %q: must be %s for a %s: no API server has this version", api.Echo(o.GetAPIVersion()), version, kind))
@@ -73,9 +73,9 @@ func (r *run) checkVersion(o *object) bool {
 // templates are where an object may have metadata of its pods.
 var templates = [][]string{{}, {"spec", "jobTemplate"}, {"spec", "template"}, {"spec", "jobTemplate", "spec", "template"}}
 
-// annotated are the annotations of an object and of templates in it, by their path, where one of them is of the contract.
+// annotated are the annotations of an object and of templates in it, by their path; none unless one of them is of the contract.
 func annotated(object map[string]any) map[string]map[string]any {
-	found := map[string]map[string]any{}
+	found, ours := map[string]map[string]any{}, false
 	for _, template := range templates {
 		path := slices.Concat(template, []string{"metadata", "annotations"})
 		value, _, err := unstructured.NestedFieldNoCopy(object, path...)
@@ -83,11 +83,13 @@ func annotated(object map[string]any) map[string]map[string]any {
 		if err != nil || !ok {
 			continue
 		}
+		found[strings.Join(path, ".")] = annotations
 		for key := range annotations {
-			if api.IsOurs(key) {
-				found[strings.Join(path, ".")] = annotations
-			}
+			ours = ours || api.IsOurs(key)
 		}
+	}
+	if !ours {
+		return nil
 	}
 	return found
 }

@@ -39,12 +39,14 @@ func (f *file) after(separated bool) string {
 func joined(files []*file) string {
 	separated := !allJSON(files)
 	var b strings.Builder
+	marked := false
 	if first := firstDocument(files); separated && first != nil && first.IsJSON() && !first.IsMarked() {
 		b.WriteString(separator(first.Text()))
+		marked = true
 	}
 	for i, f := range files {
 		text := f.after(separated)
-		if i > 0 && text != "" {
+		if (i > 0 || marked) && text != "" {
 			text = strings.TrimPrefix(text, "\uFEFF")
 			endLine(&b)
 			if b.Len() > 0 && separated && !strings.HasPrefix(text, "---") && !strings.HasSuffix(b.String(), "---\n") {

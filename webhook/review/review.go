@@ -77,8 +77,9 @@ func Workload(ctx context.Context, source facts.Source, w, old *pods.Workload, n
 	unchanged := old != nil && inject.SameRequest(w, old)
 	result, err := Decide(ctx, source, handover.Subject, namespace, defaults)
 	if err != nil && unchanged {
-		path := field.NewPath("metadata", "annotations")
-		return Verdict{Outcome: inject.NotRequested, Warnings: field.ErrorList{api.Because(api.LookupFailed, field.InternalError(path, err))}}, nil
+		v := patched(inject.Restore(w, old), false)
+		v.Warnings = field.ErrorList{api.Because(api.LookupFailed, field.InternalError(field.NewPath("metadata", "annotations"), err))}
+		return v, nil
 	}
 	if err != nil {
 		return Verdict{}, err
@@ -89,8 +90,10 @@ func Workload(ctx context.Context, source facts.Source, w, old *pods.Workload, n
 	warnings := slices.Concat(handover.Warnings, result.Warnings, result.Unresolved)
 	switch {
 	case len(result.Errors) > 0 && unchanged:
-		// The template keeps what it inherits: its pods would be rejected otherwise.
-		return Verdict{Outcome: inject.Unchanged, Warnings: append(warnings, result.Errors...)}, nil
+		// The template keeps what it inherited, since its pods would be rejected otherwise. The client may not have sent that.
+		v := patched(inject.Restore(w, old), true)
+		v.Warnings = append(warnings, result.Errors...)
+		return v, nil
 	case len(result.Errors) > 0:
 		return Verdict{Outcome: inject.Invalid, Warnings: warnings, Errors: result.Errors}, nil
 	}

@@ -18,6 +18,7 @@ func TestWorkloadLifecycle(t *testing.T) {
 		wrong = `"annotations":{"keyvault.io/env":"everything"}`
 		right = `"annotations":{"keyvault.io/env":"auto"}`
 		spec  = `"spec":{"template":{"metadata":{},"spec":{"containers":[{"name":"app"}]}}}`
+		heir  = `"spec":{"template":{"metadata":{"annotations":{"keyvault.io/inherited":"keyvault.io/env=\"auto\""}},"spec":{"containers":[{"name":"app"}]}}}`
 	)
 	for behaviour, test := range map[string]struct {
 		object, old                  string
@@ -32,6 +33,9 @@ func TestWorkloadLifecycle(t *testing.T) {
 		},
 		"one that was there before is a warning, and not handed down": {
 			object: `{"kind":"Deployment","metadata":{` + wrong + `},` + spec + `}`, old: `{"kind":"Deployment","metadata":{` + wrong + `},` + spec + `}`, want: inject.Unchanged, warnings: 1,
+		},
+		"and what the template inherited before is kept, though the client does not send it": {
+			object: `{"kind":"Deployment","metadata":{` + wrong + `},` + spec + `}`, old: `{"kind":"Deployment","metadata":{` + wrong + `},` + heir + `}`, want: inject.Injected, operations: 1, warnings: 1,
 		},
 		"a workload that is being deleted is left alone, mistakes and all": {
 			object: `{"kind":"Deployment","metadata":{"deletionTimestamp":"2026-01-01T00:00:00Z",` + wrong + `},` + spec + `}`, old: `{"kind":"Deployment","metadata":{},` + spec + `}`, want: inject.NotRequested,
@@ -88,6 +92,11 @@ func TestUnaskedUpdatesOutliveTheCluster(t *testing.T) {
 	v, err := review.Workload(t.Context(), &outOfReach{}, decode(t, scaled), decode(t, before), "team-a", inject.Defaults{})
 	if err != nil || len(v.Errors) > 0 || len(v.Warnings) != 1 || api.ReasonOf(v.Warnings[0]) != api.LookupFailed {
 		t.Errorf("an update of replicas: %+v, %v; want it to go through with a warning", v, err)
+	}
+	// The client does not send what the template inherited.
+	const inherited = `{"kind":"Deployment","metadata":{"annotations":{"keyvault.io/class":"c"}},"spec":{"template":{"metadata":{"annotations":{"keyvault.io/inherited":"keyvault.io/class=\"c\""}},"spec":{"containers":[{"name":"app"}]}}}}`
+	if v, err := review.Workload(t.Context(), &outOfReach{}, decode(t, scaled), decode(t, inherited), "team-a", inject.Defaults{}); err != nil || len(v.Operations) != 2 || len(v.Warnings) != 1 {
+		t.Errorf("an update without what the template inherited: %+v, %v; want that to be put back", v, err)
 	}
 	for behaviour, old := range map[string]*pods.Workload{"a creation": nil, "an update of the request": decode(t, before)} {
 		if v, err := review.Workload(t.Context(), &outOfReach{}, decode(t, asked), old, "team-a", inject.Defaults{}); err == nil {

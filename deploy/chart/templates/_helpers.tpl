@@ -156,7 +156,7 @@ their keys, each as a line KEY="VALUE".
         .?metadata.?annotations.orValue({})
     ])
   ].exists(version,
-    [0, 1, 2].exists(place, version.exists(all, all[place].exists(key,
+    [0, 1, 2].exists(place, version[0][place] != version[1][place] && version.exists(all, all[place].exists(key,
       (key.startsWith('keyvault.io/') || key.startsWith('identity.io/')) && !(key in ['keyvault.io/inherited', 'keyvault.io/status']) &&
       version[0][place][?key] != version[1][place][?key]))) ||
     version[0][2][?'keyvault.io/inherited'].orValue('') !=
