@@ -188,7 +188,7 @@ func (i Item) check(fldPath *field.Path, index int, withClass bool) field.ErrorL
 }
 
 // mayBeSecret ends a sentence about a value that a message leaves out.
-const mayBeSecret = "; the value may be a secret itself and is left out here: write the name of the object, not its value"
+const mayBeSecret = "; the value may be a secret itself and is left out here: write the name of the object, not its value" //nolint:gosec // a text about secrets
 
 // write ends a sentence with what to write instead, if that is valid.
 func write(meant string, valid *regexp.Regexp) string {
