@@ -37,6 +37,7 @@ func TestWhatPeopleWrite(t *testing.T) {
 		"A=db_password":                             "A=db-password",
 		"shop-kv/db_password@" + version:            "shop-kv/db-password@" + version,
 		"https://shop-kv.vault.azure.net/secrets/a": "shop-kv/a",
+
 		"A=https://shop-kv.vault.azure.net:443/keys/a/" + version:                         "A=shop-kv/key:a@" + version,
 		"A=https://shop-kv.vault.usgovcloudapi.net/certificates/a":                        "A=shop-kv/cert:a",
 		"array:\n  - |\n    objectName: a\n    objectType: secret\n":                      "a",
