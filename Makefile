@@ -135,8 +135,8 @@ test-apiserver: $(HELM) $(HELM3) ## The suite against a real API server; the fir
 	$(call step,control plane,cd test && go run ./cmd/controlplane build)
 	$(call step,cert-manager,cd test/certmanager/controllers && $(BESIDE) -o ../../../bin/test/cert-manager .)
 	$(call step,Azure workload identity,cd test/azurewi && $(BESIDE) -o ../../bin/test/azurewi .)
-	$(call step,Argo CD's engine,cd test/argocd && $(BESIDE) -o ../../bin/test/argocd .)
-	$(call step,Flux's engine,cd test/flux && $(BESIDE) -o ../../bin/test/flux .)
+	$(call step,the engine of Argo CD,cd test/argocd && $(BESIDE) -o ../../bin/test/argocd .)
+	$(call step,the engine of Flux,cd test/flux && $(BESIDE) -o ../../bin/test/flux .)
 	$(call step,tests with a real API server,cd test && CGO_ENABLED=1 go test -race -shuffle=on -timeout=20m $$(go list ./... | grep -v /test/node$$))
 
 .PHONY: test-node

@@ -506,8 +506,8 @@ func (c *controller) apply(ctx context.Context, namespace string, d *derivation,
 	// An owner that is not applied again is taken away: that of those that have no pods, if there are too many.
 	held, others := 0, make([]metav1.OwnerReference, 0, len(found.Owners))
 	for _, owner := range found.Owners {
-		switch {
-		case slices.ContainsFunc(owners, func(o metav1.OwnerReference) bool { return o.UID == owner.UID }):
+		switch known := func(o metav1.OwnerReference) bool { return o.UID == owner.UID }; {
+		case slices.ContainsFunc(owners, known), slices.ContainsFunc(others, known): // the API server takes each UID once
 		case c.claims.Held(types.NamespacedName{Namespace: namespace, Name: object.GetName()}, []metav1.OwnerReference{owner}) > 0:
 			others = slices.Insert(others, held, owner)
 			held++

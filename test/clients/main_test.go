@@ -1,5 +1,5 @@
 // Package clients_test applies annotated workloads by the clients that people use, kubectl, Helm 3 and 4, Argo CD's and Flux's engines, to a real API
-// server with the injector beside it.
+// server that calls the injector.
 package clients_test
 
 import (

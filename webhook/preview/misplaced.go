@@ -94,7 +94,7 @@ func annotated(object map[string]any) map[string]map[string]any {
 	return found
 }
 
-// checkNulls reports annotations without a value, beside which kubectl apply loses all others, and reports whether there are none.
+// checkNulls reports annotations without a value, with which kubectl apply drops all others, and reports whether there are none.
 func (r *run) checkNulls(o *object) bool {
 	fine := true
 	for path, annotations := range annotated(o.Object) {

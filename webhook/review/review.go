@@ -63,9 +63,9 @@ func Pod(ctx context.Context, source facts.Source, subject inject.Subject, names
 	}, nil
 }
 
-// Workload judges a workload that is about to be created or, where old is not nil, updated: its template inherits its annotations, and what its
-// pods will be told is told now. What another object can correct is a warning; so is everything about an update that changes no annotation,
-// since the workload's controllers must be able to go on.
+// Workload judges a workload that is about to be created or, where old is not nil, updated: its template inherits its annotations,
+// and the request of its pods is checked at once. What another object can correct is a warning. So is everything about an update that changes no
+// annotation, since the workload's controllers must be able to go on.
 func Workload(ctx context.Context, source facts.Source, w, old *pods.Workload, namespace string, defaults inject.Defaults) (Verdict, error) {
 	handover, ok := inject.HandDown(w)
 	if !ok || w.Meta.Deleted {

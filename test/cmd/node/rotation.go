@@ -51,7 +51,7 @@ func (s *show) readsOfRotation(ctx context.Context) error {
 			for _, name := range []string{"a", "b", "c"} {
 				objects = append(objects, keyvault.Object{Kind: keyvault.Secrets, Name: name, Versions: []keyvault.Version{{ID: version, Value: name}}})
 			}
-			objects[0].Versions[0].ID = fmt.Sprintf("%032x", number)
+			objects[0].Versions[0] = keyvault.Version{ID: fmt.Sprintf("%032x", number), Value: fmt.Sprint("a", number)}
 			s.node.Azure.Put(vaultOf(d.name), vaultWith(objects...))
 		}
 	}
@@ -94,6 +94,13 @@ func (s *show) readsOfRotation(ctx context.Context) error {
 			float64(counts[d.name])/float64(3*d.pods)/rotationObserved.Minutes()))
 	}
 	for _, forced := range []bool{false, true} {
+		if forced { // the driver looks at no pod whose files changed within the interval
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(*rotationInterval):
+			}
+		}
 		put()
 		changed := time.Now()
 		if forced {
