@@ -129,7 +129,7 @@ func injected(ctx context.Context, source facts.Source, text []byte, namespaceNa
 		return nil, err
 	}
 	var errs []error
-	request, invalid, _ := api.ParseRequest(api.Annotations{Pod: pod.Meta.Annotations, Namespace: namespace.Annotations, NamespaceName: namespaceName})
+	request, invalid, _ := api.ParseRequest(api.Annotations{Pod: before.Annotations, Namespace: namespace.Annotations, NamespaceName: namespaceName})
 	for _, err := range invalid {
 		errs = append(errs, err)
 	}
