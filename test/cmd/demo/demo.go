@@ -194,7 +194,7 @@ func (d *demo) misspell(ctx context.Context) error {
 
 func (d *demo) missClass(ctx context.Context) error {
 	d.out.Title("5. A class that is missing may still come: a warning, and no pod until it does.")
-	wants := []string{"[ClassNotFound] metadata.annotations[keyvault.io/class][0]", "did you mean key-vault-secret?"}
+	wants := []string{"[ClassNotFound]", "metadata.annotations[keyvault.io/class][0]", "did you mean key-vault-secret?"}
 	out, err := d.kubectl(ctx, true, "apply", "-f", "no-class.yaml")
 	if err != nil {
 		return err
