@@ -69,6 +69,10 @@ func classFor(ctx context.Context, t *testing.T, on dynamic.Interface, namespace
 	t.Helper()
 	object := in(asking(pod, "dry-run", secrets), namespace)
 	got, err := resource(on, object, namespace).Create(ctx, object, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+	if err != nil && strings.Contains(err.Error(), "which the injector added for another request") {
+		// Another webhook had the injector called a second time, and what the class is derived from changed in between.
+		got, err = resource(on, object, namespace).Create(ctx, object, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,12 +8,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -157,18 +159,22 @@ func Healthy(ctx context.Context, url string) error {
 	return nil
 }
 
-// FreeAddresses returns n addresses on loopback that nobody listens on.
+// FreeAddresses returns n addresses on loopback on which no process listens. Their ports are below those that Linux gives to outgoing connections
+// (net.ipv4.ip_local_port_range), of which one could take the port before the server does.
 func FreeAddresses(n int) ([]string, error) {
+	const first, ports, attempts = 20_000, 12_000, 1000
 	var addresses []string
-	for range n {
-		l, err := net.Listen("tcp", net.JoinHostPort(loopback, "0"))
+	for range attempts {
+		l, err := net.Listen("tcp", net.JoinHostPort(loopback, strconv.Itoa(first+rand.IntN(ports))))
 		if err != nil {
-			return nil, fmt.Errorf("find a free port: %w", err)
+			continue
 		}
 		defer l.Close()
-		addresses = append(addresses, l.Addr().String())
+		if addresses = append(addresses, l.Addr().String()); len(addresses) == n {
+			return addresses, nil
+		}
 	}
-	return addresses, nil
+	return nil, errors.New("find a free port: there is none")
 }
 
 // SaveLogs puts all logs below dir into one file of the user's cache folder, and says in a sentence where, or why not.
