@@ -503,7 +503,7 @@ func (c *controller) apply(ctx context.Context, namespace string, d *derivation,
 		_, err := classes.Create(ctx, object, metav1.CreateOptions{FieldManager: class.ManagedBy})
 		return created, err
 	}
-	// An owner that is not applied again is taken away: that of those that have no pods, if there are too many.
+	// The API server removes the owners that this apply leaves out. The ones without pods are last, and are left out if there are too many.
 	held, others := 0, make([]metav1.OwnerReference, 0, len(found.Owners))
 	for _, owner := range found.Owners {
 		switch known := func(o metav1.OwnerReference) bool { return o.UID == owner.UID }; {

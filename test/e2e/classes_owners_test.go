@@ -113,14 +113,11 @@ func TestClassesOfRevisions(t *testing.T) {
 					t.Fatal(err)
 				}
 				waitFor(t, "the rollout", func(ctx context.Context) error {
-					pods, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
+					pods, err := makeAllReady(ctx, namespace)
 					if err != nil {
 						return err
 					}
-					for _, pod := range pods.Items {
-						if err := makeReady(ctx, &pod); err != nil {
-							return err
-						}
+					for _, pod := range pods {
 						if strings.Contains(pod.Annotations["keyvault.io/inherited"], fmt.Sprint("secret-", i)) {
 							seen[mounted(t, &pod)[0]] = true
 						}

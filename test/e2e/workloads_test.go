@@ -171,15 +171,8 @@ func trigger(t *testing.T, namespace, name string) {
 func replicaSets(t *testing.T, namespace string) []appsv1.ReplicaSet {
 	t.Helper()
 	waitFor(t, "the rollout in "+namespace, func(ctx context.Context) error {
-		// There is no kubelet that would make pods ready, and without that no rollout goes on.
-		pods, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
-		if err != nil {
+		if _, err := makeAllReady(ctx, namespace); err != nil {
 			return err
-		}
-		for _, pod := range pods.Items {
-			if err := makeReady(ctx, &pod); err != nil {
-				return err
-			}
 		}
 		d, err := client.AppsV1().Deployments(namespace).Get(ctx, "app", metav1.GetOptions{})
 		if err != nil {
@@ -204,6 +197,20 @@ func revision(set *appsv1.ReplicaSet) int {
 		return 0
 	}
 	return n
+}
+
+// makeAllReady makes all pods of a namespace ready, and returns them. There is no kubelet that would, and no rollout goes on before they are.
+func makeAllReady(ctx context.Context, namespace string) ([]corev1.Pod, error) {
+	pods, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	for i := range pods.Items {
+		if err := makeReady(ctx, &pods.Items[i]); err != nil {
+			return nil, err
+		}
+	}
+	return pods.Items, nil
 }
 
 // makeReady does what a kubelet does; a pod that is being deleted is gone at once.

@@ -73,11 +73,11 @@ func position(key string) int {
 
 // IsRequestKey reports whether key is an annotation that a user writes to request something.
 func IsRequestKey(key string) bool {
-	return position(key) >= 0 && !isWritten(key)
+	return position(key) >= 0 && !IsWritten(key)
 }
 
-// isWritten reports whether the injector writes the annotation of that key.
-func isWritten(key string) bool {
+// IsWritten reports whether the injector writes the annotation of that key.
+func IsWritten(key string) bool {
 	return key == Status || key == Inherited
 }
 
@@ -157,7 +157,7 @@ func keysLike(key string) []string {
 func keyNames() []string {
 	names := make([]string, 0, numKeys)
 	for i := range Keys {
-		if name := Keys[i].Name; !isWritten(name) {
+		if name := Keys[i].Name; !IsWritten(name) {
 			names = append(names, name)
 		}
 	}

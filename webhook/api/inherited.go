@@ -51,7 +51,7 @@ func ParseInherited(text string) (map[string]string, error) {
 	last := ""
 	for number := 1; text != ""; number++ {
 		key, rest, _ := strings.Cut(text, `="`)
-		if !IsOurs(key) || isWritten(key) || key <= last {
+		if !IsOurs(key) || IsWritten(key) || key <= last {
 			return nil, fmt.Errorf("line %d: must start with a key that a workload can have, in the order of the keys", number)
 		}
 		value, rest, ok := unquote(rest)

@@ -183,12 +183,12 @@ func (p *parser) markMisspelt(unknown int) {
 	}
 }
 
-// read hands the effective value of a key to parse, and what parse finds wrong to whoever wrote it. A bad default of the
-// namespace counts as not written.
-func (p *parser) read(i int, parser func(r *Request, value string, fldPath *field.Path) field.ErrorList) {
+// read parses the effective value of a key. A mistake in the pod's annotation is an error; a mistake in the namespace's default is a
+// warning, and the default is ignored.
+func (p *parser) read(i int, parseValue func(r *Request, value string, fldPath *field.Path) field.ErrorList) {
 	key := Keys[i].Name
 	parse := func(r *Request, value string, fldPath *field.Path) field.ErrorList {
-		errs := parser(r, value, fldPath)
+		errs := parseValue(r, value, fldPath)
 		if detail := unrendered(value); len(errs) > 0 && detail != "" && i != secrets { // which says so item by item
 			errs = field.ErrorList{Because(InvalidValue, field.Invalid(fldPath, Echo(value), detail))}
 		}

@@ -50,7 +50,7 @@ type Handover struct {
 	Subject Subject
 	// Inherited is the value that the template's annotation [api.Inherited] must have; empty where the template must not have it.
 	Inherited string
-	// Warnings name annotations for which the template has a value of its own.
+	// Warnings name annotations of the workload that the template has with another value.
 	Warnings field.ErrorList
 	// Requested is true where the workload or its template requests anything.
 	Requested bool
@@ -118,7 +118,7 @@ func SameRequest(w, old *pods.Workload) bool {
 
 func requestOf(annotations map[string]string) map[string]string {
 	requested := maps.Clone(annotations)
-	maps.DeleteFunc(requested, func(key, _ string) bool { return !api.IsOurs(key) || key == api.Status || key == api.Inherited })
+	maps.DeleteFunc(requested, func(key, _ string) bool { return !api.IsOurs(key) || api.IsWritten(key) })
 	return requested
 }
 

@@ -97,9 +97,10 @@ func annotated(object map[string]any) map[string]map[string]any {
 // checkNulls reports annotations without a value, with which kubectl apply drops all others, and reports whether there are none.
 func (r *run) checkNulls(o *object) bool {
 	fine := true
-	for path, annotations := range annotated(o.Object) {
-		for _, key := range slices.Sorted(maps.Keys(annotations)) {
-			if annotations[key] != nil {
+	found := annotated(o.Object)
+	for _, path := range slices.Sorted(maps.Keys(found)) {
+		for _, key := range slices.Sorted(maps.Keys(found[path])) {
+			if found[path][key] != nil {
 				continue
 			}
 			fine = false

@@ -85,14 +85,14 @@ func TestFiles(t *testing.T) {
 		recursive bool
 		want      string
 	}{
-		"a directory, in the order of names":     {[]string{"dir"}, false, "kind: a.yml\n---\nkind: b.yaml\n---\n{\"kind\":\"c.json\"}"},
-		"a directory and those below":            {[]string{"dir"}, true, "kind: a.yml\n---\nkind: b.yaml\n---\n{\"kind\":\"c.json\"}\n---\nkind: sub/.e.yaml\n---\nkind: sub/d.yaml\n"},
-		"any name that is given":                 {[]string{"dir/note.txt"}, false, "kind: note.txt\n"},
-		"files in their order, and stdin":        {[]string{"marked.yaml", "-", "bom.yaml"}, false, "---\nkind: marked\n---\nkind: stdin\n---\nkind: bom\n"},
-		"a file that was read already":           {[]string{"dir/note.txt", "bom.yaml", "./dir/note.txt", "bom.yaml"}, false, "kind: note.txt\n---\nkind: bom\n"},
-		"JSON alone has no markers":              {[]string{"x.json", "y.json"}, false, "{\"kind\":\"x\"}\n{\"kind\":\"y\"}\n{\"kind\":\"z\"}\n"},
-		"JSON beside YAML has a marker for each": {[]string{"y.json", "bom.yaml"}, false, "---\n{\"kind\":\"y\"}\n---\n{\"kind\":\"z\"}\n---\nkind: bom\n"},
-		"an empty file":                          {[]string{"empty.yaml", "bom.yaml", "empty.yaml"}, false, "kind: bom\n"},
+		"a directory, in the order of names":      {[]string{"dir"}, false, "kind: a.yml\n---\nkind: b.yaml\n---\n{\"kind\":\"c.json\"}"},
+		"a directory and those below":             {[]string{"dir"}, true, "kind: a.yml\n---\nkind: b.yaml\n---\n{\"kind\":\"c.json\"}\n---\nkind: sub/.e.yaml\n---\nkind: sub/d.yaml\n"},
+		"any name that is given":                  {[]string{"dir/note.txt"}, false, "kind: note.txt\n"},
+		"files in their order, and stdin":         {[]string{"marked.yaml", "-", "bom.yaml"}, false, "---\nkind: marked\n---\nkind: stdin\n---\nkind: bom\n"},
+		"a file that was read already":            {[]string{"dir/note.txt", "bom.yaml", "./dir/note.txt", "bom.yaml"}, false, "kind: note.txt\n---\nkind: bom\n"},
+		"JSON alone has no markers":               {[]string{"x.json", "y.json"}, false, "{\"kind\":\"x\"}\n{\"kind\":\"y\"}\n{\"kind\":\"z\"}\n"},
+		"JSON next to YAML has a marker for each": {[]string{"y.json", "bom.yaml"}, false, "---\n{\"kind\":\"y\"}\n---\n{\"kind\":\"z\"}\n---\nkind: bom\n"},
+		"an empty file":                           {[]string{"empty.yaml", "bom.yaml", "empty.yaml"}, false, "kind: bom\n"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -115,6 +115,17 @@ type sample map[string]time.Duration
 // hasRead is when the container has read the secret.
 const hasRead = "read"
 
+// openShop creates the namespace of the measurements, shop, and waits until the API server calls the injector for its pods.
+func (s *show) openShop(ctx context.Context) error {
+	if err := s.silently(ctx, "apply", "--filename="+filepath.Join(s.dir, "latency.yaml")); err != nil {
+		return err
+	}
+	if err := s.plane.WaitForServiceAccount(ctx, "shop"); err != nil {
+		return err
+	}
+	return injector.WaitUntilCalled(ctx, s.plane.Config, "shop")
+}
+
 // latency measures how long it takes from kubectl apply of a Deployment until its container has read the secret: by hand, and by
 // annotations. Each run is a line as Go's benchmarks print it. A run begins when the one before is gone.
 func (s *show) latency(ctx context.Context) error {
@@ -122,13 +133,7 @@ func (s *show) latency(ctx context.Context) error {
 	defer cancel()
 	s.out.Title("From kubectl apply of a Deployment to its container reading the secret: by hand, and by annotations.")
 	s.out.Say(measure.Machine() + "\n")
-	if err := s.silently(ctx, "apply", "--filename="+filepath.Join(s.dir, "latency.yaml")); err != nil {
-		return err
-	}
-	if err := s.plane.WaitForServiceAccount(ctx, "shop"); err != nil {
-		return err
-	}
-	if err := injector.WaitUntilCalled(ctx, s.plane.Config, "shop"); err != nil {
+	if err := s.openShop(ctx); err != nil {
 		return err
 	}
 	watch, err := startStopwatch(ctx, s.plane.Config, "shop")

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/akv-injector/akv-injector/test/injector"
 	"github.com/akv-injector/akv-injector/test/measure"
 	"github.com/akv-injector/akv-injector/test/provider/keyvault"
 )
@@ -34,13 +33,7 @@ var rotated = []struct {
 func (s *show) readsOfRotation(ctx context.Context) error {
 	s.out.Title(fmt.Sprintf("Reads of a vault where the driver rotates with an interval of %s.", *rotationInterval))
 	s.out.Say(measure.Machine() + "\n")
-	if err := s.silently(ctx, "apply", "--filename="+filepath.Join(s.dir, "latency.yaml")); err != nil {
-		return err
-	}
-	if err := s.plane.WaitForServiceAccount(ctx, "shop"); err != nil {
-		return err
-	}
-	if err := injector.WaitUntilCalled(ctx, s.plane.Config, "shop"); err != nil {
+	if err := s.openShop(ctx); err != nil {
 		return err
 	}
 	number := 0
@@ -109,7 +102,7 @@ func (s *show) readsOfRotation(ctx context.Context) error {
 			}
 		}
 		for _, d := range rotated {
-			if err := s.arrives(ctx, d.name, fmt.Sprintf("%032x", number)); err != nil {
+			if err := s.arrives(ctx, d.name, d.pods, fmt.Sprintf("%032x", number)); err != nil {
 				return err
 			}
 			s.out.Say(fmt.Sprintf("%s: the new version is in all files after %.0f s; the pods were annotated: %t", d.name, time.Since(changed).Seconds(), forced))
@@ -120,16 +113,10 @@ func (s *show) readsOfRotation(ctx context.Context) error {
 
 func vaultOf(deployment string) string { return "rotated-" + deployment }
 
-// arrives waits until all pods of a Deployment have a version of the first object.
-func (s *show) arrives(ctx context.Context, deployment, version string) error {
+// arrives waits until a Deployment's pods have a version of the first object.
+func (s *show) arrives(ctx context.Context, deployment string, pods int, version string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, rotationLimit, errors.New("the new version does not arrive"))
 	defer cancel()
-	pods := 1
-	for _, d := range rotated {
-		if d.name == deployment {
-			pods = d.pods
-		}
-	}
 	for {
 		out, err := s.plane.Kubectl(ctx, "get", "secretproviderclasspodstatuses", "--namespace=shop",
 			`--output=jsonpath={range .items[*]}{.status.podName}{" "}{.status.objects[*].version}{"\n"}{end}`).Output()
