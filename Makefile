@@ -184,7 +184,7 @@ generate: $(HELM) $(HELM_DOCS) $(HELM_SCHEMA) ## Write the generated files again
 .PHONY: bench
 bench: $(BENCHSTAT) ## Benchmarks, ours beside each baseline; OLD=FILE compares with an earlier bin/bench.txt
 	@mkdir -p bin
-	go test -run='^$$' -bench=. -cpu=1 -count=$(COUNT) ./webhook ./webhook/api ./webhook/inject | tee bin/bench.txt
+	go test -run='^$$' -bench=. -cpu=1 -count=$(COUNT) ./webhook ./core/api ./core/inject | tee bin/bench.txt
 	@for baseline in echo decode customary unlogged; do \
 		echo "==> $$baseline and ours"; \
 		$(BENCHSTAT) -filter "/handler:($$baseline OR ours) -.unit:B/s" -row /review -col "/handler@($$baseline ours)" bin/bench.txt; \

@@ -18,11 +18,11 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
-	"github.com/akv-injector/akv-injector/webhook/api"
-	"github.com/akv-injector/akv-injector/webhook/facts"
-	"github.com/akv-injector/akv-injector/webhook/inject"
-	"github.com/akv-injector/akv-injector/webhook/policy"
-	"github.com/akv-injector/akv-injector/webhook/preview"
+	"github.com/akv-injector/akv-injector/cli"
+	"github.com/akv-injector/akv-injector/cluster"
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/inject"
+	"github.com/akv-injector/akv-injector/core/policy"
 )
 
 // version is set by the linker.
@@ -42,11 +42,11 @@ func main() {
 		SilenceErrors: true,
 	}
 	root.SetVersionTemplate("{{.Name}} {{.Version}}\n")
-	status := preview.Fine
+	status := cli.Fine
 	root.AddCommand(serveCommand(), injectCommand(&status), lintCommand(&status), versionCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
-		status = preview.Unusable
+		status = cli.Unusable
 	}
 	stop()
 	os.Exit(int(status))
@@ -94,31 +94,31 @@ func modes() []string {
 }
 
 // previewFlags are the flags of the commands that work on manifests.
-func previewFlags(cmd *cobra.Command) func() (preview.Options, error) {
+func previewFlags(cmd *cobra.Command) func() (cli.Options, error) {
 	f := cmd.Flags()
 	files := f.StringSliceP("filename", "f", nil, "file or directory of manifests, - for standard input; may be given several times")
 	recursive := f.BoolP("recursive", "R", false, "read the directories below those of -f too")
 	namespace := f.StringP("namespace", "n", "default", "namespace of objects that name none")
-	cluster := f.Bool("cluster", false, "ask the cluster of the current kubeconfig context for what the files don't hold")
+	withCluster := f.Bool("cluster", false, "ask the cluster of the current kubeconfig context for what the files don't hold")
 	kubeconfig := f.String("kubeconfig", "", "with --cluster: file that says how to reach it; by default as kubectl does")
 	defaults := defaultsFlags(cmd)
-	return func() (preview.Options, error) {
-		o := preview.Options{Files: *files, Recursive: *recursive, Namespace: *namespace, Stdin: cmd.InOrStdin()}
+	return func() (cli.Options, error) {
+		o := cli.Options{Files: *files, Recursive: *recursive, Namespace: *namespace, Stdin: cmd.InOrStdin()}
 		switch {
-		case *kubeconfig != "" && !*cluster:
+		case *kubeconfig != "" && !*withCluster:
 			return o, errors.New("--kubeconfig: must come with --cluster")
 		case len(validation.IsDNS1123Label(*namespace)) > 0:
 			return o, fmt.Errorf("--namespace: must be 1 to 63 lower case letters, digits and dashes, is %q", *namespace)
 		}
 		var err error
-		if o.Defaults, err = defaults(); err != nil || !*cluster {
+		if o.Defaults, err = defaults(); err != nil || !*withCluster {
 			return o, err
 		}
 		config, err := clusterConfig(*kubeconfig, "leave out --cluster")
 		if err != nil {
 			return o, err
 		}
-		o.Cluster, err = facts.NewLive(config)
+		o.Cluster, err = cluster.NewLive(config)
 		return o, err
 	}
 }
@@ -131,7 +131,7 @@ func filesByFlag(cmd *cobra.Command, args []string) error {
 	return fmt.Errorf("takes no arguments; name files with -f: %s -f %s", cmd.CommandPath(), args[0])
 }
 
-func injectCommand(status *preview.Status) *cobra.Command {
+func injectCommand(status *cli.Status) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "inject -f FILE|DIR|-", Short: "Inject manifests at hand, and print them", Args: filesByFlag,
 		Long: `Inject manifests at hand, and print them with the managed classes that they need. The Namespaces, ServiceAccounts,
@@ -157,13 +157,13 @@ Exit status: 0 fine, 1 something is rejected, 2 wrong usage or unreadable input.
 			return err
 		}
 		o.SkipClasses = *skipClasses
-		*status, err = preview.Inject(cmd.Context(), o, *diff, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		*status, err = cli.Inject(cmd.Context(), o, *diff, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		return err
 	}
 	return cmd
 }
 
-func lintCommand(status *preview.Status) *cobra.Command {
+func lintCommand(status *cli.Status) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "lint -f FILE|DIR|-", Short: "Check manifests at hand", Args: filesByFlag,
 		Long: `Check manifests at hand as the webhooks would, policy included, and print nothing but errors and warnings. The Namespaces, ServiceAccounts,
@@ -176,7 +176,7 @@ Exit status: 0 fine, 1 something is rejected, 2 wrong usage or unreadable input.
 	}
 	options := previewFlags(cmd)
 	level := cmd.Flags().String("level", "", "level of policy that is enforced in namespaces without a label that says one: "+string(policy.Bound)+", "+string(policy.Required))
-	format := cmd.Flags().StringP("output", "o", string(preview.Text), "how findings are printed: text, json, github")
+	format := cmd.Flags().StringP("output", "o", string(cli.Text), "how findings are printed: text, json, github")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		o, err := options()
 		if err != nil {
@@ -186,7 +186,7 @@ Exit status: 0 fine, 1 something is rejected, 2 wrong usage or unreadable input.
 		if o.Level != policy.Off && o.Level != policy.Bound && o.Level != policy.Required {
 			return fmt.Errorf("--level: must be %s or %s, is %q", policy.Bound, policy.Required, *level)
 		}
-		*status, err = preview.Lint(cmd.Context(), o, preview.Format(*format), cmd.OutOrStdout())
+		*status, err = cli.Lint(cmd.Context(), o, cli.Format(*format), cmd.OutOrStdout())
 		return err
 	}
 	return cmd

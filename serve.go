@@ -30,12 +30,13 @@ import (
 	ctrlwebhook "sigs.k8s.io/controller-runtime/pkg/webhook"
 
 	"github.com/akv-injector/akv-injector/certs"
+	"github.com/akv-injector/akv-injector/cluster"
+	"github.com/akv-injector/akv-injector/cluster/registration"
 	"github.com/akv-injector/akv-injector/controller"
+	"github.com/akv-injector/akv-injector/core/inject"
+	"github.com/akv-injector/akv-injector/core/review"
 	"github.com/akv-injector/akv-injector/tracing"
 	"github.com/akv-injector/akv-injector/webhook"
-	"github.com/akv-injector/akv-injector/webhook/facts"
-	"github.com/akv-injector/akv-injector/webhook/inject"
-	"github.com/akv-injector/akv-injector/webhook/registration"
 	"github.com/akv-injector/akv-injector/webhook/serving"
 )
 
@@ -155,12 +156,12 @@ func serve(ctx context.Context, o *serveOptions, logTo io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("--client-ca: %w", err)
 	}
-	live, err := facts.NewLive(config)
+	live, err := cluster.NewLive(config)
 	if err != nil {
 		return fmt.Errorf("reach the cluster: %w", err)
 	}
-	cluster := facts.NewCluster(live, log.WithName("facts"))
-	cluster.Register(metrics.Registry)
+	cached := cluster.NewCache(live, log.WithName("cluster"))
+	cached.Register(metrics.Registry)
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return fmt.Errorf("reach the cluster: %w", err)
@@ -173,7 +174,7 @@ func serve(ctx context.Context, o *serveOptions, logTo io.Writer) error {
 	hooks := ctrlwebhook.NewServer(ctrlwebhook.Options{}) // for its metrics; it has neither a drain nor limits of ours, and is not started
 	register := func(path string, handler http.Handler) { hooks.Register(path, traced(path, handler)) }
 	webhook.Register(register, webhook.Options{
-		Source: cluster, Defaults: defaults, Log: log.WithName("webhook"), Metrics: webhook.NewMetrics(metrics.Registry),
+		Reviewer: review.Reviewer{Source: cached, Defaults: defaults}, Log: log.WithName("webhook"), Metrics: webhook.NewMetrics(metrics.Registry),
 	})
 	drain := &serving.Drain{Period: o.drainPeriod, Log: log.WithName("drain")}
 	callers := serving.NewCallers(o.clientCA != "", metrics.Registry)
@@ -191,16 +192,16 @@ func serve(ctx context.Context, o *serveOptions, logTo io.Writer) error {
 		return fmt.Errorf("set up: %w", err)
 	}
 	err = controller.AddTo(mgr, controller.Options{
-		Live: live, Cluster: cluster, Defaults: defaults, Log: log.WithName("controller"), Metrics: metrics.Registry,
+		Live: live, Cache: cached, Defaults: defaults, Log: log.WithName("controller"), Metrics: metrics.Registry,
 	})
 	if err != nil {
 		return err
 	}
 	err = errors.Join(
-		mgr.Add(server), mgr.Add(source), mgr.Add(clients), mgr.Add(cluster), mgr.Add(watcher),
+		mgr.Add(server), mgr.Add(source), mgr.Add(clients), mgr.Add(cached), mgr.Add(watcher),
 		mgr.AddHealthzCheck("ping", healthz.Ping),
 		mgr.AddReadyzCheck("certificate", source.Ready),
-		mgr.AddReadyzCheck("cluster", cluster.Ready),
+		mgr.AddReadyzCheck("cluster", cached.Ready),
 		mgr.AddReadyzCheck("drain", drain.Ready),
 	)
 	if err != nil {
@@ -218,7 +219,7 @@ func serve(ctx context.Context, o *serveOptions, logTo io.Writer) error {
 }
 
 // newCertificates is the source of the serving certificate that the flags ask for.
-func newCertificates(o *serveOptions, config *rest.Config, host string) (certs.Source, error) {
+func newCertificates(o *serveOptions, config *rest.Config, host string) (certs.Certificates, error) {
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("reach the cluster: %w", err)

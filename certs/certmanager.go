@@ -31,7 +31,7 @@ type CertManagerOptions struct {
 	Certificate, Secret string
 }
 
-// CertManager returns a Source that serves what cert-manager keeps in one Secret, as soon as it changes there. The same
+// CertManager returns Certificates that serves what cert-manager keeps in one Secret, as soon as it changes there. The same
 // certificates are refused and held back as by Files. While there is none to serve, or the newest is refused, Ready says
 // why in the words of cert-manager's own objects: cert-manager or the Certificate is missing, its Issuer is missing or not
 // ready, its newest CertificateRequest was denied, is invalid or has failed. cert-manager may be installed later.
@@ -42,7 +42,7 @@ type CertManagerOptions struct {
 //	mutating-, validatingwebhookconfigurations       get, list, watch   our own, by name
 //	certificates.cert-manager.io                     get                the one, by name
 //	issuers, clusterissuers, certificaterequests     get, get, list     in the Namespace, but for clusterissuers
-func CertManager(o CertManagerOptions) (Source, error) {
+func CertManager(o CertManagerOptions) (Certificates, error) {
 	if o.Client == nil || o.CertManager == nil || o.Namespace == "" || o.Certificate == "" || o.Secret == "" {
 		return nil, errors.New("certificate of cert-manager: must have clients, a namespace, a Certificate and a Secret")
 	}

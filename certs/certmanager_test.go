@@ -33,7 +33,7 @@ import (
 
 // An issuance is a source that follows cert-manager, and the cluster in which the test plays cert-manager.
 type issuance struct {
-	certs.Source
+	certs.Certificates
 	t        *testing.T
 	api      *apiServer
 	client   *fake.Clientset
@@ -52,7 +52,7 @@ func startCertManager(t *testing.T, prepare func(*fake.Clientset), objects ...ru
 		prepare(i.client)
 	}
 	var err error
-	i.Source, err = certs.CertManager(certs.CertManagerOptions{
+	i.Certificates, err = certs.CertManager(certs.CertManagerOptions{
 		Options:     certs.Options{Client: i.client, WebhookConfigurations: []string{configuration}, Metrics: i.registry, Clock: i.clock},
 		CertManager: &certmanagerfake.FakeCertmanagerV1{Fake: &i.client.Fake},
 		Namespace:   namespace, Certificate: "akv-injector", Secret: secretName,
@@ -60,8 +60,8 @@ func startCertManager(t *testing.T, prepare func(*fake.Clientset), objects ...ru
 	if err != nil {
 		t.Fatal(err)
 	}
-	i.book, _ = start(t, i.Source)
-	i.address = serveTLS(t, i.Source, 0)
+	i.book, _ = start(t, i.Certificates)
+	i.address = serveTLS(t, i.Certificates, 0)
 	return i
 }
 

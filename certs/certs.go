@@ -1,9 +1,9 @@
 // Package certs supplies the serving certificate of an HTTPS admission webhook: where it comes from, when it is
-// replaced, and whether the API server would accept it. A Source is one way to come by it: CertManager follows a Secret
+// replaced, and whether the API server would accept it. A Certificates is one way to come by it: CertManager follows a Secret
 // that cert-manager fills, Files a directory that somebody else fills, SelfSigned is its own authority and tells the API
 // server so.
 //
-// The rule that every Source keeps: no review is lost to a certificate. A bad certificate never replaces a good one,
+// The rule that every implementation of Certificates keeps: no review is lost to a certificate. A bad certificate never replaces a good one,
 // and a good one never replaces another before API servers had time to learn of its CA.
 //
 // The package does not know what the webhook decides, nor anything of pods.
@@ -21,7 +21,7 @@ import (
 
 // A Source supplies a serving certificate and replaces it while the server runs. It is a controller-runtime Runnable
 // that every replica runs, and its Ready is a healthz.Checker.
-type Source interface {
+type Certificates interface {
 	// Start keeps the certificate fresh until ctx ends. Trouble on the way is logged and retried, and shows in Ready.
 	Start(ctx context.Context) error
 	// NeedLeaderElection is always false: every replica serves.
@@ -33,7 +33,7 @@ type Source interface {
 	Ready(req *http.Request) error
 }
 
-// Options are what every Source takes.
+// Options are what every implementation of Certificates takes.
 type Options struct {
 	// Client reads our own webhook configurations. Nil means that there is no cluster, and nothing to compare with.
 	Client kubernetes.Interface
@@ -47,7 +47,7 @@ type Options struct {
 }
 
 // Configure makes a TLS server present what src supplies, for webhook.Options.TLSOpts. A zero minVersion means TLS 1.3.
-func Configure(src Source, minVersion uint16) func(*tls.Config) {
+func Configure(src Certificates, minVersion uint16) func(*tls.Config) {
 	if minVersion == 0 {
 		minVersion = tls.VersionTLS13
 	}

@@ -10,14 +10,14 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 )
 
-// Files returns a Source that reads the PEM files tls.crt (the certificate, then its intermediates) and tls.key in dir,
+// Files returns Certificates that reads the PEM files tls.crt (the certificate, then its intermediates) and tls.key in dir,
 // and reads them again whenever they change. A pair that is unreadable, half-written, not valid now, for other names
 // than API servers call or of two different keys is refused, and the one before keeps serving. So does one that the CA
 // bundles of our own webhook configurations do not verify, until they do.
 //
 // Files are read every second and not watched: the price is two small reads, while inotify has a limit per node that
 // other pods can use up, sees nothing on network file systems, and loses the file behind the symlinks that kubelet swaps.
-func Files(dir string, o Options) (Source, error) {
+func Files(dir string, o Options) (Certificates, error) {
 	crt, key := filepath.Join(dir, corev1.TLSCertKey), filepath.Join(dir, corev1.TLSPrivateKeyKey)
 	s, err := newServing(o, "set that caBundle to the CA that signed "+crt)
 	if err != nil {

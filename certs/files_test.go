@@ -65,7 +65,7 @@ func (m *mount) tamper(name string, data []byte) {
 }
 
 type fileSource struct {
-	certs.Source
+	certs.Certificates
 	t        *testing.T
 	clock    *pacer
 	registry *prometheus.Registry
@@ -81,7 +81,7 @@ func startFiles(t *testing.T, dir string, o certs.Options) *fileSource {
 		t.Fatal(err)
 	}
 	book, _ := start(t, src)
-	return &fileSource{Source: src, t: t, clock: clock, registry: registry, book: book}
+	return &fileSource{Certificates: src, t: t, clock: clock, registry: registry, book: book}
 }
 
 func (s *fileSource) tick() { s.clock.tick(s.t) }

@@ -323,7 +323,7 @@ func (l *logbook) String() string {
 }
 
 // start runs src until the returned function is called or the test ends.
-func start(t *testing.T, src certs.Source) (book *logbook, stop func()) {
+func start(t *testing.T, src certs.Certificates) (book *logbook, stop func()) {
 	t.Helper()
 	book = &logbook{}
 	ctx, cancel := context.WithCancel(book.into(t.Context()))
@@ -345,7 +345,7 @@ func start(t *testing.T, src certs.Source) (book *logbook, stop func()) {
 }
 
 // says waits until what readiness says contains a text; a source that is ready says ready.
-func says(t *testing.T, src certs.Source, want string, step func()) {
+func says(t *testing.T, src certs.Certificates, want string, step func()) {
 	t.Helper()
 	eventually(t, "readiness", func() error {
 		got := "ready"
@@ -380,7 +380,7 @@ func eventually(t *testing.T, what string, check func() error, step func()) {
 }
 
 // serveTLS serves handshakes on loopback with what src supplies.
-func serveTLS(t *testing.T, src certs.Source, minVersion uint16, options ...func(*tls.Config)) (address string) {
+func serveTLS(t *testing.T, src certs.Certificates, minVersion uint16, options ...func(*tls.Config)) (address string) {
 	t.Helper()
 	config := &tls.Config{}
 	for _, apply := range append(options, certs.Configure(src, minVersion)) {

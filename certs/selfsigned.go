@@ -37,7 +37,7 @@ type SelfSignedOptions struct {
 	PropagationDelay time.Duration
 }
 
-// An Authority is a Source that signs its certificate itself, keeps it in a Secret, and publishes the CA in our own
+// An Authority is Certificates that signs its certificate itself, keeps it in a Secret, and publishes the CA in our own
 // webhook configurations. Renewal takes these steps, each of which any replica can take and all see in the Secret:
 //
 //  1. A new CA and certificate are made and kept as next.crt and next.key. The old certificate is served.
@@ -59,7 +59,7 @@ type Authority struct {
 	state state
 }
 
-// SelfSigned returns a Source that is its own certificate authority.
+// SelfSigned returns Certificates that is its own certificate authority.
 func SelfSigned(o SelfSignedOptions) (*Authority, error) {
 	switch {
 	case len(o.Hosts) == 0:

@@ -27,21 +27,21 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/cache"
+	expiring "k8s.io/apimachinery/pkg/util/cache"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/client-go/util/workqueue"
-	ctrl "sigs.k8s.io/controller-runtime/pkg/controller"
+	ctrlcontroller "sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
+	"github.com/akv-injector/akv-injector/cluster"
+	"github.com/akv-injector/akv-injector/cluster/feed"
 	"github.com/akv-injector/akv-injector/controller/claims"
-	"github.com/akv-injector/akv-injector/webhook/api"
-	"github.com/akv-injector/akv-injector/webhook/class"
-	"github.com/akv-injector/akv-injector/webhook/facts"
-	"github.com/akv-injector/akv-injector/webhook/feed"
-	"github.com/akv-injector/akv-injector/webhook/inject"
-	"github.com/akv-injector/akv-injector/webhook/review"
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/class"
+	"github.com/akv-injector/akv-injector/core/inject"
+	"github.com/akv-injector/akv-injector/core/review"
 )
 
 // name is the controller's in logs and metrics.
@@ -70,9 +70,9 @@ const (
 // Options say what the controller works with. Every field is needed.
 type Options struct {
 	// Live reads a class that another replica or somebody else has just written, and writes classes by its client.
-	Live *facts.Live
-	// Cluster is where plans are derived from.
-	Cluster *facts.Cluster
+	Live *cluster.Live
+	// Cache is where the requests of pods are looked up.
+	Cache *cluster.Cache
 	// Defaults must be those of the webhook.
 	Defaults inject.Defaults
 	Log      logr.Logger
@@ -81,9 +81,9 @@ type Options struct {
 
 // controller keeps the managed classes.
 type controller struct {
-	live     *facts.Live
-	cluster  *facts.Cluster
-	defaults inject.Defaults
+	live     *cluster.Live
+	cache    *cluster.Cache
+	reviewer review.Reviewer
 	events   events.EventRecorder
 	log      logr.Logger
 	total    *prometheus.CounterVec
@@ -91,7 +91,7 @@ type controller struct {
 	claims    *claims.Table
 	following *feed.Feed
 	asking    singleflight.Group
-	refused   *cache.Expiring // a *refusal by *claims.Pod
+	refused   *expiring.Expiring // a *refusal by *claims.Pod
 	retries   workqueue.TypedRateLimiter[types.NamespacedName]
 	// queue is nil until all is known that a decision needs.
 	queue atomic.Pointer[workqueue.TypedRateLimitingInterface[types.NamespacedName]]
@@ -101,12 +101,12 @@ type controller struct {
 func AddTo(mgr manager.Manager, o Options) error {
 	c := &controller{
 		live:     o.Live,
-		cluster:  o.Cluster,
-		defaults: o.Defaults,
+		cache:    o.Cache,
+		reviewer: review.Reviewer{Source: o.Cache, Defaults: o.Defaults},
 		events:   mgr.GetEventRecorder(class.ManagedBy),
 		log:      o.Log,
 		total:    newTotal(o.Metrics),
-		refused:  cache.NewExpiring(),
+		refused:  expiring.NewExpiring(),
 		retries:  workqueue.NewTypedItemExponentialFailureRateLimiter[types.NamespacedName](firstRetry, lastRetry),
 	}
 	var err error
@@ -115,10 +115,10 @@ func AddTo(mgr manager.Manager, o Options) error {
 		return err
 	}
 	c.following.Register(o.Metrics)
-	c.cluster.OnClass(c.classChanged)
-	c.cluster.OnNamespace(c.namespaceChanged)
+	c.cache.OnClass(c.classChanged)
+	c.cache.OnNamespace(c.namespaceChanged)
 	never := false
-	keeper, err := ctrl.NewTyped(name, mgr, ctrl.TypedOptions[types.NamespacedName]{
+	keeper, err := ctrlcontroller.NewTyped(name, mgr, ctrlcontroller.TypedOptions[types.NamespacedName]{
 		Reconciler:              c,
 		MaxConcurrentReconciles: atOnce,
 		NeedLeaderElection:      &never,
@@ -137,7 +137,7 @@ func AddTo(mgr manager.Manager, o Options) error {
 func (c *controller) start(ctx context.Context, queue workqueue.TypedRateLimitingInterface[types.NamespacedName]) error {
 	go c.following.Run(logr.NewContext(ctx, c.log))
 	go func() {
-		if c.cluster.AwaitFilled(ctx) != nil {
+		if c.cache.AwaitFilled(ctx) != nil {
 			return
 		}
 		select {
@@ -180,7 +180,7 @@ func (c *controller) classChanged(namespace, name string) {
 	case queue == nil || (name != "" && !class.IsManagedName(name)):
 	case name == "":
 		c.lookAtAll()
-	case c.cluster.ManagedClass(namespace, name) == nil:
+	case c.cache.ManagedClass(namespace, name) == nil:
 		(*queue).AddAfter(types.NamespacedName{Namespace: namespace, Name: name}, patience)
 	default:
 		(*queue).Add(types.NamespacedName{Namespace: namespace, Name: name})
@@ -206,12 +206,12 @@ func (c *controller) Reconcile(ctx context.Context, key types.NamespacedName) (r
 
 // attend sees to a class, and says when to look again; 0 for not before something changes.
 func (c *controller) attend(ctx context.Context, key types.NamespacedName) time.Duration {
-	err := c.keep(ctx, key, c.cluster.ManagedClass(key.Namespace, key.Name))
+	err := c.keep(ctx, key, c.cache.ManagedClass(key.Namespace, key.Name))
 	for range conflicts {
 		if !contested(err) {
 			break
 		}
-		var found *facts.ManagedClass
+		var found *cluster.ManagedClass
 		if found, err = c.live.ManagedClass(ctx, key.Namespace, key.Name); err == nil {
 			err = c.keep(ctx, key, found)
 		}
@@ -237,7 +237,7 @@ var (
 )
 
 // keep sees to it that the class of that name, which is there as found says or not at all, is what the pods that mount it need.
-func (c *controller) keep(ctx context.Context, key types.NamespacedName, found *facts.ManagedClass) error {
+func (c *controller) keep(ctx context.Context, key types.NamespacedName, found *cluster.ManagedClass) error {
 	var owners []metav1.OwnerReference
 	held := 0
 	if found != nil && found.Intact {
@@ -253,7 +253,7 @@ func (c *controller) keep(ctx context.Context, key types.NamespacedName, found *
 	if len(open) == 0 {
 		return nil
 	}
-	switch namespace, err := c.cluster.Namespace(ctx, key.Namespace, false); {
+	switch namespace, err := c.cache.Namespace(ctx, key.Namespace, false); {
 	case err != nil:
 		return err
 	case !namespace.OptedIn() && c.retries.NumRequeues(key) == 0:
@@ -307,7 +307,7 @@ type derivation struct {
 }
 
 // derive works out anew what the pods ask for, and grants up to most claims. An owner may have the class if one of its pods asks for it.
-func (c *controller) derive(ctx context.Context, key types.NamespacedName, open []claims.Claim, found *facts.ManagedClass, most int) (*derivation, error) {
+func (c *controller) derive(ctx context.Context, key types.NamespacedName, open []claims.Claim, found *cluster.ManagedClass, most int) (*derivation, error) {
 	var d derivation
 	type question struct {
 		claim claims.Claim
@@ -385,7 +385,7 @@ func (c *controller) ask(ctx context.Context, p *claims.Pod, fresh bool) (*injec
 		if err != nil {
 			return nil, err
 		}
-		result, err := review.Classes(ctx, c.cluster, outline.Subject(), p.Namespace, c.defaults, fresh)
+		result, err := c.reviewer.Classes(ctx, outline.Subject(), p.Namespace, fresh)
 		return &result, err
 	})
 	if err != nil {
@@ -434,7 +434,7 @@ func (c *controller) refuse(p *claims.Pod, result *inject.Result, last *refusal)
 }
 
 // write makes the class, or adds owners to it and puts its spec back.
-func (c *controller) write(ctx context.Context, key types.NamespacedName, d *derivation, found *facts.ManagedClass) error {
+func (c *controller) write(ctx context.Context, key types.NamespacedName, d *derivation, found *cluster.ManagedClass) error {
 	if found != nil && !found.Ours {
 		c.tell(api.ClassNameTaken, key, notesTo(d.granted, key.Name, takenNote(key.Name)))
 		c.total.WithLabelValues(taken).Inc()
@@ -483,7 +483,7 @@ func (c *controller) ownersOf(ctx context.Context, namespace string, granted []c
 var revisions = appsv1.SchemeGroupVersion.WithResource("controllerrevisions")
 
 // apply writes the class to the API server, and says what came of it.
-func (c *controller) apply(ctx context.Context, namespace string, d *derivation, found *facts.ManagedClass) (result string, err error) {
+func (c *controller) apply(ctx context.Context, namespace string, d *derivation, found *cluster.ManagedClass) (result string, err error) {
 	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(d.wanted)
 	if err != nil {
 		return "", fmt.Errorf("print class: %w", err)
@@ -523,7 +523,7 @@ func (c *controller) apply(ctx context.Context, namespace string, d *derivation,
 	if err != nil {
 		return "", err
 	}
-	if !facts.IsIntact(applied) { // what others added to the spec, an apply leaves there
+	if !cluster.IsIntact(applied) { // what others added to the spec, an apply leaves there
 		applied.Object["spec"] = content["spec"]
 		if _, err := classes.Update(ctx, applied, metav1.UpdateOptions{FieldManager: class.ManagedBy}); err != nil {
 			return "", err

@@ -10,11 +10,11 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/akv-injector/akv-injector/cluster"
 	"github.com/akv-injector/akv-injector/controller/claims"
-	"github.com/akv-injector/akv-injector/webhook/api"
-	"github.com/akv-injector/akv-injector/webhook/class"
-	"github.com/akv-injector/akv-injector/webhook/facts"
-	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/class"
+	"github.com/akv-injector/akv-injector/core/inject"
 )
 
 // What came of a class, as the metric has it.
@@ -89,7 +89,7 @@ func action(note string) string {
 }
 
 // outdatedNote says that a pod asks for something else than the class of that name, which is there as found says.
-func outdatedNote(name string, found *facts.ManagedClass, result *inject.Result) string {
+func outdatedNote(name string, found *cluster.ManagedClass, result *inject.Result) string {
 	state := "is missing and is not made"
 	switch {
 	case found != nil && found.Intact:

@@ -24,9 +24,10 @@ import (
 	"google.golang.org/protobuf/proto"
 	"k8s.io/client-go/rest"
 
+	"github.com/akv-injector/akv-injector/cluster"
+	"github.com/akv-injector/akv-injector/core/review"
 	"github.com/akv-injector/akv-injector/tracing"
 	"github.com/akv-injector/akv-injector/webhook"
-	"github.com/akv-injector/akv-injector/webhook/facts"
 )
 
 // collector is an OpenTelemetry collector as far as its OTLP receiver for HTTP goes.
@@ -109,13 +110,13 @@ func TestReview(t *testing.T) {
 	tracer := start(t, logr.Discard())
 	config := &rest.Config{Host: apiserver.URL}
 	config.Wrap(tracer.Transport)
-	live, err := facts.NewLive(config)
+	live, err := cluster.NewLive(config)
 	if err != nil {
 		t.Fatal(err)
 	}
 	mux := http.NewServeMux()
 	webhook.Register(func(path string, handler http.Handler) { mux.Handle(path, tracer.Handler(path, handler)) }, webhook.Options{
-		Source: live, Log: logr.Discard(), Metrics: webhook.NewMetrics(prometheus.NewRegistry()),
+		Reviewer: review.Reviewer{Source: live}, Log: logr.Discard(), Metrics: webhook.NewMetrics(prometheus.NewRegistry()),
 	})
 	server := httptest.NewServer(mux)
 	defer server.Close()

@@ -22,11 +22,12 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
+	"github.com/akv-injector/akv-injector/core/inject"
+	"github.com/akv-injector/akv-injector/core/pods"
+	"github.com/akv-injector/akv-injector/core/review"
+	"github.com/akv-injector/akv-injector/internal/corpus"
+	"github.com/akv-injector/akv-injector/internal/corpus/reviews"
 	"github.com/akv-injector/akv-injector/webhook"
-	"github.com/akv-injector/akv-injector/webhook/corpus"
-	"github.com/akv-injector/akv-injector/webhook/corpus/reviews"
-	"github.com/akv-injector/akv-injector/webhook/inject"
-	"github.com/akv-injector/akv-injector/webhook/review"
 )
 
 // BenchmarkHandler reviews a pod's creation from the HTTP body in to the HTTP body out, by us and by what we compare with:
@@ -82,7 +83,7 @@ func ours(b *testing.B, log logr.Logger) http.Handler {
 		b.Fatal(err)
 	}
 	mux := http.NewServeMux()
-	webhook.Register(mux.Handle, webhook.Options{Source: source, Log: log, Metrics: webhook.NewMetrics(prometheus.NewRegistry())})
+	webhook.Register(mux.Handle, webhook.Options{Reviewer: review.Reviewer{Source: source}, Log: log, Metrics: webhook.NewMetrics(prometheus.NewRegistry())})
 	return mux
 }
 
@@ -124,7 +125,7 @@ func knownChange(b *testing.B, recorded reviews.Review) func(*corev1.Pod) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	result, err := review.Decide(b.Context(), source, inject.Pod(&request.Pod), request.Namespace, inject.Defaults{})
+	result, err := review.Reviewer{Source: source}.Decide(b.Context(), pods.SubjectOf(&request.Pod), request.Namespace)
 	if err != nil {
 		b.Fatal(err)
 	}

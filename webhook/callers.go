@@ -9,7 +9,7 @@ import (
 	"golang.org/x/time/rate"
 	"k8s.io/utils/lru"
 
-	"github.com/akv-injector/akv-injector/webhook/facts"
+	"github.com/akv-injector/akv-injector/cluster"
 	"github.com/akv-injector/akv-injector/webhook/serving"
 )
 
@@ -31,7 +31,7 @@ func (c *callerLimits) limited(ctx context.Context, r *http.Request) context.Con
 	if serving.IsAuthenticated(r) {
 		return ctx
 	}
-	return facts.WithCaller(ctx, c.of(serving.PeerOf(r.RemoteAddr)))
+	return cluster.WithCaller(ctx, c.of(serving.PeerOf(r.RemoteAddr)))
 }
 
 func (c *callerLimits) of(peer netip.Addr) *rate.Limiter {
@@ -40,7 +40,7 @@ func (c *callerLimits) of(peer netip.Addr) *rate.Limiter {
 	if limit, ok := c.limits.Get(peer); ok {
 		return limit.(*rate.Limiter) //nolint:forcetypeassert // it holds nothing else
 	}
-	limit := facts.NewCallerLimit()
+	limit := cluster.NewCallerLimit()
 	c.limits.Add(peer, limit)
 	return limit
 }

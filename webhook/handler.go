@@ -20,9 +20,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/akv-injector/akv-injector/webhook/api"
-	"github.com/akv-injector/akv-injector/webhook/inject"
-	"github.com/akv-injector/akv-injector/webhook/review"
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/inject"
+	"github.com/akv-injector/akv-injector/core/review"
 )
 
 // maxTime bounds a review where the API server does not say how long it waits.
@@ -37,7 +37,7 @@ type handler[T any, P reader[T]] struct {
 	log     logr.Logger
 	metrics *pathMetrics
 	callers *callerLimits
-	judge   func(context.Context, *request[T]) (review.Verdict, error)
+	verdict func(context.Context, *request[T]) (review.Verdict, error)
 }
 
 // ServeHTTP implements [http.Handler].
@@ -52,19 +52,19 @@ func (h *handler[T, P]) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		// Anyone in the cluster can post anything, so it gets no line of the log by default; the metric counts it.
 		h.log.V(1).Info("Refused what is no review", "path", h.path, "code", code, "error", err.Error())
-		h.metrics.observe(malformed, "", start)
+		h.metrics.observe(inject.Malformed, "", start)
 		http.Error(w, err.Error(), code)
 		return
 	}
 	ctx, cancel := context.WithDeadline(h.callers.limited(r.Context(), r), deadline)
 	defer cancel()
-	verdict, err := h.judgeSafely(ctx, req)
+	verdict, err := h.recoverVerdict(ctx, req)
 	outcome, reason := verdict.Outcome, firstReason(&verdict)
 	switch {
 	case r.Context().Err() != nil:
-		outcome, reason, err = abandoned, "", nil
+		outcome, reason, err = inject.Abandoned, "", nil
 	case err != nil:
-		outcome, reason = failed, ""
+		outcome, reason = inject.Failed, ""
 		http.Error(w, faulty(err), http.StatusInternalServerError)
 	default:
 		h.respond(w, answer(req.UID, lastingName[T, P](req), req.Kind, &verdict), verdict.Operations)
@@ -100,14 +100,14 @@ func (h *handler[T, P]) logReview(req *request[T], outcome inject.Outcome, reaso
 	h.log.Info("Reviewed", fields...)
 }
 
-// judgeSafely turns a panic into an error: the API server has to be told something.
-func (h *handler[T, P]) judgeSafely(ctx context.Context, req *request[T]) (verdict review.Verdict, err error) {
+// recoverVerdict turns a panic into an error: the API server has to be told something.
+func (h *handler[T, P]) recoverVerdict(ctx context.Context, req *request[T]) (verdict review.Verdict, err error) {
 	defer func() {
 		if reason := recover(); reason != nil {
 			err = fmt.Errorf("panic: %v\n%s", reason, debug.Stack())
 		}
 	}()
-	return h.judge(ctx, req)
+	return h.verdict(ctx, req)
 }
 
 // timeout is how long a review may take: what the API server says in its query that it waits, less a margin.

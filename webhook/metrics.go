@@ -6,8 +6,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/akv-injector/akv-injector/webhook/api"
-	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/inject"
 )
 
 // Metrics count reviews. Their names are part of the product's interface.
@@ -21,7 +21,7 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		reviews: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "akv_injector_reviews_total",
-			Help: "Admission reviews by webhook path, by what came of them, and for a refusal by its first Reason.",
+			Help: "Admission reviews by webhook path, by outcome, and for a rejection by its first Reason.",
 		}, []string{"path", "outcome", "reason"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "akv_injector_review_duration_seconds",
@@ -33,42 +33,57 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 	return m
 }
 
-// pathMetrics are the metrics of one path. All of its series are there from the start, so that the first refusal is an increase
-// already, and no text of a review can make another.
+// pathMetrics are the metrics of one path. All of its series exist from the start, so that the first rejection is an increase, and
+// no text of a review can add a series.
 type pathMetrics struct {
-	reviews  map[result]prometheus.Counter
+	reviews  map[series]prometheus.Counter
 	duration prometheus.Observer
+	// others counts what the path should never have.
+	others func(series) prometheus.Counter
 }
 
-// result is what came of a review, as it is counted.
-type result struct {
+// series identifies a series of a path.
+type series struct {
 	outcome inject.Outcome
 	reason  api.Reason
 }
 
-// at are the metrics of a path where reviews come to outcomes, if they come to anything.
-func (m *Metrics) at(path string, outcomes []inject.Outcome) *pathMetrics {
-	p := &pathMetrics{reviews: map[result]prometheus.Counter{}, duration: m.duration.WithLabelValues(path)}
-	add := func(outcome inject.Outcome, reason api.Reason) {
-		p.reviews[result{outcome, reason}] = m.reviews.WithLabelValues(path, string(outcome), string(reason))
-	}
-	for _, outcome := range slices.Concat(outcomes, []inject.Outcome{failed, malformed, abandoned}) {
-		if outcome != inject.Invalid && outcome != inject.Forbidden {
-			add(outcome, "")
+// unused are the outcomes that a path never has.
+var unused = map[string][]inject.Outcome{
+	MutatePods:        {inject.Allowed},
+	MutateWorkloads:   {inject.Allowed},
+	ValidatePods:      {inject.Unchanged, inject.Injected, inject.Invalid},
+	ValidateWorkloads: {inject.Unchanged, inject.Injected, inject.Invalid},
+}
+
+// at returns the metrics of a path.
+func (m *Metrics) at(path string) *pathMetrics {
+	p := &pathMetrics{reviews: map[series]prometheus.Counter{}, duration: m.duration.WithLabelValues(path), others: func(s series) prometheus.Counter {
+		return m.reviews.WithLabelValues(path, string(s.outcome), string(s.reason))
+	}}
+	for _, outcome := range inject.Outcomes {
+		if slices.Contains(unused[path], outcome) {
 			continue
 		}
-		for _, doc := range api.Reasons {
-			add(outcome, doc.Reason)
+		reasons := []api.Reason{""}
+		if outcome.Rejects() {
+			reasons = reasons[:0]
+			for _, doc := range api.Reasons {
+				reasons = append(reasons, doc.Reason)
+			}
+		}
+		for _, reason := range reasons {
+			p.reviews[series{outcome, reason}] = p.others(series{outcome, reason})
 		}
 	}
 	return p
 }
 
-// observe counts a review. One that comes to what its path does not know is a fault of ours.
+// observe counts a review.
 func (p *pathMetrics) observe(outcome inject.Outcome, reason api.Reason, start time.Time) {
-	counter, known := p.reviews[result{outcome, reason}]
-	if !known {
-		counter = p.reviews[result{outcome: failed}]
+	counter, ok := p.reviews[series{outcome, reason}]
+	if !ok {
+		counter = p.others(series{outcome, reason})
 	}
 	counter.Inc()
 	p.duration.Observe(time.Since(start).Seconds())

@@ -11,9 +11,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/akv-injector/akv-injector/core/facts"
+	"github.com/akv-injector/akv-injector/core/review"
+	"github.com/akv-injector/akv-injector/internal/corpus"
 	"github.com/akv-injector/akv-injector/webhook"
-	"github.com/akv-injector/akv-injector/webhook/corpus"
-	"github.com/akv-injector/akv-injector/webhook/facts"
 )
 
 // TestEveryReviewIsCounted sends the whole corpus to all webhooks. Each review is counted as what its answer says, and in a series that was
@@ -27,7 +28,7 @@ func TestEveryReviewIsCounted(t *testing.T) {
 	metrics := webhook.NewMetrics(registry)
 	serve := func(source facts.Source) http.Handler {
 		mux := http.NewServeMux()
-		webhook.Register(mux.Handle, webhook.Options{Source: source, Log: logr.Discard(), Metrics: metrics})
+		webhook.Register(mux.Handle, webhook.Options{Reviewer: review.Reviewer{Source: source}, Log: logr.Discard(), Metrics: metrics})
 		return mux
 	}
 	handlers := map[*corpus.Archive]http.Handler{}

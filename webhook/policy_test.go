@@ -15,10 +15,10 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/facts"
+	"github.com/akv-injector/akv-injector/internal/corpus"
 	"github.com/akv-injector/akv-injector/webhook"
-	"github.com/akv-injector/akv-injector/webhook/api"
-	"github.com/akv-injector/akv-injector/webhook/corpus"
-	"github.com/akv-injector/akv-injector/webhook/facts"
 )
 
 // TestPolicyOfTheCorpus sends what the API server makes of an archive's subject, once the patch is applied, to the webhooks that validate.
@@ -149,7 +149,7 @@ func TestRelabelling(t *testing.T) {
 	const (
 		binding  = "aadpodidbinding"
 		use      = "azure.workload.identity/use"
-		enforced = "; namespace label identity.io/enforce=required asks for it"
+		enforced = "; required by namespace label identity.io/enforce=required"
 	)
 	blob := map[string]string{binding: "access-blob"}
 	for behaviour, test := range map[string]struct {
@@ -198,7 +198,7 @@ func TestRelabelling(t *testing.T) {
 // TestRelabellingByBinding shows that a Binding, whose labels become its pod's, sets none of an identity where one may not be taken at will.
 func TestRelabellingByBinding(t *testing.T) {
 	const refused = `[IdentityNotAllowed] metadata.labels[aadpodidbinding]: Forbidden: must not be set by a Binding; set it on the pod`
-	const asked = "; namespace label identity.io/%s=required asks for it"
+	const asked = "; required by namespace label identity.io/%s=required"
 	for behaviour, test := range map[string]struct {
 		label, namespace           string
 		errors, warnings, violates string

@@ -15,9 +15,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/akv-injector/akv-injector/webhook/api"
-	"github.com/akv-injector/akv-injector/webhook/jsonstream"
-	"github.com/akv-injector/akv-injector/webhook/pods"
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/jsonstream"
+	"github.com/akv-injector/akv-injector/core/pods"
 )
 
 // maxBody bounds how much of a review is read, in bytes. An API server takes objects of at most 3 MiB and stores 1.5 MiB, and a byte that
@@ -41,6 +41,11 @@ type request[T any] struct {
 	DryRun            bool
 	// TooLarge is true where the objects are too large to be read. What is read of them is incomplete then.
 	TooLarge bool
+}
+
+// writes reports whether the request creates or updates its object.
+func (r *request[T]) writes() bool {
+	return r.Operation == admissionv1.Create || r.Operation == admissionv1.Update
 }
 
 // reader constrains a type that a review can be about.
@@ -86,6 +91,9 @@ func readRequest[T any, P reader[T]](w http.ResponseWriter, r *http.Request) (*r
 	}
 	if err := review.check(); err != nil {
 		return nil, http.StatusBadRequest, err
+	}
+	if review.request.Operation == admissionv1.Create {
+		review.request.OldObject = nil
 	}
 	return review.request, http.StatusOK, nil
 }

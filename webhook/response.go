@@ -10,20 +10,10 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
-	"github.com/akv-injector/akv-injector/webhook/api"
-	"github.com/akv-injector/akv-injector/webhook/inject"
-	"github.com/akv-injector/akv-injector/webhook/pods"
-	"github.com/akv-injector/akv-injector/webhook/review"
-)
-
-// Outcomes that only the shell knows, beside those of [inject.Outcome].
-const (
-	// malformed is something that isn't a review.
-	malformed inject.Outcome = "malformed"
-	// failed is a review that we could not judge, through a fault of ours or of the cluster.
-	failed inject.Outcome = "error"
-	// abandoned is a review whose caller hung up before there was an answer.
-	abandoned inject.Outcome = "abandoned"
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/inject"
+	"github.com/akv-injector/akv-injector/core/pods"
+	"github.com/akv-injector/akv-injector/core/review"
 )
 
 // Audit annotations of a review; the API server puts the webhook's name before them.

@@ -1,5 +1,13 @@
-// Package webhook is the admission shell: it takes AdmissionReviews off the wire, has them judged, and puts the answer on the
-// wire. It decides nothing: what the annotations mean is webhook/inject's business, what the cluster holds webhook/facts's.
+// Package webhook is the admission shell: it decodes AdmissionReviews, has package review make the verdicts, and writes the
+// responses, metrics and log lines. [Register] puts its handlers at their paths:
+//
+//	webhook.Register(mux.Handle, webhook.Options{
+//		Reviewer: review.Reviewer{Source: cached, Defaults: defaults},
+//		Log:      log,
+//		Metrics:  webhook.NewMetrics(registry),
+//	})
+//
+// It makes no decision about pods, and writes to no cluster.
 package webhook
 
 import (
@@ -9,10 +17,9 @@ import (
 	"github.com/go-logr/logr"
 	admissionv1 "k8s.io/api/admission/v1"
 
-	"github.com/akv-injector/akv-injector/webhook/facts"
-	"github.com/akv-injector/akv-injector/webhook/inject"
-	"github.com/akv-injector/akv-injector/webhook/pods"
-	"github.com/akv-injector/akv-injector/webhook/review"
+	"github.com/akv-injector/akv-injector/core/inject"
+	"github.com/akv-injector/akv-injector/core/pods"
+	"github.com/akv-injector/akv-injector/core/review"
 )
 
 // Paths of the webhooks, as the webhook configuration names them.
@@ -24,84 +31,76 @@ const (
 	ValidateWorkloads = "/validate/workloads"
 )
 
-// Options are what the webhooks work with.
+// Options configure the webhooks.
 type Options struct {
-	// Source answers what the cluster holds.
-	Source facts.Source
-	// Defaults are the server's flags.
-	Defaults inject.Defaults
-	// Log gets one line a review.
+	// Reviewer makes the verdicts.
+	Reviewer review.Reviewer
+	// Log gets one line for each review.
 	Log logr.Logger
 	// Metrics count reviews.
 	Metrics *Metrics
 }
 
-// Register puts every webhook at its path.
+// Register registers the handler of each webhook at its path.
 func Register(register func(path string, handler http.Handler), o Options) {
-	mutated := []inject.Outcome{inject.NotRequested, inject.Unchanged, inject.Injected, inject.Invalid, inject.Forbidden}
-	judged := []inject.Outcome{inject.NotRequested, review.Allowed, inject.Forbidden}
 	callers := newCallerLimits()
-	register(MutatePods, &handler[pods.Pod, *pods.Pod]{path: MutatePods, log: o.Log, callers: callers, metrics: o.Metrics.at(MutatePods, mutated), judge: o.pod})
-	register(MutateWorkloads, &handler[pods.Workload, *pods.Workload]{path: MutateWorkloads, log: o.Log, callers: callers, metrics: o.Metrics.at(MutateWorkloads, mutated), judge: o.workload})
-	register(ValidatePods, &handler[pods.Pod, *pods.Pod]{path: ValidatePods, log: o.Log, callers: callers, metrics: o.Metrics.at(ValidatePods, judged), judge: o.podPolicy})
-	register(ValidateWorkloads, &handler[pods.Workload, *pods.Workload]{path: ValidateWorkloads, log: o.Log, callers: callers, metrics: o.Metrics.at(ValidateWorkloads, judged), judge: o.workloadPolicy})
+	register(MutatePods, &handler[pods.Pod, *pods.Pod]{path: MutatePods, log: o.Log, callers: callers, metrics: o.Metrics.at(MutatePods), verdict: o.mutatePod})
+	register(MutateWorkloads, &handler[pods.Workload, *pods.Workload]{path: MutateWorkloads, log: o.Log, callers: callers, metrics: o.Metrics.at(MutateWorkloads), verdict: o.mutateWorkload})
+	register(ValidatePods, &handler[pods.Pod, *pods.Pod]{path: ValidatePods, log: o.Log, callers: callers, metrics: o.Metrics.at(ValidatePods), verdict: o.validatePod})
+	register(ValidateWorkloads, &handler[pods.Workload, *pods.Workload]{path: ValidateWorkloads, log: o.Log, callers: callers, metrics: o.Metrics.at(ValidateWorkloads), verdict: o.validateWorkload})
 }
 
-// pod judges the creation of a pod; its other operations are nobody's business here.
-func (o *Options) pod(ctx context.Context, r *request[pods.Pod]) (review.Verdict, error) {
-	if r.Operation != admissionv1.Create {
-		return review.Verdict{Outcome: inject.NotRequested}, nil
+// notReviewed is the verdict about an operation that the webhook allows unchanged.
+var notReviewed = review.Verdict{Outcome: inject.NotRequested}
+
+// mutatePod handles CREATE of pods; other operations are allowed unchanged.
+func (o *Options) mutatePod(ctx context.Context, r *request[pods.Pod]) (review.Verdict, error) {
+	switch {
+	case r.Operation != admissionv1.Create:
+		return notReviewed, nil
+	case r.TooLarge:
+		return o.Reviewer.TooLarge(ctx, true, r.Namespace)
 	}
-	if r.TooLarge {
-		return review.TooLarge(ctx, o.Source, true, r.Namespace)
-	}
-	return review.Pod(ctx, o.Source, podOf(r), r.Namespace, o.Defaults)
+	return o.Reviewer.Pod(ctx, subjectOf(r), r.Namespace)
 }
 
-func podOf(r *request[pods.Pod]) inject.Subject {
-	subject := inject.Pod(r.Object)
+func subjectOf(r *request[pods.Pod]) pods.Subject {
+	subject := pods.SubjectOf(r.Object)
 	subject.ByNode = r.ByNode
 	return subject
 }
 
-// workload judges the creation or update of a workload.
-func (o *Options) workload(ctx context.Context, r *request[pods.Workload]) (review.Verdict, error) {
-	if r.Operation != admissionv1.Create && r.Operation != admissionv1.Update {
-		return review.Verdict{Outcome: inject.NotRequested}, nil
+// mutateWorkload handles CREATE and UPDATE of workloads.
+func (o *Options) mutateWorkload(ctx context.Context, r *request[pods.Workload]) (review.Verdict, error) {
+	switch {
+	case !r.writes():
+		return notReviewed, nil
+	case r.TooLarge:
+		return o.Reviewer.TooLarge(ctx, false, r.Namespace)
 	}
-	if r.TooLarge {
-		return review.TooLarge(ctx, o.Source, false, r.Namespace)
-	}
-	if r.Operation == admissionv1.Create {
-		r.OldObject = nil
-	}
-	return review.Workload(ctx, o.Source, r.Object, r.OldObject, r.Namespace, o.Defaults)
+	return o.Reviewer.Workload(ctx, r.Object, r.OldObject, r.Namespace)
 }
 
-// podPolicy holds a new pod, or one whose labels change, against its namespace's policy. A Binding changes its pod's labels to its own.
-func (o *Options) podPolicy(ctx context.Context, r *request[pods.Pod]) (review.Verdict, error) {
-	if r.Operation != admissionv1.Create && r.Operation != admissionv1.Update {
-		return review.Verdict{Outcome: inject.NotRequested}, nil
+// validatePod handles CREATE of pods, UPDATE of their labels, and CREATE of Bindings, whose labels become those of a pod.
+func (o *Options) validatePod(ctx context.Context, r *request[pods.Pod]) (review.Verdict, error) {
+	switch {
+	case !r.writes():
+		return notReviewed, nil
+	case r.TooLarge:
+		return o.Reviewer.TooLarge(ctx, true, r.Namespace)
+	case r.Kind.Kind == "Binding":
+		return o.Reviewer.BindingPolicy(ctx, pods.SubjectOf(r.Object), r.Namespace)
 	}
-	if r.TooLarge {
-		return review.TooLarge(ctx, o.Source, true, r.Namespace)
-	}
-	if r.Kind.Kind == "Binding" {
-		return review.BindingPolicy(ctx, o.Source, inject.Pod(r.Object), r.Namespace)
-	}
-	if r.Operation == admissionv1.Create {
-		r.OldObject = nil
-	}
-	return review.PodPolicy(ctx, o.Source, podOf(r), r.OldObject, r.Namespace, o.Defaults)
+	return o.Reviewer.PodPolicy(ctx, subjectOf(r), r.OldObject, r.Namespace)
 }
 
-// workloadPolicy tells what the policy of their namespace will say of a workload's pods.
-func (o *Options) workloadPolicy(ctx context.Context, r *request[pods.Workload]) (review.Verdict, error) {
-	if r.Operation != admissionv1.Create && r.Operation != admissionv1.Update {
-		return review.Verdict{Outcome: inject.NotRequested}, nil
+// validateWorkload handles CREATE and UPDATE of workloads: it warns of what policy will reject in their pods.
+func (o *Options) validateWorkload(ctx context.Context, r *request[pods.Workload]) (review.Verdict, error) {
+	switch {
+	case !r.writes():
+		return notReviewed, nil
+	case r.TooLarge:
+		return o.Reviewer.TooLarge(ctx, false, r.Namespace)
 	}
-	if r.TooLarge {
-		return review.TooLarge(ctx, o.Source, false, r.Namespace)
-	}
-	return review.WorkloadPolicy(ctx, o.Source, r.Object, r.Namespace, o.Defaults)
+	return o.Reviewer.WorkloadPolicy(ctx, r.Object, r.Namespace)
 }

@@ -23,11 +23,11 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/facts"
+	"github.com/akv-injector/akv-injector/core/review"
+	"github.com/akv-injector/akv-injector/internal/corpus"
 	"github.com/akv-injector/akv-injector/webhook"
-	"github.com/akv-injector/akv-injector/webhook/api"
-	"github.com/akv-injector/akv-injector/webhook/corpus"
-	"github.com/akv-injector/akv-injector/webhook/facts"
-	"github.com/akv-injector/akv-injector/webhook/inject"
 )
 
 const uid = types.UID("705ab4f5-6393-11e8-b7cc-42010a800002")
@@ -36,7 +36,7 @@ const uid = types.UID("705ab4f5-6393-11e8-b7cc-42010a800002")
 func serve(source facts.Source) http.Handler {
 	mux := http.NewServeMux()
 	webhook.Register(mux.Handle, webhook.Options{
-		Source: source, Log: logr.Discard(), Metrics: webhook.NewMetrics(prometheus.NewRegistry()),
+		Reviewer: review.Reviewer{Source: source}, Log: logr.Discard(), Metrics: webhook.NewMetrics(prometheus.NewRegistry()),
 	})
 	return mux
 }
@@ -265,15 +265,15 @@ func TestRefusesWhatIsNoReview(t *testing.T) {
 // brokenSource is a cluster that can't be reached, or code of ours that panics.
 type brokenSource struct{ panics bool }
 
-func (b brokenSource) Namespace(context.Context, string, bool) (inject.Namespace, error) {
+func (b brokenSource) Namespace(context.Context, string, bool) (facts.Namespace, error) {
 	if b.panics {
 		panic("a bug")
 	}
-	return inject.Namespace{}, context.DeadlineExceeded
+	return facts.Namespace{}, context.DeadlineExceeded
 }
 
-func (b brokenSource) Facts(context.Context, string, inject.Needs, bool) (inject.Facts, error) {
-	return inject.Facts{}, context.DeadlineExceeded
+func (b brokenSource) Facts(context.Context, string, facts.Needs, bool) (facts.Answer, error) {
+	return facts.Answer{}, context.DeadlineExceeded
 }
 
 // TestOwnFaults shows that a review that can't be judged is neither allowed nor rejected: the failurePolicy of the webhook decides.
@@ -301,10 +301,10 @@ type waitingSource struct {
 	asked chan struct{}
 }
 
-func (w waitingSource) Namespace(ctx context.Context, _ string, _ bool) (inject.Namespace, error) {
+func (w waitingSource) Namespace(ctx context.Context, _ string, _ bool) (facts.Namespace, error) {
 	close(w.asked)
 	<-ctx.Done()
-	return inject.Namespace{}, ctx.Err()
+	return facts.Namespace{}, ctx.Err()
 }
 
 // TestReviewEndsWithItsCaller shows that nothing more is looked up for a caller that hung up, and that such a review is no error.
@@ -313,7 +313,7 @@ func TestReviewEndsWithItsCaller(t *testing.T) {
 	source := waitingSource{asked: make(chan struct{})}
 	mux, lines := http.NewServeMux(), make(chan string, 1)
 	webhook.Register(mux.Handle, webhook.Options{
-		Source: source, Metrics: webhook.NewMetrics(registry), Log: funcr.New(func(_, line string) { lines <- line }, funcr.Options{}),
+		Reviewer: review.Reviewer{Source: source}, Metrics: webhook.NewMetrics(registry), Log: funcr.New(func(_, line string) { lines <- line }, funcr.Options{}),
 	})
 	server := httptest.NewServer(mux)
 	t.Cleanup(server.Close)
@@ -585,7 +585,7 @@ func TestLogsNoLineForWhatIsNoReview(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	mux := http.NewServeMux()
 	webhook.Register(mux.Handle, webhook.Options{
-		Source: &facts.Objects{}, Metrics: webhook.NewMetrics(registry),
+		Reviewer: review.Reviewer{Source: &facts.Objects{}}, Metrics: webhook.NewMetrics(registry),
 		Log: funcr.New(func(_, line string) { t.Errorf("logged %s", line) }, funcr.Options{}),
 	})
 	post(mux, webhook.MutatePods, []byte("no review"))

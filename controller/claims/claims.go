@@ -23,9 +23,9 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/utils/lru"
 
-	"github.com/akv-injector/akv-injector/webhook/api"
-	"github.com/akv-injector/akv-injector/webhook/class"
-	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/class"
+	"github.com/akv-injector/akv-injector/core/inject"
 )
 
 // Pod is what is kept of an injected pod: some hundred bytes, whatever its annotations.

@@ -13,7 +13,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/akv-injector/akv-injector/controller/claims"
-	"github.com/akv-injector/akv-injector/webhook/api"
+	"github.com/akv-injector/akv-injector/core/api"
 )
 
 var _ cache.TransformingStore = (*claims.Table)(nil)

@@ -13,8 +13,8 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 
-	"github.com/akv-injector/akv-injector/webhook/api"
-	"github.com/akv-injector/akv-injector/webhook/feed"
+	"github.com/akv-injector/akv-injector/cluster/feed"
+	"github.com/akv-injector/akv-injector/core/api"
 )
 
 // Pods that may mount managed classes: injected ones, but for those at their end, from where no pod comes back.
@@ -38,7 +38,7 @@ func Follow(config *rest.Config, client *http.Client, table *Table) (*feed.Feed,
 		return core.Pods(p.Namespace).Get(ctx, p.Name, metav1.GetOptions{ResourceVersion: p.ResourceVersion})
 	}
 	all := core.Pods(metav1.NamespaceAll)
-	return feed.New(feed.Source{
+	return feed.New(feed.Kind{
 		Objects: "injected Pods",
 		ListWatch: cache.ListWatch{
 			ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {

@@ -13,7 +13,7 @@ import (
 	"runtime"
 	"strings"
 
-	"github.com/akv-injector/akv-injector/webhook/api"
+	"github.com/akv-injector/akv-injector/core/api"
 )
 
 func main() {

@@ -18,10 +18,10 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/akv-injector/akv-injector/certs"
+	"github.com/akv-injector/akv-injector/cluster"
+	"github.com/akv-injector/akv-injector/cluster/registration"
 	"github.com/akv-injector/akv-injector/controller"
 	"github.com/akv-injector/akv-injector/webhook"
-	"github.com/akv-injector/akv-injector/webhook/facts"
-	"github.com/akv-injector/akv-injector/webhook/registration"
 	"github.com/akv-injector/akv-injector/webhook/serving"
 )
 
@@ -32,12 +32,12 @@ func metrics(out *bytes.Buffer) error {
 	if err != nil {
 		return err
 	}
-	live, err := facts.NewLive(config)
+	live, err := cluster.NewLive(config)
 	if err != nil {
 		return err
 	}
-	cluster := facts.NewCluster(live, logr.Discard())
-	cluster.Register(registered)
+	cached := cluster.NewCache(live, logr.Discard())
+	cached.Register(registered)
 	webhook.NewMetrics(registered)
 	serving.NewCallers(false, registered)
 	registration.NewWatcher(registration.Options{Client: client, Metrics: registered})
@@ -49,7 +49,7 @@ func metrics(out *bytes.Buffer) error {
 	if err != nil {
 		return err
 	}
-	if err := controller.AddTo(mgr, controller.Options{Live: live, Cluster: cluster, Log: logr.Discard(), Metrics: registered}); err != nil {
+	if err := controller.AddTo(mgr, controller.Options{Live: live, Cache: cached, Log: logr.Discard(), Metrics: registered}); err != nil {
 		return err
 	}
 	if registered.err != nil {

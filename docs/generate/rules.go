@@ -2,13 +2,13 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"fmt"
 
-	"github.com/akv-injector/akv-injector/webhook/api"
-	"github.com/akv-injector/akv-injector/webhook/class"
-	"github.com/akv-injector/akv-injector/webhook/pods"
-	"github.com/akv-injector/akv-injector/webhook/policy"
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/class"
+	"github.com/akv-injector/akv-injector/core/facts"
+	"github.com/akv-injector/akv-injector/core/pods"
+	"github.com/akv-injector/akv-injector/core/policy"
 )
 
 // rules writes the table of policy's rules. Their messages are those that pods get.
@@ -33,12 +33,14 @@ func rules(out *bytes.Buffer) error {
 // sample is what a rule says of the first pod that breaks it.
 func sample(rule *policy.Rule) (string, error) {
 	for _, s := range samples {
-		pod := &policy.Pod{Labels: s.labels, ServiceAccount: cmp.Or(s.runsAs, "default")}
+		subject := pods.Subject{Pod: &pods.Pod{Meta: &pods.Meta{Labels: s.labels}, Spec: pods.Spec{ServiceAccountName: s.runsAs}}}
 		if s.attributes != nil {
-			pod.Volumes = policy.VolumesOf([]pods.Volume{{CSI: &pods.CSI{Driver: class.Driver, Attributes: s.attributes}}}, nil)
+			subject.Spec.Volumes = []pods.Volume{{CSI: &pods.CSI{Driver: class.Driver, Attributes: s.attributes}}}
 		}
-		facts := &policy.Facts{Classes: s.classes, ServiceAccount: s.serviceAccount, Available: available}
-		for _, v := range policy.Check(pod, policy.Namespace{Name: "shop", Labels: demands, Annotations: s.annotations}, facts) {
+		usage := policy.UsageOf(&subject)
+		usage.IsBinding = rule.OfBindings
+		answer := &facts.Answer{Classes: s.classes, ServiceAccount: s.serviceAccount, Available: available}
+		for _, v := range policy.Check(usage, facts.Namespace{Name: "shop", Labels: demands, Annotations: s.annotations}, answer) {
 			if v.Rule == rule && api.ReasonOf(v.Err) == rule.Reason {
 				return api.Message(v.Err), nil
 			}
@@ -50,7 +52,7 @@ func sample(rule *policy.Rule) (string, error) {
 // The namespace of all samples.
 var (
 	demands   = map[string]string{api.Enforce: string(policy.Required)}
-	available = policy.Available{
+	available = facts.Available{
 		Classes: []string{"key-vault-secret"}, ServiceAccounts: []string{"blob-sa", "default"}, Clients: []string{"blob-sa"}, Selectors: []string{"access-blob"},
 	}
 )
@@ -60,12 +62,12 @@ var samples = []struct {
 	labels, attributes, annotations map[string]string
 	runsAs                          string
 	classes                         []*class.Class
-	serviceAccount                  *policy.ServiceAccount
+	serviceAccount                  *facts.ServiceAccount
 }{
 	{},
 	{labels: map[string]string{api.PodIdentityBinding: "no-access-blob"}},
 	{labels: map[string]string{api.WorkloadIdentityUse: "true"}, runsAs: "blob"},
-	{labels: map[string]string{api.WorkloadIdentityUse: "true"}, serviceAccount: &policy.ServiceAccount{Name: "default"}},
+	{labels: map[string]string{api.WorkloadIdentityUse: "true"}, serviceAccount: &facts.ServiceAccount{Name: "default"}},
 	{attributes: map[string]string{}},
 	{attributes: map[string]string{class.Attribute: "key-vault-secrets"}},
 	{

@@ -24,9 +24,9 @@ import (
 	"k8s.io/pod-security-admission/api"
 	"k8s.io/pod-security-admission/policy"
 
+	contract "github.com/akv-injector/akv-injector/core/api"
 	"github.com/akv-injector/akv-injector/test/chart"
 	"github.com/akv-injector/akv-injector/test/controlplane"
-	contract "github.com/akv-injector/akv-injector/webhook/api"
 )
 
 // everything switches on what is off.

@@ -11,7 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/akv-injector/akv-injector/webhook/api"
+	"github.com/akv-injector/akv-injector/core/api"
 )
 
 // TestLaw holds that after any edits by a client and by hand, opt-outs and outages, an apply of the manifest that reaches the API server as an update

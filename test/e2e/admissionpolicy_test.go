@@ -26,13 +26,12 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/facts"
+	"github.com/akv-injector/akv-injector/core/pods"
+	core "github.com/akv-injector/akv-injector/core/review"
+	"github.com/akv-injector/akv-injector/internal/corpus"
 	"github.com/akv-injector/akv-injector/test/controlplane"
-	"github.com/akv-injector/akv-injector/webhook/api"
-	"github.com/akv-injector/akv-injector/webhook/corpus"
-	"github.com/akv-injector/akv-injector/webhook/facts"
-	"github.com/akv-injector/akv-injector/webhook/inject"
-	"github.com/akv-injector/akv-injector/webhook/pods"
-	core "github.com/akv-injector/akv-injector/webhook/review"
 )
 
 // admissionPolicy is the ValidatingAdmissionPolicy that is shipped.
@@ -634,7 +633,7 @@ func verdictAlone(t *testing.T, namespace *corev1.Namespace, pod, old *corev1.Po
 	if old != nil {
 		before = corpus.Read(old)
 	}
-	verdict, err := core.PodPolicy(t.Context(), &source, inject.Pod(corpus.Read(pod)), before, namespace.Name, inject.Defaults{})
+	verdict, err := core.Reviewer{Source: &source}.PodPolicy(t.Context(), pods.SubjectOf(corpus.Read(pod)), before, namespace.Name)
 	if err != nil {
 		t.Fatal(err)
 	}

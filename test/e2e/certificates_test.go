@@ -88,7 +88,7 @@ func creates(ctx context.Context, namespace string) error {
 // TestSelfSigned sees two replicas agree on one certificate, and everything that an operator may spoil come back.
 func TestSelfSigned(t *testing.T) {
 	const namespace = "certificates"
-	newNamespace(t, namespace, "enabled", cluster()...)
+	newNamespace(t, namespace, "enabled", surroundings()...)
 	r := startReplica(t, "--certs=self-signed")
 	r.waitReady(t)
 	agreed, err := secret(t.Context())
@@ -165,7 +165,7 @@ func TestSelfSigned(t *testing.T) {
 // the replica says of a spoiled one what it is.
 func TestFiles(t *testing.T) {
 	const namespace = "files"
-	newNamespace(t, namespace, "enabled", cluster()...)
+	newNamespace(t, namespace, "enabled", surroundings()...)
 	dir := t.TempDir()
 	r := startReplica(t, "--certs=files", "--cert-dir="+dir)
 	waitForProbe(t, r, "/readyz", http.StatusInternalServerError, "[-]certificate failed", "[+]cluster ok")

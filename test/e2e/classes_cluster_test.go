@@ -22,9 +22,9 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	managed "github.com/akv-injector/akv-injector/core/class"
 	"github.com/akv-injector/akv-injector/test/controlplane"
 	"github.com/akv-injector/akv-injector/test/injector"
-	managed "github.com/akv-injector/akv-injector/webhook/class"
 )
 
 // ownCluster is a cluster for one test, whose troubles nobody else shares: without the driver's CRDs at first, without controllers, and with

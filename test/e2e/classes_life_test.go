@@ -20,7 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 
-	managed "github.com/akv-injector/akv-injector/webhook/class"
+	managed "github.com/akv-injector/akv-injector/core/class"
 )
 
 // patchClass changes a class as a user would.

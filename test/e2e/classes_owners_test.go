@@ -14,7 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 
-	managed "github.com/akv-injector/akv-injector/webhook/class"
+	managed "github.com/akv-injector/akv-injector/core/class"
 )
 
 var manyPods = flag.Int("many-pods", 200, "how many pods TestOwnersOfManyPods creates; docs/performance.md has 5000")

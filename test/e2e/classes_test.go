@@ -15,11 +15,12 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/dynamic"
 
-	managed "github.com/akv-injector/akv-injector/webhook/class"
-	"github.com/akv-injector/akv-injector/webhook/corpus"
-	"github.com/akv-injector/akv-injector/webhook/facts"
-	"github.com/akv-injector/akv-injector/webhook/inject"
-	reviews "github.com/akv-injector/akv-injector/webhook/review"
+	"github.com/akv-injector/akv-injector/cluster"
+	managed "github.com/akv-injector/akv-injector/core/class"
+	"github.com/akv-injector/akv-injector/core/inject"
+	"github.com/akv-injector/akv-injector/core/pods"
+	reviews "github.com/akv-injector/akv-injector/core/review"
+	"github.com/akv-injector/akv-injector/internal/corpus"
 )
 
 // team is a namespace in which one line of a pod asks for a secret: the rest is said for all of them.
@@ -101,11 +102,11 @@ func mounted(t *testing.T, pod *corev1.Pod) []string {
 // derived is the class of that name that the core gives a pod, by what the cluster holds now.
 func derived(t *testing.T, pod *corev1.Pod, name string) *managed.SecretProviderClass {
 	t.Helper()
-	live, err := facts.NewLive(plane.Config)
+	live, err := cluster.NewLive(plane.Config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	result, err := reviews.Classes(t.Context(), live, inject.Pod(corpus.Read(pod)), pod.Namespace, inject.Defaults{Mode: "auto"}, true)
+	result, err := reviews.Reviewer{Source: live, Defaults: inject.Defaults{Mode: "auto"}}.Classes(t.Context(), pods.SubjectOf(corpus.Read(pod)), pod.Namespace, true)
 	wanted := result.Class(name)
 	if err != nil || wanted == nil {
 		t.Fatalf("the core gives pod %s/%s no class %s but %v: %v", pod.Namespace, pod.Name, name, result.Classes, err)

@@ -21,7 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
-	managed "github.com/akv-injector/akv-injector/webhook/class"
+	managed "github.com/akv-injector/akv-injector/core/class"
 )
 
 // What pods are told, with the name of the class as %[1]s. Whoever changes a word of these changes what users read and search for.

@@ -200,7 +200,7 @@ func rename(t *testing.T, from, to string) {
 // are with one.
 func TestSecondInstallation(t *testing.T) {
 	const namespace, copied = "second-installation", "second-" + configuration
-	newNamespace(t, namespace, "enabled", cluster()...)
+	newNamespace(t, namespace, "enabled", surroundings()...)
 	create := func(name string) *corev1.Pod {
 		t.Helper()
 		object := document(pod)

@@ -12,7 +12,7 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/tools/clientcmd"
 
-	spc "github.com/akv-injector/akv-injector/webhook/class"
+	spc "github.com/akv-injector/akv-injector/core/class"
 )
 
 // TestInjectorIsConfined shows what a compromised injector may do to SecretProviderClasses: its ServiceAccount creates and updates those with the

@@ -17,11 +17,11 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/dynamic"
 
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/inject"
+	"github.com/akv-injector/akv-injector/core/pods"
+	"github.com/akv-injector/akv-injector/internal/corpus"
 	"github.com/akv-injector/akv-injector/test/injector"
-	"github.com/akv-injector/akv-injector/webhook/api"
-	"github.com/akv-injector/akv-injector/webhook/corpus"
-	"github.com/akv-injector/akv-injector/webhook/inject"
-	"github.com/akv-injector/akv-injector/webhook/pods"
 )
 
 // TestCorpus is the corpus's fourth door: a real API server. What it stores of a subject is what it stores, in a namespace where

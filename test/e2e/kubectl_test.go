@@ -18,7 +18,7 @@ import (
 func TestKubectl(t *testing.T) {
 	t.Parallel()
 	const namespace = "kubectl"
-	newNamespace(t, namespace, "enabled", cluster()...)
+	newNamespace(t, namespace, "enabled", surroundings()...)
 	wrong := `{identity.io/name: access-blob, keyvault.io/class: key-vault-secret, keyvault.io/secretz: KEYVAULT_SECRET=secret-425, keyvault.io/env: all}`
 	unresolved := `{identity.io/name: access-blob, keyvault.io/class: key-vault-secrets, keyvault.io/secrets: KEYVAULT_SECRET=secret-425}`
 	for name, test := range map[string]struct {

@@ -25,10 +25,10 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"github.com/akv-injector/akv-injector/internal/corpus"
 	"github.com/akv-injector/akv-injector/test/controlplane"
 	"github.com/akv-injector/akv-injector/test/injector"
 	"github.com/akv-injector/akv-injector/test/process"
-	"github.com/akv-injector/akv-injector/webhook/corpus"
 )
 
 // Names that are shipped.

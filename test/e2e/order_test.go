@@ -50,7 +50,7 @@ func TestSidecars(t *testing.T) {
 			t.Run(position+"/"+name, func(t *testing.T) {
 				t.Parallel()
 				namespace := "mesh-" + position + "-" + name
-				newNamespace(t, namespace, "enabled", cluster()...)
+				newNamespace(t, namespace, "enabled", surroundings()...)
 				addWebhook(t, configuration+"-"+name, namespace, nil, sidecars)
 				asks := document(pod).GetAnnotations()
 				if test.containers != "" {

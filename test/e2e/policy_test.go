@@ -20,8 +20,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/akv-injector/akv-injector/internal/corpus"
 	"github.com/akv-injector/akv-injector/test/process"
-	"github.com/akv-injector/akv-injector/webhook/corpus"
 )
 
 // blobAccount is a ServiceAccount that workload identity takes.
@@ -197,7 +197,7 @@ func TestInOneBreath(t *testing.T) {
 		if err := tryPod(t.Context(), namespace, bound("app", "access-blob")); !apierrors.IsForbidden(err) {
 			t.Errorf("before there is a binding the API server answers %v", err)
 		}
-		if err := apply(t.Context(), namespace, cluster()...); err != nil {
+		if err := apply(t.Context(), namespace, surroundings()...); err != nil {
 			t.Fatal(err)
 		}
 		checkForbidden(t, tryPod(t.Context(), namespace, withVolumes(bound("app", "access-blob"), map[string]string{"secretProviderClass": "key-vault-secret"})), "")
@@ -272,7 +272,7 @@ func TestRelabelling(t *testing.T) {
 func TestRelabellingWhereOnlyIdentitiesMatter(t *testing.T) {
 	t.Parallel()
 	const namespace = "policy-bound"
-	newGoverned(t, namespace, `{identity.io/enforce: bound}`, `{}`, cluster()...)
+	newGoverned(t, namespace, `{identity.io/enforce: bound}`, `{}`, surroundings()...)
 	remove := []byte(`{"metadata":{"labels":{"aadpodidbinding":null}}}`)
 	createPod(t, namespace, withVolumes(bound("mounts", "access-blob"), map[string]string{"secretProviderClass": "key-vault-secret"}))
 	createPod(t, namespace, bound("plain", "access-blob"))
@@ -316,7 +316,7 @@ func TestSlippingPast(t *testing.T) {
 	const namespace = "policy-slipping"
 	newGoverned(t, namespace, `{identity.io/enforce: required, keyvault.io/injection: enabled}`,
 		`{identity.io/exempt: builder, identity.io/allowed-names: "access-*,builder", keyvault.io/allowed-vaults: team-*}`,
-		append(cluster(), documents(`{apiVersion: v1, kind: ServiceAccount, metadata: {name: builder}}`+"\n---"+
+		append(surroundings(), documents(`{apiVersion: v1, kind: ServiceAccount, metadata: {name: builder}}`+"\n---"+
 			strings.NewReplacer("name: key-vault-secret}", "name: other}", "team-kv", "other-kv").Replace(class))...)...)
 	mount := map[string]string{"secretProviderClass": "key-vault-secret"}
 	for behaviour, test := range map[string]struct {
@@ -566,7 +566,7 @@ func TestPolicyAudit(t *testing.T) {
 	want := map[string]string{
 		"bound-audited.pods.akv-injector.io/outcome": "allowed",
 		"bound-audited.pods.akv-injector.io/violations": "[IdentityRequired] metadata.annotations[identity.io/name]: Required value: must be set on the pod template; " +
-			"there is none here: apply an AzureIdentityBinding, or a ServiceAccount with annotation azure.workload.identity/client-id; namespace label identity.io/audit=required asks for it",
+			"there is none here: apply an AzureIdentityBinding, or a ServiceAccount with annotation azure.workload.identity/client-id; required by namespace label identity.io/audit=required",
 	}
 	waitFor(t, "the audit log", func(context.Context) error {
 		text, err := os.ReadFile(filepath.Join(auditDir, "audit.log"))

@@ -335,7 +335,7 @@ func slowReview(t *testing.T, url, uid string, begun chan<- struct{}, finish <-c
 // nothing behind.
 func TestDryRun(t *testing.T) {
 	t.Parallel()
-	newNamespace(t, "dry-run", "enabled", cluster()...)
+	newNamespace(t, "dry-run", "enabled", surroundings()...)
 	for _, text := range []string{pod, deployment} {
 		object := document(text)
 		got, err := resource(objects, object, "dry-run").Create(t.Context(), in(object, "dry-run"), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
@@ -369,7 +369,7 @@ func TestDryRun(t *testing.T) {
 func TestLog(t *testing.T) {
 	t.Parallel()
 	const namespace, canary = "logging", "canary"
-	newNamespace(t, namespace, "enabled", cluster()...)
+	newNamespace(t, namespace, "enabled", surroundings()...)
 	right := strings.NewReplacer("KEYVAULT_SECRET", canary, "image: nginx", "image: "+canary).Replace(pod)
 	wrong := strings.NewReplacer("name: app, annotations: {", "name: wrong, annotations: {keyvault.io/"+canary+": "+canary+", keyvault.io/mount-path: "+canary+", ").Replace(right)
 	if err := apply(t.Context(), namespace, document(right)); err != nil {
@@ -465,7 +465,7 @@ func TestMetrics(t *testing.T) {
 // TestOutage ends the injector and starts another. Without it, only those are refused who ask for it.
 func TestOutage(t *testing.T) {
 	const namespace = "outage"
-	newNamespace(t, namespace, "enabled", cluster()...)
+	newNamespace(t, namespace, "enabled", surroundings()...)
 	if err := apply(t.Context(), namespace, document(deployment)); err != nil {
 		t.Fatal(err)
 	}

@@ -24,8 +24,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
-	"github.com/akv-injector/akv-injector/webhook/api"
-	spc "github.com/akv-injector/akv-injector/webhook/class"
+	"github.com/akv-injector/akv-injector/core/api"
+	spc "github.com/akv-injector/akv-injector/core/class"
 )
 
 // Ids that nobody has.

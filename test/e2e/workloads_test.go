@@ -67,8 +67,8 @@ metadata: {name: app, annotations: ` + annotations + `}
 spec: {containers: [{name: app, image: nginx}]}
 `
 
-// cluster is what the annotations refer to.
-func cluster() []*unstructured.Unstructured {
+// surroundings returns the objects that the annotations name.
+func surroundings() []*unstructured.Unstructured {
 	return documents(class + "---" + binding)
 }
 
@@ -137,7 +137,7 @@ func TestWorkloads(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			namespace := "workload-" + strings.ToLower(kind)
-			newNamespace(t, namespace, "enabled", cluster()...)
+			newNamespace(t, namespace, "enabled", surroundings()...)
 			workload := document(`{apiVersion: ` + test.version + `, kind: ` + kind + `, metadata: {name: app, annotations: ` + annotations + `}, spec: ` + test.spec + `}`)
 			if err := apply(t.Context(), namespace, workload); err != nil {
 				t.Fatal(err)
@@ -227,7 +227,7 @@ func makeReady(ctx context.Context, pod *corev1.Pod) error {
 func TestRollout(t *testing.T) {
 	t.Parallel()
 	const namespace = "rollout"
-	newNamespace(t, namespace, "enabled", cluster()...)
+	newNamespace(t, namespace, "enabled", surroundings()...)
 	if err := apply(t.Context(), namespace, document(deployment)); err != nil {
 		t.Fatal(err)
 	}
@@ -264,7 +264,7 @@ func TestRollout(t *testing.T) {
 func TestOptInLater(t *testing.T) {
 	t.Parallel()
 	const namespace = "opt-in-later"
-	newNamespace(t, namespace, "", cluster()...)
+	newNamespace(t, namespace, "", surroundings()...)
 	if err := apply(t.Context(), namespace, document(deployment)); err != nil {
 		t.Fatal(err)
 	}
@@ -314,7 +314,7 @@ func TestLateClass(t *testing.T) {
 	if want, got := `ReplicaSet: Error creating: admission webhook "pods.akv-injector.io" denied the request: [ClassNotFound]`, failedCreate(t, namespace); !strings.HasPrefix(got, want) {
 		t.Errorf("the event says %q, want %q", got, want)
 	}
-	if err := apply(t.Context(), namespace, cluster()...); err != nil {
+	if err := apply(t.Context(), namespace, surroundings()...); err != nil {
 		t.Fatal(err)
 	}
 	for _, pod := range waitForPods(t, namespace, 1, anyPod) {

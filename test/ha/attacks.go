@@ -14,9 +14,9 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/akv-injector/akv-injector/internal/corpus/reviews"
 	"github.com/akv-injector/akv-injector/test/controlplane"
 	"github.com/akv-injector/akv-injector/test/measure"
-	"github.com/akv-injector/akv-injector/webhook/corpus/reviews"
 )
 
 // MemoryLimit is that of the chart.

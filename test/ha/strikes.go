@@ -21,9 +21,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 
+	"github.com/akv-injector/akv-injector/internal/corpus/attacks"
 	"github.com/akv-injector/akv-injector/test/measure"
 	"github.com/akv-injector/akv-injector/webhook"
-	"github.com/akv-injector/akv-injector/webhook/corpus/attacks"
 )
 
 // Namespaces of a tenant that attacks.

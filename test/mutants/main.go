@@ -25,7 +25,7 @@ import (
 const limit = 30 * time.Minute
 
 // packages are those whose tests have to notice, the likeliest first.
-var packages = []string{"./webhook/policy"}
+var packages = []string{"./core/policy"}
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -20,14 +20,14 @@ import (
 	"sigs.k8s.io/secrets-store-csi-driver/pkg/util/fileutil"
 	"sigs.k8s.io/secrets-store-csi-driver/pkg/util/secretutil"
 
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/class"
+	"github.com/akv-injector/akv-injector/core/facts"
+	"github.com/akv-injector/akv-injector/core/inject"
+	"github.com/akv-injector/akv-injector/core/pods"
+	"github.com/akv-injector/akv-injector/core/review"
+	"github.com/akv-injector/akv-injector/internal/corpus"
 	"github.com/akv-injector/akv-injector/test/provider/keyvault"
-	"github.com/akv-injector/akv-injector/webhook/api"
-	"github.com/akv-injector/akv-injector/webhook/class"
-	"github.com/akv-injector/akv-injector/webhook/corpus"
-	"github.com/akv-injector/akv-injector/webhook/facts"
-	"github.com/akv-injector/akv-injector/webhook/inject"
-	"github.com/akv-injector/akv-injector/webhook/pods"
-	"github.com/akv-injector/akv-injector/webhook/review"
 )
 
 // TestCorpus mounts every managed class that an archive's pod, or the pod of its workload's template, gets.
@@ -109,8 +109,8 @@ func injected(ctx context.Context, source facts.Source, text []byte, namespaceNa
 	if err := pods.Decode(text, &pod); err != nil {
 		return nil, fmt.Errorf("decode pod: %w", err)
 	}
-	before := inject.Pod(&pod)
-	result, err := review.Decide(ctx, source, before, namespaceName, defaults)
+	before := pods.SubjectOf(&pod)
+	result, err := review.Reviewer{Source: source, Defaults: defaults}.Decide(ctx, before, namespaceName)
 	if err != nil {
 		return nil, err
 	}
@@ -134,12 +134,12 @@ func injected(ctx context.Context, source facts.Source, text []byte, namespaceNa
 		errs = append(errs, err)
 	}
 	s.request = request
-	found, err := source.Facts(ctx, namespaceName, inject.Needs{ServiceAccount: s.serviceAccount()}, true)
+	found, err := source.Facts(ctx, namespaceName, facts.Needs{ServiceAccount: s.serviceAccount()}, true)
 	if err != nil {
 		return nil, err
 	}
 	s.mode = s.boundBy()
-	var account inject.ServiceAccount
+	var account facts.ServiceAccount
 	if found.ServiceAccount != nil && s.mode != api.ModeNone { // whose ids are an application's, not a virtual machine's
 		account = *found.ServiceAccount
 	}

@@ -24,8 +24,8 @@ import (
 
 	"software.sslmate.com/src/go-pkcs12"
 
+	"github.com/akv-injector/akv-injector/core/api"
 	"github.com/akv-injector/akv-injector/test/provider/keyvault"
-	"github.com/akv-injector/akv-injector/webhook/api"
 )
 
 // file is a file of a mounted volume.

@@ -9,9 +9,9 @@ import (
 	"github.com/Azure/secrets-store-csi-driver-provider-azure/pkg/auth"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/class"
 	"github.com/akv-injector/akv-injector/test/provider/keyvault"
-	"github.com/akv-injector/akv-injector/webhook/api"
-	"github.com/akv-injector/akv-injector/webhook/class"
 )
 
 // TestFailures holds what the documentation says of mounts that fail against what the provider says.

@@ -12,10 +12,10 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/akv-injector/akv-injector/webhook/api"
-	"github.com/akv-injector/akv-injector/webhook/corpus"
-	"github.com/akv-injector/akv-injector/webhook/facts"
-	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/facts"
+	"github.com/akv-injector/akv-injector/core/inject"
+	"github.com/akv-injector/akv-injector/internal/corpus"
 )
 
 // surroundings are what the fuzzed pod's namespace holds.

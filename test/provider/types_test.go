@@ -8,7 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	secretsstorev1 "sigs.k8s.io/secrets-store-csi-driver/apis/v1"
 
-	"github.com/akv-injector/akv-injector/webhook/class"
+	"github.com/akv-injector/akv-injector/core/class"
 )
 
 // theirs is a class as the driver reads it, which knows each of its fields.

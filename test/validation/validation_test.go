@@ -17,7 +17,7 @@ import (
 	_ "k8s.io/kubernetes/pkg/apis/core/install" // conversion and defaults of v1
 	"k8s.io/kubernetes/pkg/apis/core/validation"
 
-	"github.com/akv-injector/akv-injector/webhook/corpus"
+	"github.com/akv-injector/akv-injector/internal/corpus"
 )
 
 // TestCorpus shows that a valid pod stays valid, and that the corpus has no others.

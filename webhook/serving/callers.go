@@ -8,7 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/akv-injector/akv-injector/webhook/fair"
+	"github.com/akv-injector/akv-injector/internal/fair"
 )
 
 // Limits of the bytes of requests that are processed at a time. A review takes at most five times its size in memory, and what an

@@ -19,13 +19,13 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/pods"
+	"github.com/akv-injector/akv-injector/core/review"
+	"github.com/akv-injector/akv-injector/internal/corpus/reviews"
 	"github.com/akv-injector/akv-injector/test/controlplane"
 	"github.com/akv-injector/akv-injector/test/injector"
 	"github.com/akv-injector/akv-injector/test/process"
-	"github.com/akv-injector/akv-injector/webhook/api"
-	"github.com/akv-injector/akv-injector/webhook/corpus/reviews"
-	"github.com/akv-injector/akv-injector/webhook/inject"
-	"github.com/akv-injector/akv-injector/webhook/review"
 )
 
 // Namespaces, by what is done to a pod there.
@@ -119,8 +119,8 @@ func recordedPod(ctx context.Context) (*corev1.Pod, []jsonpatch.Operation, error
 	if err != nil {
 		return nil, nil, err
 	}
-	subject := inject.Pod(&request.Pod)
-	result, err := review.Decide(ctx, source, subject, request.Namespace, inject.Defaults{})
+	subject := pods.SubjectOf(&request.Pod)
+	result, err := review.Reviewer{Source: source}.Decide(ctx, subject, request.Namespace)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -16,8 +16,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	ctrlwebhook "sigs.k8s.io/controller-runtime/pkg/webhook"
 
+	"github.com/akv-injector/akv-injector/core/review"
+	"github.com/akv-injector/akv-injector/internal/corpus/reviews"
 	"github.com/akv-injector/akv-injector/webhook"
-	"github.com/akv-injector/akv-injector/webhook/corpus/reviews"
 	"github.com/akv-injector/akv-injector/webhook/serving"
 )
 
@@ -59,7 +60,7 @@ func serve(ctx context.Context, kind, address, certDir string) error {
 		return err
 	}
 	hooks := ctrlwebhook.NewServer(ctrlwebhook.Options{}) // counts, as in the product
-	webhook.Register(hooks.Register, webhook.Options{Source: source, Log: log, Metrics: webhook.NewMetrics(metrics.Registry)})
+	webhook.Register(hooks.Register, webhook.Options{Reviewer: review.Reviewer{Source: source}, Log: log, Metrics: webhook.NewMetrics(metrics.Registry)})
 	drain := &serving.Drain{Log: log}
 	server, err := serving.NewServer(address, drain.Handler(hooks.WebhookMux()), serving.NewCallers(false, metrics.Registry), certificate)
 	if err != nil {

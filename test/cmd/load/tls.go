@@ -16,11 +16,11 @@ import (
 
 	"k8s.io/client-go/util/cert"
 
+	"github.com/akv-injector/akv-injector/internal/corpus/reviews"
 	"github.com/akv-injector/akv-injector/test/build"
 	"github.com/akv-injector/akv-injector/test/measure"
 	"github.com/akv-injector/akv-injector/test/process"
 	"github.com/akv-injector/akv-injector/webhook"
-	"github.com/akv-injector/akv-injector/webhook/corpus/reviews"
 )
 
 // load is a way of sending reviews.

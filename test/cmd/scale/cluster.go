@@ -18,11 +18,13 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
-	"github.com/akv-injector/akv-injector/webhook/api"
-	"github.com/akv-injector/akv-injector/webhook/class"
-	"github.com/akv-injector/akv-injector/webhook/corpus"
-	"github.com/akv-injector/akv-injector/webhook/corpus/reviews"
-	"github.com/akv-injector/akv-injector/webhook/inject"
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/class"
+	"github.com/akv-injector/akv-injector/core/facts"
+	"github.com/akv-injector/akv-injector/core/inject"
+	"github.com/akv-injector/akv-injector/core/pods"
+	"github.com/akv-injector/akv-injector/internal/corpus"
+	"github.com/akv-injector/akv-injector/internal/corpus/reviews"
 )
 
 const (
@@ -179,10 +181,10 @@ func (c *cluster) requesting(n int, extra string) *corev1.Pod {
 // injected is a pod of the n-th ReplicaSet after its admission.
 func (c *cluster) injected(n int) (*corev1.Pod, error) {
 	pod, namespace := c.requesting(n, ""), c.namespace(n)
-	plan := inject.NewPlan(inject.Pod(corpus.Read(pod)), inject.Namespace{
+	plan := inject.NewPlan(pods.SubjectOf(corpus.Read(pod)), facts.Namespace{
 		Name: namespace.Name, Labels: namespace.Labels, Annotations: namespace.Annotations,
 	}, inject.Defaults{})
-	result := plan.Decide(inject.Facts{ServiceAccount: &inject.ServiceAccount{Name: account, ClientID: clientID}})
+	result := plan.Decide(facts.Answer{ServiceAccount: &facts.ServiceAccount{Name: account, ClientID: clientID}})
 	if err := result.AllErrors().ToAggregate(); err != nil {
 		return nil, fmt.Errorf("inject a pod: %w", err)
 	}

@@ -15,8 +15,8 @@ import (
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 
+	"github.com/akv-injector/akv-injector/core/class"
 	"github.com/akv-injector/akv-injector/test/process"
-	"github.com/akv-injector/akv-injector/webhook/class"
 )
 
 // classWatch knows when each class came to be, as the API server tells its watchers.

@@ -1,0 +1,31 @@
+package cli
+
+import (
+	"context"
+	"maps"
+
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/facts"
+	"github.com/akv-injector/akv-injector/core/policy"
+)
+
+// leveled is a source whose namespaces enforce a level where they have no label of policy.
+type leveled struct {
+	facts.Source
+	level policy.Level
+}
+
+// Namespace implements [facts.Source].
+func (l leveled) Namespace(ctx context.Context, name string, fresh bool) (facts.Namespace, error) {
+	namespace, err := l.Source.Namespace(ctx, name, fresh)
+	if err != nil || policy.ModesOf(namespace, "") != (policy.Modes{}) {
+		return namespace, err
+	}
+	labels := maps.Clone(namespace.Labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	labels[api.Enforce] = string(l.level)
+	namespace.Labels = labels
+	return namespace, nil
+}

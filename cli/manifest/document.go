@@ -1,0 +1,425 @@
+package manifest
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/go-json-experiment/json/jsontext"
+	"go.yaml.in/yaml/v3"
+	sigsyaml "sigs.k8s.io/yaml"
+
+	"github.com/akv-injector/akv-injector/core/api"
+)
+
+// Document is one document of a file. The texts of a file's documents, one after the other, are the text of the file.
+type Document struct {
+	// head and tail are what is around the body: a byte order mark, the line that starts with ---, the one that ends with "...".
+	head, body, tail string
+	// line and column are where the body starts in its file, both from 0.
+	line, column int
+	syntax       syntax
+
+	root    *yaml.Node
+	json    []byte
+	problem *Problem
+	// duplicate is a key that a mapping has twice.
+	duplicate *Problem
+}
+
+type syntax uint8
+
+const (
+	yamlSyntax syntax = iota
+	jsonSyntax
+	// blank is the syntax of what holds no value: space, comments and directives.
+	blank
+)
+
+// Problem says why a document can't be read. Line and Column count from 1, and are 0 where they are not known.
+type Problem struct {
+	Line, Column int
+	Detail       string
+}
+
+// Error is the detail alone.
+func (p *Problem) Error() string {
+	return p.Detail
+}
+
+// Text is the whole document, byte for byte.
+func (d *Document) Text() string { return d.head + d.body + d.tail }
+
+// IsBlank reports whether the document holds no value.
+func (d *Document) IsBlank() bool { return d.syntax == blank }
+
+// IsJSON reports whether the document is JSON, and not YAML of another look.
+func (d *Document) IsJSON() bool { return d.syntax == jsonSyntax }
+
+// IsMarked reports whether the document starts with a --- of its own.
+func (d *Document) IsMarked() bool {
+	return strings.HasPrefix(strings.TrimPrefix(d.head, byteOrderMark), marker)
+}
+
+// Problem says why the document can't be read; nil where it can.
+func (d *Document) Problem() *Problem { return d.problem }
+
+// Duplicate is a key that a mapping of the document has twice, of which the last one counts; nil where there is none. Such a document can't be patched.
+func (d *Document) Duplicate() *Problem { return d.duplicate }
+
+// JSON is the document's value as the API server would be sent it; nil where there is none. Plain words such as yes mean what kubectl
+// takes them for.
+func (d *Document) JSON() []byte { return d.json }
+
+// Limits of a document. A node takes up to 500 bytes of memory, however short it is written. No API server takes a larger object than maxObject.
+const (
+	maxNodes  = 500_000
+	maxMarks  = 400_000
+	maxObject = 3 << 20
+)
+
+const (
+	byteOrderMark = "\uFEFF"
+	marker        = "---"
+	endMarker     = "..."
+)
+
+// Split takes a file apart. It always has the whole text in its documents; what can't be read says so itself.
+func Split(text string) []*Document {
+	if !utf8.ValidString(text) {
+		return []*Document{{body: text, problem: &Problem{Detail: "must be UTF-8"}}}
+	}
+	var documents []*Document
+	var chunk strings.Builder
+	line, start := 0, 0
+	flush := func() {
+		if chunk.Len() > 0 {
+			documents = append(documents, read(chunk.String(), start)...)
+			chunk.Reset()
+		}
+		start = line
+	}
+	for text := range strings.SplitAfterSeq(text, "\n") {
+		if startsWith(strings.TrimPrefix(text, byteOrderMark), marker) {
+			flush()
+		}
+		chunk.WriteString(text)
+		line++
+		if startsWith(text, endMarker) {
+			flush()
+		}
+	}
+	flush()
+	return documents
+}
+
+// startsWith reports whether a line is one of YAML's markers, alone or before a space.
+func startsWith(line, mark string) bool {
+	rest, ok := strings.CutPrefix(line, mark)
+	return ok && (rest == "" || strings.ContainsAny(rest[:1], " \t\r\n"))
+}
+
+// read makes the documents of a chunk that starts at a line, from 0: one, or as many as it has JSON values.
+func read(chunk string, line int) []*Document {
+	d := Document{line: line}
+	if rest, ok := strings.CutPrefix(chunk, byteOrderMark); ok {
+		d.head, chunk = byteOrderMark, rest
+	}
+	if startsWith(chunk, marker) {
+		first, rest, newline := strings.Cut(chunk, "\n")
+		if content := strings.TrimSpace(first[len(marker):]); content != "" && content[0] != '#' {
+			d.head, d.column, chunk = d.head+marker, len(marker), chunk[len(marker):]
+		} else if newline {
+			d.head, d.line, chunk = d.head+first+"\n", line+1, rest
+		} else {
+			d.head, chunk = d.head+first, ""
+		}
+	}
+	if at := strings.LastIndex(strings.TrimRight(chunk, "\r\n"), "\n") + 1; startsWith(chunk[at:], endMarker) {
+		chunk, d.tail = chunk[:at], chunk[at:]
+	}
+	d.body = chunk
+	if isBlank(chunk) {
+		d.syntax = blank
+		return []*Document{&d}
+	}
+	if strings.ContainsAny(strings.TrimLeft(chunk, " \t\r\n")[:1], "{[") {
+		return readJSON(d)
+	}
+	d.readYAML()
+	return []*Document{&d}
+}
+
+func isBlank(text string) bool {
+	for line := range strings.SplitSeq(text, "\n") {
+		if line = strings.TrimSpace(line); line != "" && line[0] != '#' && line[0] != '%' {
+			return false
+		}
+	}
+	return true
+}
+
+// readJSON reads one JSON value after the other. What starts like JSON and is none is YAML in its flow style.
+func readJSON(d Document) []*Document {
+	var documents []*Document
+	whole := d
+	for rest := d.body; strings.TrimSpace(rest) != ""; {
+		value, length, err := parseJSON(rest)
+		if errors.Is(err, errNodes) {
+			d.body, d.problem = rest, d.tooLarge("must have at most %d values; split it into documents", maxNodes)
+			return append(documents, &d)
+		}
+		if err != nil {
+			if whole.readYAML(); whole.root != nil {
+				return []*Document{&whole}
+			}
+			d.body, d.problem = rest, d.jsonProblem(rest, err)
+			return append(documents, &d)
+		}
+		if newline := strings.IndexByte(rest[length:], '\n'); strings.TrimSpace(rest[length:]) == "" {
+			length = len(rest)
+		} else if newline >= 0 && strings.TrimSpace(rest[length:length+newline]) == "" {
+			length += newline + 1
+		}
+		one := d
+		one.syntax, one.root, one.body = jsonSyntax, value, rest[:length]
+		if one.keyProblem(value); one.problem == nil {
+			one.json = []byte(strings.TrimSpace(one.body))
+		}
+		if rest = rest[length:]; strings.TrimSpace(rest) != "" {
+			one.tail = ""
+		}
+		documents = append(documents, &one)
+		d.head = ""
+		if newlines := strings.Count(one.body, "\n"); newlines > 0 {
+			d.line, d.column = d.line+newlines, 0
+		}
+		d.column += len(one.body) - (strings.LastIndexByte(one.body, '\n') + 1)
+	}
+	return documents
+}
+
+// jsonProblem finds the line of what the library says.
+func (d *Document) jsonProblem(text string, err error) *Problem {
+	p := &Problem{Line: d.line + 1, Detail: "must be JSON: " + err.Error()}
+	if syntactic, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
+		p.Line += strings.Count(text[:syntactic.ByteOffset], "\n")
+		p.Detail = "must be JSON: " + syntactic.Err.Error()
+	}
+	return d.templated(p)
+}
+
+// templated says of a problem where text of a template is that it is one.
+func (d *Document) templated(p *Problem) *Problem {
+	lines := strings.Split(d.body, "\n")
+	if at := p.Line - d.line - 1; at >= 0 && at < len(lines) && strings.Contains(lines[at], "{{") {
+		p.Detail = "must be YAML or JSON; a template has to be rendered first"
+	}
+	return p
+}
+
+// keyProblem finds what is wrong with the keys of a mapping: one that is no text, or one that it has twice.
+func (d *Document) keyProblem(node *yaml.Node) {
+	seen := map[string]*yaml.Node{}
+	for i, child := range node.Content {
+		if node.Kind == yaml.MappingNode && i%2 == 0 {
+			p := &Problem{Line: d.line + child.Line}
+			if len(child.Content) > 0 {
+				p.Detail = "must have a text for a key"
+				d.problem = d.templated(p)
+				return
+			}
+			if first := seen[child.Value]; first != nil && d.duplicate == nil {
+				p.Detail = fmt.Sprintf("must have key %q once, not on line %d and on line %d", child.Value, d.line+first.Line, p.Line)
+				if first.Line == child.Line {
+					p.Detail = fmt.Sprintf("must have key %q once, not twice on line %d", child.Value, p.Line)
+				}
+				d.duplicate = p
+			}
+			seen[child.Value] = child
+		}
+		if d.keyProblem(child); d.problem != nil {
+			return
+		}
+	}
+}
+
+func (d *Document) readYAML() {
+	if marks := api.CountMarks(d.body); marks > maxMarks {
+		d.problem = d.tooLarge("must have at most %d lines, commas, colons and brackets, has %d; split it into documents", maxMarks, marks)
+		return
+	}
+	root, err := parseYAML(d.body)
+	if err != nil {
+		d.problem = d.yamlProblem(err)
+		return
+	}
+	d.root = root
+	if limit := 4*len(d.body) + maxObject; expandedSize(root, limit, map[*yaml.Node]int{}) > limit {
+		d.problem = d.tooLarge("must have at most %d bytes with its aliases expanded", limit)
+		return
+	}
+	if d.keyProblem(root); d.problem != nil {
+		return
+	}
+	if d.json, err = sigsyaml.YAMLToJSON([]byte(d.body)); err != nil {
+		d.problem = d.yamlProblem(err)
+	}
+}
+
+// tooLarge says which limit a document exceeds.
+func (d *Document) tooLarge(format string, args ...any) *Problem {
+	return &Problem{Line: d.line + 1, Detail: fmt.Sprintf(format, args...)}
+}
+
+// expandedSize is the size in bytes of a node's scalars with its aliases expanded, or more than limit if it exceeds that. Known has the sizes of the
+// nodes that aliases refer to.
+func expandedSize(node *yaml.Node, limit int, known map[*yaml.Node]int) int {
+	if node.Kind == yaml.AliasNode {
+		size, ok := known[node.Alias]
+		if !ok {
+			known[node.Alias] = 0 // an alias of a node around itself is an error elsewhere
+			size = expandedSize(node.Alias, limit, known)
+			known[node.Alias] = size
+		}
+		return size
+	}
+	size := len(node.Value) + 1
+	for _, child := range node.Content {
+		if size += expandedSize(child, limit, known); size > limit {
+			break
+		}
+	}
+	return size
+}
+
+func parseYAML(text string) (*yaml.Node, error) {
+	decoder := yaml.NewDecoder(strings.NewReader(text))
+	var document, next yaml.Node
+	if err := decoder.Decode(&document); err != nil {
+		return nil, err
+	}
+	if err := decoder.Decode(&next); !errors.Is(err, io.EOF) {
+		return nil, errors.Join(err, errors.New("must be one value; write --- on a line of its own before the next"))
+	}
+	return &document, nil
+}
+
+var yamlError = regexp.MustCompile(`^(?:error converting YAML to JSON: )?yaml: (?:line (\d+): )?(?s:(.*))$`)
+
+// parserError is what the library's parser says (upstream: parserc.go, and fail in decode.go, which counts lines).
+var parserError = regexp.MustCompile("^did not find expected (<|node content|key|'-'|',')")
+
+// yamlProblem takes the line out of what the library says.
+func (d *Document) yamlProblem(err error) *Problem {
+	match := yamlError.FindStringSubmatch(err.Error())
+	if match == nil {
+		return d.templated(&Problem{Line: d.line + 1, Detail: err.Error()})
+	}
+	line, err := strconv.Atoi(match[1])
+	switch {
+	case err != nil:
+		line = 1 // the library names no line for the first
+	case parserError.MatchString(match[2]):
+		line++ // and counts from 0 what its parser finds, as opposed to its scanner
+	}
+	return d.templated(&Problem{Line: d.line + line, Detail: strings.TrimSpace(match[2])})
+}
+
+// Locate is where the author wrote what a field path leads to, or the longest part of it that there is: a line and a column,
+// both from 1. For the member of a mapping that is its key.
+func (d *Document) Locate(fieldPath string) (line, column int) {
+	if d.root == nil {
+		return d.line + 1, 1
+	}
+	at, _ := d.find(fieldPath)
+	line, column = at.Line+d.line, at.Column
+	if at.Line == 1 {
+		column += d.column
+	}
+	return line, column
+}
+
+// Block is the text that a field path leads to and the line, from 1, that it starts on, where the author wrote it as a literal block:
+// each line of the text is one of the file. Line is 0 where that is not so.
+func (d *Document) Block(fieldPath string) (text string, line int) {
+	if d.root == nil {
+		return "", 0
+	}
+	_, node := d.find(fieldPath)
+	if node.Kind == yaml.AliasNode {
+		node = node.Alias
+	}
+	if node.Style&yaml.LiteralStyle == 0 {
+		return "", 0
+	}
+	return node.Value, node.Line + d.line + 1
+}
+
+// find follows a field path as far as it leads: to a node, and to the key that it has if it is a member.
+func (d *Document) find(fieldPath string) (at, node *yaml.Node) {
+	node = d.root
+	if node.Kind == yaml.DocumentNode {
+		node = node.Content[0]
+	}
+	at = node
+	for _, token := range pathTokens(fieldPath) {
+		if node.Kind == yaml.AliasNode {
+			node = node.Alias
+		}
+		key, value := child(node, token)
+		if value == nil {
+			break
+		}
+		at, node = key, value
+	}
+	return at, node
+}
+
+// child is a member of a mapping with its key, or an item of a sequence, twice; nil where there is none.
+func child(node *yaml.Node, token string) (key, value *yaml.Node) {
+	switch node.Kind {
+	case yaml.MappingNode:
+		if at := member(node, token); at >= 0 {
+			return node.Content[at], node.Content[at+1]
+		}
+	case yaml.SequenceNode:
+		if index, err := strconv.Atoi(token); err == nil && index >= 0 && index < len(node.Content) {
+			return node.Content[index], node.Content[index]
+		}
+	default:
+	}
+	return nil, nil
+}
+
+// member is the position of a key in a mapping's content, or -1.
+func member(mapping *yaml.Node, key string) int {
+	for at := 0; at < len(mapping.Content); at += 2 {
+		if mapping.Content[at].Value == key {
+			return at
+		}
+	}
+	return -1
+}
+
+// pathTokens takes a path such as spec.containers[0] or metadata.annotations[a.io/b] apart.
+func pathTokens(path string) []string {
+	var tokens []string
+	for path != "" {
+		if path[0] == '[' {
+			token, rest, _ := strings.Cut(path[1:], "]")
+			tokens, path = append(tokens, token), strings.TrimPrefix(rest, ".")
+			continue
+		}
+		end := strings.IndexAny(path, ".[")
+		if end < 0 {
+			end = len(path)
+		}
+		tokens, path = append(tokens, path[:end]), strings.TrimPrefix(path[end:], ".")
+	}
+	return tokens
+}

@@ -1,0 +1,96 @@
+package cluster
+
+import (
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/akv-injector/akv-injector/core/class"
+	"github.com/akv-injector/akv-injector/core/jsonstream"
+)
+
+const (
+	// maxDecoded is how many bytes are kept of an answer.
+	maxDecoded = 4 << 20
+	// maxValue is how many bytes are kept of a value; [class.Read] rejects an "objects" of half as many.
+	maxValue = 1 << 20
+	// entrySize is about what an entry of a map takes besides its texts.
+	entrySize = 64
+)
+
+// decodeClass reads the spec of a SecretProviderClass. A JSON library would allocate ten times the size of a class with a list of empty objects.
+func decodeClass(r *jsonstream.Reader, spc *class.SecretProviderClass) {
+	r.Member("spec", func() {
+		for name := range r.Members {
+			switch string(name) {
+			case "provider":
+				spc.Spec.Provider = r.Text(maxValue)
+			case "parameters":
+				spc.Spec.Parameters = map[string]string{}
+				for name := range r.Members {
+					key := string(name)
+					if value := r.Text(maxValue); r.Keep(len(key) + entrySize) {
+						spc.Spec.Parameters[key] = value
+					}
+				}
+			case "secretObjects":
+				spc.Spec.SecretObjects = jsonstream.List(r, decodeSecretObject)
+			default:
+				r.Skip()
+			}
+		}
+	})
+}
+
+func decodeSecretObject(s *class.SecretObject, r *jsonstream.Reader) {
+	for name := range r.Members {
+		switch string(name) {
+		case "secretName":
+			s.SecretName = r.Text(maxValue)
+		case "type":
+			s.Type = r.Text(maxValue)
+		case "data":
+			s.Data = jsonstream.List(r, decodeSecretData)
+		default:
+			r.Skip()
+		}
+	}
+}
+
+func decodeSecretData(d *class.SecretData, r *jsonstream.Reader) {
+	for name := range r.Members {
+		switch string(name) {
+		case "objectName":
+			d.ObjectName = r.Text(maxValue)
+		case "key":
+			d.Key = r.Text(maxValue)
+		default:
+			r.Skip()
+		}
+	}
+}
+
+// bindings is a page of a list of AzureIdentityBindings.
+type bindings struct {
+	selectors []string
+	next      string // continue token; empty on the last page
+}
+
+func (b *bindings) decode(r *jsonstream.Reader) {
+	for name := range r.Members {
+		switch string(name) {
+		case "metadata":
+			r.Member("continue", func() { b.next = r.Text(maxValue) })
+		case "items":
+			for range r.Elements {
+				r.Member("spec", func() {
+					r.Member("selector", func() {
+						if selector := r.Text(validation.LabelValueMaxLength + 1); selector != "" && len(selector) <= validation.LabelValueMaxLength {
+							b.selectors = append(b.selectors, selector)
+						}
+					})
+				})
+			}
+		default:
+			r.Skip()
+		}
+	}
+}

@@ -1,0 +1,284 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/rest"
+
+	"github.com/akv-injector/akv-injector/core/class"
+	"github.com/akv-injector/akv-injector/core/facts"
+	"github.com/akv-injector/akv-injector/core/jsonstream"
+)
+
+// Resources of the objects that facts are read from, and of those that say whether a cluster has such objects.
+var (
+	namespaceResource      = schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}
+	serviceAccountResource = schema.GroupVersionResource{Version: "v1", Resource: "serviceaccounts"}
+	definitionResource     = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
+)
+
+const (
+	// maxNames is how many names of a kind are read for errors to offer.
+	maxNames = 500
+	// pageSize is how many objects are asked for at once: the API server holds them all in memory.
+	pageSize = 20
+)
+
+// Live is a Source that asks the API server every time. What does not exist, be it an object or its whole kind, is no error;
+// anything else that keeps it from an answer is.
+type Live struct {
+	Metadata metadata.Interface
+	Dynamic  dynamic.Interface
+
+	raw   rest.Interface
+	reads *reads // nil where requests are not shared
+}
+
+// NewLive makes the clients. The limits on requests that config has don't hold for them: a review waits for their answers, and
+// the API server knows its own limits.
+func NewLive(config *rest.Config) (*Live, error) {
+	config = rest.CopyConfig(config)
+	config.QPS, config.RateLimiter = -1, nil
+	client, err := rest.HTTPClientFor(config)
+	if err != nil {
+		return nil, fmt.Errorf("make an HTTP client: %w", err)
+	}
+	var l Live
+	if l.Metadata, err = metadata.NewForConfigAndClient(config, client); err != nil {
+		return nil, fmt.Errorf("make a client of metadata: %w", err)
+	}
+	if l.Dynamic, err = dynamic.NewForConfigAndClient(config, client); err != nil {
+		return nil, fmt.Errorf("make a client of custom resources: %w", err)
+	}
+	errorTypes := runtime.NewScheme()
+	metav1.AddToGroupVersion(errorTypes, schema.GroupVersion{Version: "v1"})
+	config.NegotiatedSerializer = serializer.NewCodecFactory(errorTypes).WithoutConversion()
+	if l.raw, err = rest.UnversionedRESTClientForConfigAndClient(config, client); err != nil {
+		return nil, fmt.Errorf("make a client of custom resources: %w", err)
+	}
+	return &l, nil
+}
+
+// Namespace implements [Source].
+func (l *Live) Namespace(ctx context.Context, name string, _ bool) (facts.Namespace, error) {
+	return share(ctx, l.reads, question{name, namespaceResource.Resource, ""}, func(ctx context.Context) (facts.Namespace, error) {
+		object, err := l.metadata(ctx, namespaceResource, "", name)
+		if err != nil || object == nil {
+			return facts.Namespace{}, err
+		}
+		return *facts.ReadNamespace(object), nil
+	})
+}
+
+// Facts implements [Source]. It names what else there is with fresh alone, and then only where something is missing.
+func (l *Live) Facts(ctx context.Context, namespace string, needs facts.Needs, fresh bool) (facts.Answer, error) {
+	answer, err := l.needed(ctx, namespace, needs)
+	if err != nil || !fresh {
+		return answer, err
+	}
+	if len(answer.Classes) < len(needs.Classes) {
+		classes, known, err := l.list(ctx, class.Resource, namespace)
+		if err != nil {
+			return facts.Answer{}, err
+		}
+		answer.Available.NoDriver = !known
+		for i := range classes {
+			answer.Available.Classes = append(answer.Available.Classes, classes[i].Name)
+		}
+	}
+	nameless := lacksClient(needs.ServiceAccount, answer.ServiceAccount) || lacksClient(needs.NamedServiceAccount, answer.NamedServiceAccount)
+	if nameless && needs.Selector == "" {
+		if answer.Available.Selectors, err = l.selectors(ctx, namespace); err != nil {
+			return facts.Answer{}, err
+		}
+	}
+	if nameless || needs.Identities || needs.Selector != "" && !answer.Bound {
+		accounts, _, err := l.list(ctx, serviceAccountResource, namespace)
+		if err != nil {
+			return facts.Answer{}, err
+		}
+		for i := range accounts {
+			answer.Available.ServiceAccounts = append(answer.Available.ServiceAccounts, accounts[i].Name)
+			if id, _ := facts.ReadClientID(accounts[i].GetAnnotations()); id != "" {
+				answer.Available.Clients = append(answer.Available.Clients, accounts[i].Name)
+			}
+		}
+	}
+	return answer, nil
+}
+
+// needed is what the namespace holds of what is needed, without the names of what else there is.
+func (l *Live) needed(ctx context.Context, namespace string, needs facts.Needs) (answer facts.Answer, err error) {
+	for _, name := range needs.Classes {
+		c, err := l.class(ctx, namespace, name)
+		if err != nil {
+			return facts.Answer{}, err
+		}
+		if c != nil {
+			answer.Classes = append(answer.Classes, c)
+		}
+	}
+	if answer.ServiceAccount, err = l.serviceAccount(ctx, namespace, needs.ServiceAccount); err != nil {
+		return facts.Answer{}, err
+	}
+	if answer.NamedServiceAccount, err = l.serviceAccount(ctx, namespace, needs.NamedServiceAccount); err != nil {
+		return facts.Answer{}, err
+	}
+	if needs.Selector != "" || needs.Identities {
+		if answer.Available.Selectors, err = l.selectors(ctx, namespace); err != nil {
+			return facts.Answer{}, err
+		}
+		answer.Bound = facts.Binds(answer.Available.Selectors, needs.Selector)
+	}
+	return answer, nil
+}
+
+// lacksClient reports whether a ServiceAccount that is needed can't give a pod an identity.
+func lacksClient(name string, sa *facts.ServiceAccount) bool {
+	return name != "" && (sa == nil || sa.ClientID == "")
+}
+
+// class is nil where there is none of that name.
+func (l *Live) class(ctx context.Context, namespace, name string) (*class.Class, error) {
+	if !canExist(name) {
+		return nil, nil
+	}
+	return share(ctx, l.reads, question{namespace, class.Resource.Resource, name}, func(ctx context.Context) (*class.Class, error) {
+		spc := class.SecretProviderClass{ObjectMeta: metav1.ObjectMeta{Name: name}}
+		switch found, err := l.read(ctx, class.Resource, namespace, name, "", func(r *jsonstream.Reader) { decodeClass(r, &spc) }); {
+		case errors.Is(err, jsonstream.ErrTooLarge):
+			return &class.Class{Name: name, Provider: class.Provider, Invalid: "must have fewer values"}, nil
+		case err != nil || !found:
+			return nil, err
+		}
+		return class.Read(&spc), nil
+	})
+}
+
+// read decodes an object, or a page of a list, as it arrives: a tenant may have made it as large as an object may be. It reports whether there is
+// such an object, or kind.
+func (l *Live) read(ctx context.Context, resource schema.GroupVersionResource, namespace, name, next string, decode func(*jsonstream.Reader)) (bool, error) {
+	request := l.raw.Get().AbsPath("apis", resource.Group, resource.Version, "namespaces", namespace, resource.Resource, name).SetHeader("Accept", runtime.ContentTypeJSON)
+	if name == "" {
+		request.Param("limit", strconv.Itoa(pageSize))
+	}
+	if next != "" {
+		request.Param("continue", next)
+	}
+	body, err := request.Stream(ctx)
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err == nil {
+		var r jsonstream.Reader
+		r.Reset(body, maxDecoded)
+		decode(&r)
+		err = errors.Join(r.Close(), body.Close())
+	}
+	if err != nil {
+		return false, fmt.Errorf("read %s of namespace %s: %w", strings.TrimSuffix(resource.Resource+"/"+name, "/"), namespace, err)
+	}
+	return true, nil
+}
+
+// classObject is nil where there is none of that name.
+func (l *Live) classObject(ctx context.Context, namespace, name string) (*unstructured.Unstructured, error) {
+	if !canExist(name) {
+		return nil, nil
+	}
+	object, err := l.Dynamic.Resource(class.Resource).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read SecretProviderClass %s: %w", name, err)
+	}
+	return object, nil
+}
+
+// serviceAccount is nil where there is none of that name.
+func (l *Live) serviceAccount(ctx context.Context, namespace, name string) (*facts.ServiceAccount, error) {
+	if name == "" {
+		return nil, nil
+	}
+	return share(ctx, l.reads, question{namespace, serviceAccountResource.Resource, name}, func(ctx context.Context) (*facts.ServiceAccount, error) {
+		if !canExist(name) {
+			return nil, nil
+		}
+		object, err := l.Dynamic.Resource(serviceAccountResource).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read ServiceAccount %s: %w", name, err)
+		}
+		return facts.ReadServiceAccount(object), nil
+	})
+}
+
+// metadata is that of an object, or nil where it does not exist.
+func (l *Live) metadata(ctx context.Context, resource schema.GroupVersionResource, namespace, name string) (*metav1.PartialObjectMetadata, error) {
+	if !canExist(name) {
+		return nil, nil
+	}
+	object, err := l.Metadata.Resource(resource).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read metadata of %s/%s: %w", resource.Resource, name, err)
+	}
+	return object, nil
+}
+
+// canExist reports whether an object may have that name. Names come from pods that nobody has validated yet, and become part of a
+// path at the API server.
+func canExist(name string) bool {
+	return len(validation.IsDNS1123Subdomain(name)) == 0
+}
+
+// list is the metadata of the objects of a kind, up to a limit, and whether the cluster knows the kind.
+func (l *Live) list(ctx context.Context, resource schema.GroupVersionResource, namespace string) (objects []metav1.PartialObjectMetadata, known bool, err error) {
+	options := metav1.ListOptions{Limit: maxNames}
+	if resource == class.Resource {
+		options.LabelSelector = class.ManagedByLabel + "!=" + class.ManagedBy // users do not name managed classes
+	}
+	list, err := l.Metadata.Resource(resource).Namespace(namespace).List(ctx, options)
+	if apierrors.IsNotFound(err) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("list names of %s: %w", resource.Resource, err)
+	}
+	return list.Items, true, nil
+}
+
+// selectors are those of the namespace's AzureIdentityBindings.
+func (l *Live) selectors(ctx context.Context, namespace string) ([]string, error) {
+	return share(ctx, l.reads, question{namespace, facts.BindingResource.Resource, ""}, func(ctx context.Context) (selectors []string, err error) {
+		for next := ""; ; {
+			var page bindings
+			found, err := l.read(ctx, facts.BindingResource, namespace, "", next, page.decode)
+			if err != nil || !found {
+				return nil, err
+			}
+			selectors = append(selectors, page.selectors...)
+			if next = page.next; next == "" {
+				return selectors, nil
+			}
+		}
+	})
+}

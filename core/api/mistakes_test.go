@@ -1,0 +1,134 @@
+package api_test
+
+import (
+	"strings"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/akv-injector/akv-injector/core/api"
+)
+
+// TestWhatPeopleWrite has values that people write instead of the right ones. Each gives one error, which ends with the value to write, and that value
+// is accepted.
+func TestWhatPeopleWrite(t *testing.T) {
+	const version = "0123456789abcdef0123456789abcdef"
+	for _, test := range [][2]string{
+		{"DB_PASSWORD: db-password", "DB_PASSWORD=db-password"},
+		{"DB_PASSWORD:db-password", "DB_PASSWORD=db-password"},
+		{"A=a;B=b", "A=a, B=b"},
+		{"A=a; B=b;", "A=a, B=b"},
+		{"A=a;", "A=a"},
+		{`"A=a"`, "A=a"},
+		{"'A=a'", "A=a"},
+		{"A='db-password'", "A=db-password"},
+		{"A=`db-password`", "A=db-password"},
+		{"A=\u201cdb-password\u201d", "A=db-password"},
+		{"secret: db-password", "secret:db-password"},
+		{"A=db\u2013password", "A=db-password"},
+		{"A=a\u00a0as\u00a0b", "A=a as b"},
+		{"A=\ufeffa", "A=a"},
+		{"db-password -> DB_PASSWORD", "DB_PASSWORD=db-password"},
+		{"DB_PASSWORD => db-password", "DB_PASSWORD=db-password"},
+		{"db-password\u2192DB_PASSWORD", "DB_PASSWORD=db-password"},
+		{"A=a AS conf/a", "A=a as conf/a"},
+		{"A=shop-kv.vault.azure.net/a", "A=shop-kv/a"},
+		{"shop-kv.vault.azure.cn/cert:a", "shop-kv/cert:a"},
+		{"A=db_password", "A=db-password"},
+		{"shop-kv/db_password@" + version, "shop-kv/db-password@" + version},
+		{"https://shop-kv.vault.azure.net/secrets/a", "shop-kv/a"},
+		{"A=https://shop-kv.vault.azure.net:443/keys/a/" + version, "A=shop-kv/key:a@" + version},
+		{"A=https://shop-kv.vault.usgovcloudapi.net/certificates/a", "A=shop-kv/cert:a"},
+		{"array:\n  - |\n    objectName: a\n    objectType: secret\n", "a"},
+		{"# theirs\narray:\n- |\n  objectName: a\n  objectType: cert\n", "cert:a"},
+		{"objects: |\n  array:\n    - |\n      objectName: a\n      objectVersion: \"\"\n", "a"},
+		{"https://shop-kv.vault.azure.net/secrets/a/" + version + "?x=1", "shop-kv/a@" + version},
+		{"A=https://shop-kv.vault.azure.net/secrets/a as b", "A=shop-kv/a as b"},
+		{"array:\n- objectName: a\n  filePermission: '0400'\n", `[{"objectName":"a","filePermission":"0400"}]`},
+	} {
+		written, want := test[0], test[1]
+		t.Run(written, func(t *testing.T) {
+			err := only(t, map[string]string{api.Secrets: written, api.Vault: "team-kv"})
+			_, got, _ := strings.Cut(err.Detail, "; write ")
+			if got == "" {
+				_, got, _ = strings.Cut(err.Detail, "write ")
+			}
+			if got != want {
+				t.Errorf("the message says %q, want it to end with %q", err.Detail, want)
+			}
+			if _, errs, _ := api.ParseRequest(api.Annotations{Pod: map[string]string{api.Secrets: want, api.Vault: "team-kv"}}); len(errs) > 0 {
+				t.Errorf("what it says to write is wrong: %v", errs)
+			}
+		})
+	}
+}
+
+// TestWhatPeopleWriteElsewhere has other values, with what one error must say.
+func TestWhatPeopleWriteElsewhere(t *testing.T) {
+	for behaviour, test := range map[string]struct{ key, value, want string }{
+		"a template":                      {api.Vault, "${VAULT}", "has ${VAULT}, which a template was to replace"},
+		"a template among items":          {api.Secrets, "A={{ .Values.name }}", "has {{ .Values.name }}, which"},
+		"a template of Kubernetes":        {api.IdentityClientID, "$(CLIENT_ID)", "has $(CLIENT_ID), which"},
+		"a blank to fill in":              {api.IdentityTenantID, "<TENANT_ID>", "has <TENANT_ID>, which"},
+		"a vault's address":               {api.Vault, "https://team-kv.vault.azure.net/", "; write team-kv"},
+		"a vault's host":                  {api.Vault, "team-kv.vault.azure.net", "; write team-kv"},
+		"a vault's resource id":           {api.Vault, "/subscriptions/x/resourceGroups/y/providers/Microsoft.KeyVault/vaults/team-kv", "; write team-kv"},
+		"a vault with an underscore":      {api.Vault, "team_kv", "; write team-kv"},
+		"an env var where a mode belongs": {api.Env, "DB_PASSWORD", "write keyvault.io/secrets: DB_PASSWORD=OBJECT"},
+		"another name of a field":         {api.Secrets, "- name: a", "did you mean objectName?"},
+		"an octal mode as a number":       {api.Secrets, "- objectName: a\n  filePermission: 256", `write it in octal and in quotes, "0400"`},
+		"a mode in quotes":                {api.Secrets, `[{"objectName":"a","filePermission":"420"}]`, `"0644"`},
+		"an object in a structured item":  {api.Secrets, "- objectName: db_password", "; write db-password"},
+		"a vault in a structured item":    {api.Secrets, "- objectName: a\n  vault: team_kv", "; write team-kv"},
+		"a mode in capitals":              {api.Env, "AUTO", "supported values"},
+		"a field under two names":         {api.Secrets, "- {name: b, objectName: a}", "did you mean objectName?"},
+		"a long provider's text":          {api.Secrets, "array:\n" + strings.Repeat("- objectName: a-name-that-is-long\n", 50), "its objects as items, the first as a-name-that-is-long"},
+		"very many mistakes in one item":  {api.Secrets, strings.Repeat("A: b;", 5000), "no semicolon"},
+		"a connection string":             {api.Secrets, "A=Server=db1;Database=app;Uid=sa;Pwd=Hunter2", "may be a secret itself"},
+		"a password in quotes":            {api.Secrets, "A='Hunter2'", "may be a secret itself"},
+		"a password in two quotes":        {api.Secrets, "A='pa''ss'", "may be a secret itself"},
+		"a placeholder that may be one":   {api.Secrets, "A=${very secret value}", "has a placeholder, which"},
+		"what may be a secret":            {api.Secrets, "A=Sup3r$ecret!Pa55", "the value may be a secret itself and is left out here"},
+		"a character that has no like":    {api.Secrets, "A=pässword", "character 2 is U+00E4; the value may be a secret"},
+	} {
+		t.Run(behaviour, func(t *testing.T) {
+			pod := map[string]string{api.Vault: "team-kv", test.key: test.value}
+			err := only(t, pod)
+			if !strings.Contains(err.Detail, test.want) {
+				t.Errorf("the message says %q, want %q in it", err.Detail, test.want)
+			}
+			if len(err.Error()) > 1024 {
+				t.Errorf("the message has %d bytes", len(err.Error()))
+			}
+			if strings.Contains(test.want, "may be a secret") && strings.Contains(err.Error(), test.value[2:]) {
+				t.Errorf("the message %q has the value", err)
+			}
+		})
+	}
+}
+
+// TestWhatPeopleWriteWithAClass has items that existing classes decide more about.
+func TestWhatPeopleWriteWithAClass(t *testing.T) {
+	for written, want := range map[string]string{
+		"A=https://shop-kv.vault.azure.net/secrets/a":                         "A=a",
+		"array:\n- objectName: a\n  objectAlias: b\n  filePermission: '0400'": "b",
+	} {
+		err := only(t, map[string]string{api.Secrets: written, api.Class: "app"})
+		if !strings.HasSuffix(err.Detail, "write "+want) {
+			t.Errorf("of %q the message says %q, want it to end with %q", written, err.Detail, want)
+		}
+	}
+	if _, errs, _ := api.ParseRequest(api.Annotations{Pod: map[string]string{api.Secrets: "A=db_password", api.Class: "app"}}); len(errs) != 1 || strings.Contains(errs[0].Detail, "db-password") {
+		t.Errorf("a file of a class may have a name that no object has: %v", errs)
+	}
+}
+
+// only is the one error of a request.
+func only(t *testing.T, pod map[string]string) *field.Error {
+	t.Helper()
+	_, errs, _ := api.ParseRequest(api.Annotations{Pod: pod})
+	if len(errs) != 1 {
+		t.Fatalf("%d errors, want 1: %v", len(errs), errs)
+	}
+	return errs[0]
+}

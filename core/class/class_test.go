@@ -1,0 +1,149 @@
+package class_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/akv-injector/akv-injector/core/class"
+	"github.com/akv-injector/akv-injector/internal/corpus/attacks"
+)
+
+func TestRead(t *testing.T) {
+	type parameters = map[string]string
+	for behaviour, test := range map[string]struct {
+		spec class.Spec
+		want class.Class // its name and, but where it says otherwise, its provider go without saying
+	}{
+		"vault and pod identity": {
+			spec: class.Spec{Parameters: parameters{"keyvaultName": " team-kv ", "usePodIdentity": "true"}},
+			want: class.Class{Vault: "team-kv", UsesPodIdentity: true},
+		},
+		"a client id is workload identity": {
+			spec: class.Spec{Parameters: parameters{"clientID": guid, "usePodIdentity": "false"}},
+			want: class.Class{ClientID: guid},
+		},
+		"a client id that is no GUID":       {spec: class.Spec{Parameters: parameters{"clientID": "${ID}"}}, want: class.Class{InvalidClientID: "${ID}"}},
+		"a boolean that isn't one is false": {spec: class.Spec{Parameters: parameters{"usePodIdentity": "yes"}}},
+		"objects, an alias as their file": {
+			spec: class.Spec{Parameters: parameters{"objects": "array:\n  - |\n    objectName: a\n    objectType: secret\n  - |\n    objectName: b\n    objectType: cert\n    objectAlias: tls/b.pem\n    objectVersion: \"\"\n"}},
+			want: class.Class{Objects: []class.Object{{Name: "a", Type: "secret", File: "a"}, {Name: "b", Type: "cert", File: "tls/b.pem"}}},
+		},
+		"objects in one line": {
+			spec: class.Spec{Parameters: parameters{"objects": `array: ["objectName: a", '{"objectName": "b"}']`}},
+			want: class.Class{Objects: []class.Object{{Name: "a", File: "a"}, {Name: "b", File: "b"}}},
+		},
+		"a history's newest file": {
+			spec: class.Spec{Parameters: parameters{"objects": "array:\n- |\n  objectName: a\n  objectVersionHistory: 3\n- |\n  objectName: b\n  objectVersionHistory: 1\n"}},
+			want: class.Class{Objects: []class.Object{{Name: "a", File: "a/0"}, {Name: "b", File: "b"}}},
+		},
+		"the keys of synced Secrets, in order": {
+			spec: class.Spec{SecretObjects: []class.SecretObject{
+				{SecretName: " s ", Type: "Opaque", Data: []class.SecretData{{ObjectName: " tls/b.pem ", Key: " b "}, {ObjectName: "a", Key: "a"}}},
+				{SecretName: "t", Type: "kubernetes.io/tls", Data: []class.SecretData{{ObjectName: "a", Key: "tls.crt"}}},
+			}},
+			want: class.Class{Synced: []class.Synced{{File: "tls/b.pem", Secret: "s", Key: "b"}, {File: "a", Secret: "s", Key: "a"}, {File: "a", Secret: "t", Key: "tls.crt"}}},
+		},
+		"what the driver refuses to sync is not synced": {
+			spec: class.Spec{SecretObjects: []class.SecretObject{
+				{Type: "Opaque", Data: []class.SecretData{{ObjectName: "a", Key: "no-name"}}},
+				{SecretName: "s", Data: []class.SecretData{{ObjectName: "a", Key: "no-type"}}},
+				{SecretName: "s", Type: "Opaque", Data: []class.SecretData{{ObjectName: "a", Key: ""}, {Key: "no-object"}}},
+				{SecretName: "s", Type: "Opaque"},
+			}},
+			want: class.Class{Untyped: []class.Synced{{File: "a", Secret: "s", Key: "no-type"}}},
+		},
+		"another provider's objects are not ours to read": {
+			spec: class.Spec{Provider: "vault", Parameters: parameters{"objects": "- objectName: a\n  secretPath: x"}},
+			want: class.Class{Provider: "vault"},
+		},
+	} {
+		t.Run(behaviour, func(t *testing.T) {
+			for _, provider := range []*string{&test.spec.Provider, &test.want.Provider} {
+				if *provider == "" {
+					*provider = "azure"
+				}
+			}
+			test.want.Name = "c"
+			got := class.Read(&class.SecretProviderClass{ObjectMeta: metav1.ObjectMeta{Name: "c"}, Spec: test.spec})
+			if len(got.Objects) == 0 {
+				got.Objects = nil
+			}
+			if diff := cmp.Diff(&test.want, got); diff != "" {
+				t.Errorf("class differs (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestReadMistakes(t *testing.T) {
+	for behaviour, test := range map[string]struct{ objects, want string }{
+		"no YAML":                {"array: [", "spec.parameters.objects: "},
+		"no array of strings":    {"array:\n- objectName: a\n", "spec.parameters.objects: "},
+		"no list":                {"arry:\n- 'objectName: a'\n", `spec.parameters.objects must have a list "array"`},
+		"an empty list":          {"array:\n", `spec.parameters.objects must have a list "array"`},
+		"an object that is none": {"array:\n- 'objectName: a'\n- 'objectName: [b]'\n", "spec.parameters.objects: array[1]: "},
+	} {
+		t.Run(behaviour, func(t *testing.T) {
+			c := read(test.objects)
+			if !strings.HasPrefix(c.Invalid, test.want) || c.Objects != nil {
+				t.Errorf("objects are %v, invalid since %q; want none, since %q…", c.Objects, c.Invalid, test.want)
+			}
+		})
+	}
+}
+
+// TestReadIsBounded shows that no class takes more time or memory than its length can explain. Read as they are, each of these would take
+// seconds or gigabytes.
+func TestReadIsBounded(t *testing.T) {
+	keys := func(n int) string {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, "k%d: x\n", i)
+		}
+		return b.String()
+	}
+	for behaviour, test := range map[string]struct{ objects, want string }{
+		"an object many times": {
+			"x: &x |\n  objectName: a\n  #" + strings.Repeat("…", 100_000) + "\narray: [" + strings.Repeat("*x,", 900) + "]", "line 4: must have no aliases",
+		},
+		"an alias in an object":           {"array:\n- '{a: &a [b], c: *a}'", "array[0]: line 1: must have no aliases"},
+		"more objects than anyone mounts": {"array: [" + strings.Repeat("'{}',", 1001) + "]", "array: must have at most 1000 objects, has 1001"},
+		"many keys":                       {keys(5_000) + "array: []", "line 1: must have at most 100 keys, has 5001"},
+		"the same key many times":         {"array: [{" + strings.Repeat("a: b,", 5_000) + "}]", "line 1: must have at most 100 keys, has 5000"},
+		"more nodes than anyone needs":    {"array: [" + strings.Repeat("a,", 100_000) + "]", "must have at most 50000 lines, commas, colons and brackets, has 100002"},
+		"a longer text than anyone needs": {"array: ['" + strings.Repeat("a", 1<<20) + "']", "must be at most 524288 bytes, is 1048587"},
+		"many keys in an object":          {"array:\n- |\n  " + strings.ReplaceAll(keys(101), "\n", "\n  "), "array[0]: line 1: must have at most 100 keys, has 101"},
+		"long tags":                       {"%TAG !e! tag:" + strings.Repeat("x", 100_000) + "\n---\na: [" + strings.Repeat("!e!a a,", 10_000) + "]\narray: []", "must have no directives"},
+	} {
+		t.Run(behaviour, func(t *testing.T) {
+			c := read(test.objects)
+			if want := "spec.parameters.objects: " + test.want; c.Invalid != want || c.Objects != nil {
+				t.Errorf("%d objects, invalid since %q; want none, since %q", len(c.Objects), c.Invalid, want)
+			}
+		})
+	}
+	for name, objects := range attacks.Objects {
+		t.Run(name, func(t *testing.T) {
+			var c *class.Class
+			limit := 10 * len(objects)
+			if size := attacks.Allocated(limit, func() { c = read(objects) }); size > limit {
+				t.Errorf("%d bytes were allocated for %d", size, len(objects))
+			}
+			if c.Invalid == "" || len(c.Invalid) > 1024 || c.Objects != nil {
+				t.Errorf("%d objects, invalid since %q", len(c.Objects), c.Invalid)
+			}
+		})
+	}
+	if c := read("array:\n" + strings.Repeat("- {}\n", 100_000)); c.Invalid == "" || len(c.Invalid) > 1024 {
+		t.Errorf("the reason has %d bytes", len(c.Invalid))
+	}
+}
+
+// read reads an Azure class with that parameter.
+func read(objects string) *class.Class {
+	return class.Read(&class.SecretProviderClass{Spec: class.Spec{Provider: "azure", Parameters: map[string]string{"objects": objects}}})
+}

@@ -1,0 +1,183 @@
+package class
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/akv-injector/akv-injector/core/api"
+)
+
+// ManagedByLabel is the label by which a managed class is known, and ManagedBy the value that it has, which is the injector's field manager
+// too.
+const (
+	ManagedByLabel = "app.kubernetes.io/managed-by"
+	ManagedBy      = "akv-injector"
+)
+
+// namePrefix and nameDigits make the name of a managed class: kv-0123456789.
+const (
+	namePrefix = "kv-"
+	nameDigits = 10
+)
+
+// Request is what a managed class has to provide: objects of one vault, read as one identity.
+type Request struct {
+	// Vault and TenantID are never empty.
+	Vault, TenantID string
+	// Mode is how the provider authenticates, never [api.ModeAuto]. [api.ModeNone] stands for the virtual machine's identity.
+	Mode api.Mode
+	// ClientID is whom the provider signs in as; never empty in the workload modes, and unused with pod identity.
+	ClientID string
+	// Items are the objects, each with a path of its own. Env, VaultOrClass and Containers are not looked at.
+	Items []api.Item
+	// Synced are the items, by index, that a Secret needs to hold, since they become env vars.
+	Synced []int
+}
+
+// Managed is the class that provides what r asks for. Equal requests, whatever the order of their items, give equal classes
+// of one name; the name is a hash of the spec. The caller sets the namespace.
+func Managed(r Request) *SecretProviderClass {
+	items := slices.Clone(r.Items)
+	slices.SortFunc(items, func(a, b api.Item) int { return strings.Compare(a.Path(), b.Path()) })
+	spec := Spec{Provider: Provider, Parameters: r.parameters(items)}
+	data := r.data()
+	name := managedName(spec, data)
+	if len(data) > 0 {
+		spec.SecretObjects = []SecretObject{{SecretName: name, Type: syncedType, Data: data}}
+	}
+	return &SecretProviderClass{
+		TypeMeta:   metav1.TypeMeta{APIVersion: GroupVersion.String(), Kind: Kind},
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{ManagedByLabel: ManagedBy}},
+		Spec:       spec,
+	}
+}
+
+// SecretKey is the key under which a managed class syncs a file.
+func SecretKey(file string) string {
+	return strings.ReplaceAll(file, "/", ".")
+}
+
+// syncedType is the type of the Secret that a managed class syncs.
+const syncedType = "Opaque"
+
+// managedName is the name of the managed class with that spec, but for its Secret, which holds data: it is named after the class, so its
+// name can't be part of what is hashed.
+func managedName(spec Spec, data []SecretData) string {
+	spec.SecretObjects = []SecretObject{{Type: syncedType, Data: data}}
+	text, err := json.Marshal(spec, json.Deterministic(true), jsontext.AllowInvalidUTF8(true))
+	if err != nil {
+		panic(fmt.Sprintf("print class: %v", err)) // strings always have a JSON form
+	}
+	sum := sha256.Sum256(text)
+	return namePrefix + hex.EncodeToString(sum[:])[:nameDigits]
+}
+
+// IsManagedName reports whether a class of that name may be a managed one.
+func IsManagedName(name string) bool {
+	digits, ok := strings.CutPrefix(name, namePrefix)
+	return ok && len(digits) == nameDigits && strings.Trim(digits, "0123456789abcdef") == ""
+}
+
+// Available is [api.Available] for classes; without the driver, the cluster does not know their kind. Managed classes are not offered: users do not
+// name them.
+func Available(name string, names []string, noDriver bool) string {
+	if noDriver && len(names) == 0 {
+		return "; this cluster doesn't know that kind: install the Secrets Store CSI driver, or a newer one"
+	}
+	return api.Available(name, Kind, slices.DeleteFunc(slices.Clone(names), IsManagedName))
+}
+
+// IsIntact reports whether a class's spec is the one that [Managed] gives a class of its name.
+func IsIntact(spc *SecretProviderClass) bool {
+	var data []SecretData
+	switch secrets := spc.Spec.SecretObjects; {
+	case len(secrets) == 0:
+	case len(secrets) == 1 && secrets[0].SecretName == spc.Name && secrets[0].Type == syncedType && len(secrets[0].Data) > 0:
+		data = secrets[0].Data
+	default:
+		return false
+	}
+	return managedName(spc.Spec, data) == spc.Name
+}
+
+// data is what the synced Secret holds, sorted by key.
+func (r Request) data() []SecretData {
+	data := make([]SecretData, 0, len(r.Synced))
+	for _, index := range r.Synced {
+		file := r.Items[index].File()
+		data = append(data, SecretData{ObjectName: file, Key: SecretKey(file)})
+	}
+	slices.SortFunc(data, func(a, b SecretData) int { return strings.Compare(a.Key, b.Key) })
+	return data
+}
+
+func (r Request) parameters(items []api.Item) map[string]string {
+	parameters := map[string]string{
+		paramVault:    strings.ToLower(r.Vault), // a part of a host's name, which knows no case
+		paramTenantID: r.TenantID,
+		paramObjects:  printObjects(items),
+	}
+	switch r.Mode {
+	case api.ModePodIdentity:
+		parameters[paramPodIdentity] = "true"
+	case api.ModeWorkloadIdentity:
+		parameters[paramClientID] = r.ClientID
+	case api.ModeIdentityBinding:
+		parameters[paramClientID] = r.ClientID
+		parameters[paramTokenProxy] = "true"
+	case api.ModeNone:
+		parameters[paramVMIdentity] = "true"
+		if r.ClientID != "" {
+			parameters[paramUserAssignedID] = r.ClientID
+		}
+	case api.ModeAuto:
+		panic("class: a managed class needs a mode that is decided")
+	}
+	return parameters
+}
+
+// printObjects writes the parameter "objects" as people write it by hand: an array of block strings.
+func printObjects(items []api.Item) string {
+	var b strings.Builder
+	b.WriteString("array:\n")
+	for _, item := range items {
+		b.WriteString("- |\n")
+		line := func(name, value string) {
+			if value != "" {
+				b.WriteString("  " + name + ": " + value + "\n")
+			}
+		}
+		line("objectName", quote(item.Name))
+		kind := item.Type
+		if kind == "" {
+			kind = api.TypeSecret
+		}
+		line("objectType", kind)
+		line("objectAlias", quote(item.Alias))
+		line("objectVersion", quote(strings.ToLower(item.Version))) // as Key Vault prints it: with a history, the provider compares
+		if item.History > 0 {
+			line("objectVersionHistory", strconv.Itoa(item.History))
+		}
+		line("objectFormat", item.Format)
+		line("objectEncoding", item.Encoding)
+		line("filePermission", quote(item.Permission))
+	}
+	return b.String()
+}
+
+// quote makes a YAML string of s that can't be taken for a number, a boolean or a null. Go's escapes are YAML's, and leave nothing that
+// YAML takes for a line break, such as U+2028.
+func quote(s string) string {
+	if s == "" {
+		return ""
+	}
+	return strconv.QuoteToASCII(s)
+}

@@ -1,0 +1,106 @@
+// Package facts has the questions that a decision about a pod asks about the pod's namespace, and the types of the
+// answers. A [Source] answers them; package cluster has the sources that read an API server, and [Objects] is one that
+// holds objects from manifests:
+//
+//	namespace, err := source.Namespace(ctx, "shop", false)
+//	answer, err := source.Facts(ctx, "shop", facts.Needs{Classes: []string{"key-vault-secret"}}, false)
+//	if c := answer.Class("key-vault-secret"); c == nil { … } // does not exist
+//
+// The package makes no decision and opens no connection.
+package facts
+
+import (
+	"context"
+
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/class"
+)
+
+// Source answers questions about namespaces. Callers must not modify what it returns.
+type Source interface {
+	// Namespace returns the labels and annotations of a namespace. If fresh, it reads the API server, not a cache. A namespace
+	// that does not exist has an empty name.
+	Namespace(ctx context.Context, name string, fresh bool) (Namespace, error)
+	// Facts returns the objects in needs that exist in the namespace. If fresh, it reads the API server, not a cache, and the
+	// answer has the names of what else exists.
+	Facts(ctx context.Context, namespace string, needs Needs, fresh bool) (Answer, error)
+}
+
+// Namespace is a namespace with its labels and annotations. A Source may leave out keys that are not under a prefix of the
+// contract.
+type Namespace struct {
+	Name                string
+	Labels, Annotations map[string]string
+}
+
+// OptedIn reports whether a label of the namespace turns on injection.
+func (n Namespace) OptedIn() bool {
+	switch n.Labels[api.Injection] {
+	case api.InjectionEnabled, api.InjectionAlways:
+		return true
+	}
+	return false
+}
+
+// Needs are the objects to look up in a namespace. Empty fields need nothing.
+type Needs struct {
+	// Classes are names of SecretProviderClasses.
+	Classes []string
+	// ServiceAccount is the name of the ServiceAccount that the pod runs as; NamedServiceAccount is the one that the identity's
+	// name may mean.
+	ServiceAccount, NamedServiceAccount string
+	// Selector is the spec.selector of an AzureIdentityBinding.
+	Selector string
+	// Identities needs the names of all identities. Messages offer them; no decision depends on them.
+	Identities bool
+}
+
+// IsEmpty reports whether there is nothing to look up.
+func (n Needs) IsEmpty() bool {
+	return len(n.Classes) == 0 && n.ServiceAccount == "" && n.NamedServiceAccount == "" && n.Selector == "" && !n.Identities
+}
+
+// Answer has those of the needed objects that exist.
+type Answer struct {
+	// Classes are in any order.
+	Classes []*class.Class
+	// ServiceAccount and NamedServiceAccount are nil if they do not exist.
+	ServiceAccount, NamedServiceAccount *ServiceAccount
+	// Bound is true if an AzureIdentityBinding has the needed selector.
+	Bound bool
+	// Available has names that errors offer. It may be empty if nothing is missing.
+	Available Available
+}
+
+// Class returns the class of that name, or nil.
+func (a *Answer) Class(name string) *class.Class {
+	for _, c := range a.Classes {
+		if c.Name == name {
+			return c
+		}
+	}
+	return nil
+}
+
+// ServiceAccount has the fields of a ServiceAccount that decisions depend on.
+type ServiceAccount struct {
+	Name string
+	// ClientID is the client id in its annotation if that is a GUID; InvalidClientID if it is not.
+	ClientID, InvalidClientID string
+	// TenantID is the tenant id in its annotation, valid or not.
+	TenantID string
+	// PullSecrets are the names in its imagePullSecrets.
+	PullSecrets []string
+}
+
+// Available lists names of objects in a namespace. Managed classes are not listed.
+type Available struct {
+	Classes, ServiceAccounts []string
+	// Clients are the ServiceAccounts with a client id. They are listed if all identities were needed, or if something is
+	// missing from a fresh answer.
+	Clients []string
+	// Selectors are those of the AzureIdentityBindings.
+	Selectors []string
+	// NoDriver is true if the cluster does not have the kind SecretProviderClass.
+	NoDriver bool
+}

@@ -1,0 +1,133 @@
+package inject
+
+import (
+	"gomodules.xyz/jsonpatch/v2"
+
+	"github.com/akv-injector/akv-injector/core/pods"
+)
+
+// Entry is one label or annotation.
+type Entry struct {
+	Key, Value string
+}
+
+// Change is what a pod lacks. It can only add, but for the three things that the contract lets it replace: an env var that
+// the request overrides, the injector's own label and status, and a ServiceAccount that is no more than the default, with what the API server added
+// for that.
+type Change struct {
+	Labels, Annotations []Entry
+	// ServiceAccountName is whom the pod is to run as; empty to leave it.
+	ServiceAccountName string
+	// RemovePullSecrets removes spec.imagePullSecrets, and RemoveVolumes volumes by their indices, in descending order; see leaveServiceAccount.
+	RemovePullSecrets bool
+	RemoveVolumes     []int
+	// Volumes follow those that the pod has.
+	Volumes []Volume
+	// Containers are the changes by container, init containers first, each list in the order of the pod.
+	Containers []ContainerChange
+}
+
+// ContainerChange is what one container lacks.
+type ContainerChange struct {
+	// Init says which list Index counts in.
+	Init  bool
+	Index int
+	// RemoveMounts removes mounts by their indices, in descending order.
+	RemoveMounts []int
+	// Mounts follow those that the container has.
+	Mounts []Mount
+	// Env precedes what the container has, so that its own env vars may refer to it by $(NAME).
+	Env []EnvVar
+	// Replace are env vars of the container that the request overrides, by their index.
+	Replace []EnvReplacement
+}
+
+// EnvReplacement is an env var and the index of the one that it replaces.
+type EnvReplacement struct {
+	Index int
+	Var   EnvVar
+}
+
+// Volume is an inline volume of the Secrets Store CSI driver.
+type Volume struct {
+	Name string
+	// Class is the name of the SecretProviderClass that the volume mounts.
+	Class string
+}
+
+// Mount is a read-only mount of a volume.
+type Mount struct {
+	Volume, Path string
+}
+
+// EnvVar is an env var from a key of a Secret.
+type EnvVar struct {
+	Name, Secret, Key string
+}
+
+// IsEmpty reports whether the pod lacks nothing.
+func (c *Change) IsEmpty() bool {
+	return len(c.Labels) == 0 && len(c.Annotations) == 0 && c.ServiceAccountName == "" && len(c.Volumes) == 0 && len(c.Containers) == 0
+}
+
+// Operations renders the change as a JSON Patch (RFC 6902) of the object that holds subject, in a fixed order: labels,
+// annotations, ServiceAccount, volumes, containers. Values that are not strings implement [Appender].
+func (c *Change) Operations(subject *pods.Subject) []jsonpatch.Operation {
+	if c.IsEmpty() {
+		return nil
+	}
+	size := 3 + len(c.Labels) + len(c.Annotations) + len(c.Volumes) + len(c.RemoveVolumes)
+	for i := range c.Containers {
+		size += len(c.Containers[i].RemoveMounts) + len(c.Containers[i].Mounts) + len(c.Containers[i].Env) + len(c.Containers[i].Replace)
+	}
+	w := newPatchWriter(size)
+	root := subject.Root.Pointer
+	meta := subject.Meta
+	if meta == nil {
+		meta = &pods.Meta{}
+		if len(c.Labels)+len(c.Annotations) > 0 {
+			w.op("add", root+"/metadata", object{})
+		}
+	}
+	w.entries(root+"/metadata/labels", meta.HasLabels, meta.Labels, c.Labels)
+	w.entries(root+"/metadata/annotations", meta.HasAnnotations, meta.Annotations, c.Annotations)
+	spec := root + "/spec"
+	if c.ServiceAccountName != "" {
+		w.set(spec+"/serviceAccountName", subject.Spec.ServiceAccountName != "", c.ServiceAccountName)
+	}
+	if c.RemovePullSecrets {
+		w.op("remove", spec+"/imagePullSecrets", nil)
+	}
+	for _, index := range c.RemoveVolumes {
+		w.op("remove", w.pointer(spec, "/volumes/", index), nil)
+	}
+	appendTo(w, spec+"/volumes", len(subject.Spec.Volumes) == 0, c.Volumes)
+	for i := range c.Containers {
+		c.Containers[i].operations(w, spec, &subject.Spec)
+	}
+	return w.ops
+}
+
+func (c *ContainerChange) operations(w *patchWriter, spec string, pod *pods.Spec) {
+	list, container := "/containers/", (*pods.Container)(nil)
+	if c.Init {
+		list, container = "/initContainers/", &pod.InitContainers[c.Index]
+	} else {
+		container = &pod.Containers[c.Index]
+	}
+	pointer := w.pointer(spec, list, c.Index)
+	for i := range c.Replace {
+		w.op("replace", w.pointer(pointer, "/env/", c.Replace[i].Index), &c.Replace[i].Var)
+	}
+	if len(container.Env) == 0 && len(c.Env) > 0 {
+		w.op("add", pointer+"/env", array[EnvVar, *EnvVar](c.Env))
+	} else {
+		for i := range c.Env {
+			w.op("add", w.pointer(pointer, "/env/", i), &c.Env[i])
+		}
+	}
+	for _, index := range c.RemoveMounts {
+		w.op("remove", w.pointer(pointer, "/volumeMounts/", index), nil)
+	}
+	appendTo(w, pointer+"/volumeMounts", len(container.Mounts) == 0, c.Mounts)
+}

@@ -1,0 +1,202 @@
+package inject
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/facts"
+	"github.com/akv-injector/akv-injector/core/policy"
+)
+
+// Decide returns what the pod gets. It may be called again with a fresher answer. It reports all mistakes at once: only what
+// depends on a value that cannot be parsed is skipped. A default of the namespace that does not fit the pod is skipped with a
+// warning.
+func (p *Plan) Decide(answer facts.Answer) Result {
+	return p.fit(&answer, false)
+}
+
+// DecideClasses returns the managed classes that the pod gets, as [Plan.Decide] does. It reads neither containers nor volumes, so
+// the subject of an [Outline] is enough.
+func (p *Plan) DecideClasses(answer facts.Answer) Result {
+	return p.fit(&answer, true)
+}
+
+// fit decides without those defaults of the namespace that cause errors. The errors become warnings.
+func (p *Plan) fit(answer *facts.Answer, onlyClasses bool) Result {
+	if !p.requested {
+		return Result{Outcome: NotRequested, Warnings: p.warnings, NotOptedIn: p.notOptedIn}
+	}
+	var result Result
+	if onlyClasses {
+		result = p.decideClasses(answer)
+	} else {
+		result = p.decide(answer)
+	}
+	errs := result.AllErrors()
+	if len(errs) == 0 {
+		return result
+	}
+	for _, keys := range p.misfits(errs) {
+		other := p.without(keys).fit(answer, onlyClasses)
+		remaining := other.AllErrors()
+		if len(remaining) < len(errs) {
+			other.Warnings = append(skipped(errs, remaining, keys), other.Warnings...)
+			other.Missed = true // the default may fit a fresher answer
+			return other
+		}
+	}
+	return result
+}
+
+// decide makes all decisions about a pod, in the order in which they depend on each other.
+func (p *Plan) decide(answer *facts.Answer) Result {
+	r := p.newReport()
+	p, selected := p.selectContainers(r)
+	p.warnUnreadable(selected, r)
+	content := p.existingClasses(answer, r)
+	var id identity
+	if !p.request.Illegible(api.IdentityName, api.IdentityMode, api.Class) {
+		id = p.bindIdentity(answer, r)
+		if p.asksManaged() {
+			content = p.managedClasses(&id, answer, r)
+		}
+	}
+	p.checkCeilings(content, &id, answer, r)
+	change := Change{Labels: id.labels, Annotations: id.annotations, ServiceAccountName: id.serviceAccountName}
+	if !p.request.Illegible(api.MountPath, api.Containers) {
+		change.Volumes = p.addVolumes(content, r)
+		change.Containers = p.changeContainers(selected, content, answer, r)
+	}
+	if len(r.errors)+len(r.unresolved) > 0 || p.givesNothing(content, &id) {
+		return r.result(Change{}, content)
+	}
+	change = p.leaveServiceAccount(change, answer)
+	if value, ok := p.subject.Label(api.Injected); !ok || value != "true" {
+		change.Labels = append(change.Labels, Entry{api.Injected, "true"})
+	}
+	if status := p.status(selected, content, &id); p.subject.Annotations[api.Status] != status {
+		change.Annotations = append(change.Annotations, Entry{api.Status, status})
+	}
+	result := r.result(change, content)
+	if result.Outcome = Injected; change.IsEmpty() {
+		result.Outcome = Unchanged
+	}
+	return result
+}
+
+// decideClasses makes the decisions that the managed classes of a pod depend on.
+func (p *Plan) decideClasses(answer *facts.Answer) Result {
+	r := p.newReport()
+	content := &content{}
+	var id identity
+	if !p.request.Illegible(api.IdentityName, api.IdentityMode, api.Class) {
+		id = p.bindIdentity(answer, r)
+		if p.asksManaged() {
+			content = p.managedClasses(&id, answer, r)
+		}
+	}
+	p.checkCeilings(content, &id, answer, r)
+	return r.result(Change{}, content)
+}
+
+// newReport returns a report with what the parser found.
+func (p *Plan) newReport() *report {
+	return &report{errors: slices.Clone(p.errs), warnings: slices.Clone(p.warnings)}
+}
+
+// result returns the result of a decision. Its Outcome is that of the errors, or [NotRequested] without any.
+func (r *report) result(change Change, content *content) Result {
+	result := Result{
+		Outcome: NotRequested, Change: change, Classes: content.classes,
+		Warnings: r.warnings, Errors: r.errors, Unresolved: r.unresolved, Missed: r.missed,
+	}
+	if errs := r.all(); len(errs) > 0 {
+		result.Outcome = outcomeOf(errs)
+	}
+	return result
+}
+
+// givesNothing reports whether the pod gets neither a mount nor an identity.
+func (p *Plan) givesNothing(content *content, id *identity) bool {
+	return len(content.mounts) == 0 && (id.mode == api.ModeNone || !p.asksIdentity())
+}
+
+// checkCeilings checks what the pod gets against the ceilings of its namespace.
+func (p *Plan) checkCeilings(content *content, id *identity, answer *facts.Answer, r *report) {
+	for i := range content.mounts {
+		if m := &content.mounts[i]; m.vault != "" {
+			r.forbid(policy.CheckVault(p.namespace, m.vault, p.writtenAt(m)))
+		}
+	}
+	if !p.defaults.AllowVMIdentity {
+		for index, name := range p.request.Classes {
+			// A class without any identity is rejected, ceiling or not.
+			if c := answer.Class(name); c != nil && (c.UsesNodeIdentity || p.hasNodePublishSecret(name)) {
+				r.forbid(policy.CheckNameless(p.namespace, c, p.path(api.Class).Index(index)))
+			}
+		}
+	}
+	if id.bound != "" {
+		r.forbid(policy.CheckIdentity(p.namespace, id.bound, p.boundPath(id)))
+	}
+	// The pod's own label binds it in every mode.
+	if label, _ := p.subject.Label(api.PodIdentityBinding); label != "" && label != id.bound && !p.givesNothing(content, id) {
+		r.forbid(policy.CheckIdentity(p.namespace, label, p.subject.LabelPath(api.PodIdentityBinding)))
+	}
+}
+
+// misfits returns lists of keys. Without the namespace's defaults for the keys of one list, there may be fewer errors: the keys
+// that errors are about, and the keys that request Key Vault if the pod itself does not.
+func (p *Plan) misfits(errs field.ErrorList) [][]string {
+	var named, asking []string
+	for i := range api.Keys {
+		key := api.Keys[i].Name
+		if p.request.OriginOf(key) != api.FromNamespace {
+			continue
+		}
+		path := p.path(key).String()
+		if slices.ContainsFunc(errs, func(err *field.Error) bool { return strings.HasPrefix(err.Field, path) }) {
+			named = append(named, key)
+		}
+		if key == api.Secrets || key == api.Class {
+			asking = append(asking, key)
+		}
+	}
+	var misfits [][]string
+	if len(named) > 0 {
+		misfits = append(misfits, named)
+	}
+	if len(asking) > 0 && p.request.OriginOf(api.Secrets) != api.FromPod && p.request.OriginOf(api.Class) != api.FromPod {
+		misfits = append(misfits, asking)
+	}
+	return misfits
+}
+
+// without returns the plan without the namespace's defaults for some keys.
+func (p *Plan) without(keys []string) *Plan {
+	namespace := p.namespace
+	namespace.Annotations = maps.Clone(namespace.Annotations)
+	for _, key := range keys {
+		delete(namespace.Annotations, key)
+	}
+	return NewPlan(p.subject, namespace, p.defaults)
+}
+
+// skipped returns warnings for the errors that are gone once the namespace's defaults for keys are skipped.
+func skipped(errs, remaining field.ErrorList, keys []string) field.ErrorList {
+	var list field.ErrorList
+	names := strings.Join(keys, " and ")
+	for _, err := range errs {
+		if slices.ContainsFunc(remaining, func(other *field.Error) bool { return other.Field == err.Field && other.Origin == err.Origin }) {
+			continue
+		}
+		own := *err
+		own.Detail += "; the namespace's default of " + names + " was skipped: set " + names + ` on the pod, to "" if it needs none`
+		list = append(list, &own)
+	}
+	return list
+}

@@ -1,0 +1,49 @@
+package inject
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/pods"
+)
+
+// othersRead are the bits of a file's mode that let users other than its owner read it. The image may put the user into the group of root.
+const othersRead = 0o044
+
+// warnUnreadable warns of files that no selected container can read: they belong to root, whatever the pod's fsGroup is. For an item that
+// becomes an env var this may be intended.
+func (p *Plan) warnUnreadable(selected []container, r *report) {
+	if len(p.request.Classes) > 0 || len(selected) == 0 {
+		return
+	}
+	if slices.ContainsFunc(selected, func(c container) bool { return mayBeRoot(&p.subject.Spec.SecurityContext, &c.SecurityContext) }) {
+		return
+	}
+	for index, item := range p.request.Items {
+		mode, err := strconv.ParseUint(item.Permission, 8, 32)
+		if err != nil || mode&othersRead != 0 || item.EnvFor(p.request.EnvMode) != "" {
+			continue // the provider's default is 0644
+		}
+		r.warn(api.FileUnreadable, field.Invalid(p.itemPath(index).Child("filePermission"), item.Permission, fmt.Sprintf(
+			`must let others read, as "0444" does: the file is root's, and container %s does not run as root`, selected[0].Name)))
+	}
+}
+
+// mayBeRoot reports whether a container may run as root. If neither security context sets the user, the image decides.
+func mayBeRoot(pod, own *pods.SecurityContext) bool {
+	user, nonRoot := own.RunAsUser, own.RunAsNonRoot
+	if user == nil {
+		user = pod.RunAsUser
+	}
+	if nonRoot == nil {
+		nonRoot = pod.RunAsNonRoot
+	}
+	if user != nil {
+		return *user == 0
+	}
+	return nonRoot == nil || !*nonRoot
+}

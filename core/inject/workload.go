@@ -1,0 +1,180 @@
+package inject
+
+import (
+	"maps"
+
+	"gomodules.xyz/jsonpatch/v2"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/pods"
+)
+
+// template is a workload's pod template and where it is; nil where the workload has none.
+func template(w *pods.Workload) (*pods.Pod, pods.Root) {
+	if w.JobTemplate != nil {
+		return w.JobTemplate, pods.CronJobRoot
+	}
+	return w.Template, pods.TemplateRoot
+}
+
+// ownAnnotations are those of a workload itself; of a CronJob also those of its Jobs, which win.
+func ownAnnotations(w *pods.Workload) map[string]string {
+	if len(w.JobAnnotations) == 0 {
+		return w.Meta.Annotations
+	}
+	own := make(map[string]string, len(w.Meta.Annotations)+len(w.JobAnnotations))
+	maps.Copy(own, w.Meta.Annotations)
+	maps.Copy(own, w.JobAnnotations)
+	return own
+}
+
+// ownPath is where an annotation of a workload itself was written.
+func ownPath(w *pods.Workload, key string) *field.Path {
+	if _, ofJobs := w.JobAnnotations[key]; ofJobs {
+		return field.NewPath("spec", "jobTemplate", "metadata", "annotations").Key(key)
+	}
+	return field.NewPath("metadata", "annotations").Key(key)
+}
+
+func annotationsOf(template *pods.Pod) map[string]string {
+	if template.Meta == nil {
+		return nil
+	}
+	return template.Meta.Annotations
+}
+
+// Handover is what a pod template inherits from the annotations of its workload.
+type Handover struct {
+	// Subject is the template as its pods will be, with the annotations that are effective for them.
+	Subject pods.Subject
+	// Inherited is the value that the template's annotation [api.Inherited] must have; empty where the template must not have it.
+	Inherited string
+	// Warnings name annotations of the workload that the template has with another value.
+	Warnings field.ErrorList
+	// Requested is true where the workload or its template requests anything.
+	Requested bool
+}
+
+// HandDown computes what the annotations of w request for the pods of its template. It depends on w alone, not on what the template inherited
+// before. It reports false where w has no template, or has a controller: that wrote the template, and would replace a changed one forever.
+func HandDown(w *pods.Workload) (Handover, bool) {
+	template, root := template(w)
+	if template == nil || w.Meta.Controller != nil {
+		return Handover{}, false
+	}
+	own, theirs := ownAnnotations(w), annotationsOf(template)
+	h := Handover{Subject: pods.Subject{Pod: template, Root: root, Claims: w.Claims}, Inherited: api.FormatInherited(own)}
+	effective := make(map[string]string, len(own)+len(theirs))
+	for key, value := range own {
+		if api.IsOurs(key) && key != api.Status { // an unknown key is an error where it was written
+			effective[key] = value
+		}
+	}
+	for key, value := range theirs {
+		if key != api.Inherited {
+			effective[key] = value
+		}
+	}
+	for i := range api.Keys {
+		key := api.Keys[i].Name
+		value, inherits := own[key]
+		current, has := theirs[key]
+		if api.IsRequestKey(key) && inherits && has && value != current {
+			h.Warnings = append(h.Warnings, api.Because(api.TemplateDiffers, field.Invalid(root.Child("metadata", "annotations").Key(key), api.Echo(current),
+				"is the template's own and was kept; the "+kindOr(w.Kind)+"'s is another: write the annotation in one of the two places")))
+		}
+	}
+	h.Subject.Annotations = effective
+	h.Subject.AnnotationPath = func(key string) *field.Path {
+		_, inherits := own[key]
+		if _, has := theirs[key]; inherits && !has || key == api.Inherited {
+			return ownPath(w, key)
+		}
+		return nil
+	}
+	h.Requested = api.Asked(effective)
+	return h, true
+}
+
+func kindOr(kind string) string {
+	if kind == "" {
+		return "workload"
+	}
+	return kind
+}
+
+// SameRequest reports whether an update leaves unchanged everything that a request is read from: the annotations under the prefixes of the
+// contract, of the workload and of its template, but for those that the injector writes.
+func SameRequest(w, old *pods.Workload) bool {
+	now, _ := template(w)
+	before, _ := template(old)
+	if now == nil || before == nil {
+		return now == before
+	}
+	return maps.Equal(requestOf(ownAnnotations(w)), requestOf(ownAnnotations(old))) &&
+		maps.Equal(requestOf(annotationsOf(now)), requestOf(annotationsOf(before)))
+}
+
+func requestOf(annotations map[string]string) map[string]string {
+	requested := maps.Clone(annotations)
+	maps.DeleteFunc(requested, func(key, _ string) bool { return !api.IsOurs(key) || api.IsWritten(key) })
+	return requested
+}
+
+// Operations renders the handover as a JSON Patch of the workload.
+func (h *Handover) Operations() []jsonpatch.Operation {
+	return inherit(&h.Subject, h.Inherited)
+}
+
+// Template is the template with what it inherits.
+func (h *Handover) Template() *pods.Pod {
+	template, meta := *h.Subject.Pod, pods.Meta{}
+	if template.Meta != nil {
+		meta = *template.Meta
+	}
+	meta.Annotations = maps.Clone(meta.Annotations)
+	delete(meta.Annotations, api.Inherited)
+	if h.Inherited != "" {
+		if meta.Annotations == nil {
+			meta.Annotations = map[string]string{}
+		}
+		meta.Annotations[api.Inherited], meta.HasAnnotations = h.Inherited, true
+	}
+	template.Meta = &meta
+	return &template
+}
+
+// Restore renders a JSON Patch that gives the template of a workload what the template of old inherited. Many clients send a template without that, and
+// the template of a Job is immutable.
+func Restore(w, old *pods.Workload) []jsonpatch.Operation {
+	now, root := template(w)
+	before, _ := template(old)
+	if now == nil || before == nil || annotationsOf(before)[api.Inherited] == "" {
+		return nil
+	}
+	return inherit(&pods.Subject{Pod: now, Root: root}, annotationsOf(before)[api.Inherited])
+}
+
+// inherit gives a template the annotation [api.Inherited], or takes it away where value is empty.
+func inherit(template *pods.Subject, value string) []jsonpatch.Operation {
+	meta := template.Meta
+	if meta == nil {
+		meta = &pods.Meta{}
+	}
+	current, has := meta.Annotations[api.Inherited]
+	if current == value && has == (value != "") {
+		return nil
+	}
+	w := newPatchWriter(2)
+	metadata := template.Root.Pointer + "/metadata"
+	if value == "" {
+		w.op("remove", metadata+"/annotations/"+escape(api.Inherited), nil)
+		return w.ops
+	}
+	if template.Meta == nil {
+		w.op("add", metadata, object{})
+	}
+	w.entries(metadata+"/annotations", meta.HasAnnotations, meta.Annotations, []Entry{{api.Inherited, value}})
+	return w.ops
+}

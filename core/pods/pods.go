@@ -1,0 +1,657 @@
+// Package pods has what a review reads of the pods and workloads that it is about: the fields that a decision depends on, and no other.
+// Memory therefore follows what is read, not what is sent:
+//
+//	var pod pods.Pod
+//	if err := pods.Decode(text, &pod); err != nil {
+//
+// A field that is not here can change no decision, and a patch, which names only what it adds, cannot lose it.
+//
+// The package decides nothing. What the Kubernetes API has besides is in k8s.io/api.
+package pods
+
+import (
+	"bytes"
+
+	corev1 "k8s.io/api/core/v1"
+	apivalidation "k8s.io/apimachinery/pkg/api/validation"
+
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/jsonstream"
+)
+
+// Pod is a pod or a pod template.
+type Pod struct {
+	// Meta is nil where a template has no metadata.
+	Meta *Meta
+	Spec Spec
+}
+
+// Meta is the metadata of an object.
+type Meta struct {
+	Name, GenerateName string
+	// Labels and Annotations hold the entries that the injector reads; nil where there are none.
+	Labels, Annotations map[string]string
+	// HasLabels and HasAnnotations are true where the object has any, whether or not the injector reads them.
+	HasLabels, HasAnnotations bool
+	// Controller is the owner reference that is marked as the controller; nil where there is none.
+	Controller *Owner
+	// Deleted is true once the object has a deletion timestamp.
+	Deleted bool
+}
+
+// Owner is an owner reference.
+type Owner struct {
+	Kind, Name string
+}
+
+// Spec is the spec of a pod.
+type Spec struct {
+	// ServiceAccountName and ServiceAccount are the field of that name and its deprecated alias.
+	ServiceAccountName, ServiceAccount string
+	// HasAutomount is true where the pod sets automountServiceAccountToken.
+	HasAutomount bool
+	HostNetwork  bool
+	// OS is spec.os.name, NodeOS the node selector kubernetes.io/os.
+	OS, NodeOS      string
+	SecurityContext SecurityContext
+	// PullSecrets are the names in spec.imagePullSecrets.
+	PullSecrets                []string
+	Volumes                    []Volume
+	InitContainers, Containers []Container
+}
+
+// SecurityContext says as whom a container runs. Nil fields are not set. What they point to is shared and read-only.
+type SecurityContext struct {
+	RunAsUser    *int64
+	RunAsNonRoot *bool
+}
+
+// Volume is a volume of a pod.
+type Volume struct {
+	Name string
+	// CSI is nil for a volume of another kind.
+	CSI *CSI
+	// ReadOnly is true for the kinds that the kubelet always mounts read-only: configMap, secret, projected, downwardAPI, image.
+	ReadOnly bool
+	// HasIdentityToken is true where the volume projects a token by which the pod's ServiceAccount signs in to Microsoft Entra.
+	HasIdentityToken bool
+	// IsAPIToken is true where the volume projects exactly what the ServiceAccount admission plugin gives a pod: a token for the API server, its CA
+	// bundle and the namespace.
+	IsAPIToken bool
+}
+
+// CSI is an inline volume of a CSI driver.
+type CSI struct {
+	Driver     string
+	ReadOnly   bool
+	Attributes map[string]string
+	// HasNodePublishSecret is true where the volume names a Secret for the driver.
+	HasNodePublishSecret bool
+}
+
+// Container is a container or an init container.
+type Container struct {
+	Name            string
+	Env             []EnvVar
+	EnvFrom         []EnvFrom
+	Mounts          []Mount
+	Devices         []Device
+	SecurityContext SecurityContext
+}
+
+// EnvVar is an env var of a container. SecretKey is nil unless its value is a key of a Secret.
+type EnvVar struct {
+	Name      string
+	SecretKey *SecretKey
+}
+
+// EnvFrom makes an env var of each key of a Secret or a ConfigMap: one of the two has a name.
+type EnvFrom struct {
+	Prefix, Secret, ConfigMap string
+}
+
+// SecretKey is a key of a Secret in the pod's namespace.
+type SecretKey struct {
+	Secret, Key string
+}
+
+// Mount is a volumeMount of a container.
+type Mount struct {
+	Volume, Path string
+	ReadOnly     bool
+	// Part is true for a mount of a file or folder of the volume, by subPath or subPathExpr.
+	Part bool
+}
+
+// Device is a volumeDevice of a container.
+type Device struct {
+	Volume, Path string
+}
+
+// Workload is a Deployment, StatefulSet, DaemonSet, ReplicaSet, Job or CronJob.
+type Workload struct {
+	Kind string
+	Meta Meta
+	// Template is spec.template, JobTemplate the one within the spec.jobTemplate of a CronJob. At most one is there.
+	Template, JobTemplate *Pod
+	// JobAnnotations are the annotations in the metadata of a CronJob's spec.jobTemplate.
+	JobAnnotations map[string]string
+	// Claims are the names of the volumeClaimTemplates of a StatefulSet, which become volumes of its pods.
+	Claims []string
+}
+
+// ObjectMeta is the pod's metadata; nil where it has none.
+func (p *Pod) ObjectMeta() *Meta {
+	return p.Meta
+}
+
+// ObjectMeta is the workload's metadata.
+func (w *Workload) ObjectMeta() *Meta {
+	return &w.Meta
+}
+
+// MaxKept is how much memory the fields of one review may take, in bytes. A pod that fits into etcd takes less than half of it.
+const MaxKept = 16 << 20
+
+// Texts of more bytes are cut, and then equal no valid value.
+const (
+	// MaxName is the length of the longest name of an object.
+	MaxName   = 253
+	maxPath   = 4 << 10
+	maxLabels = 4 << 10 // all labels that are read
+)
+
+// Decode reads an object, a [Pod] or a [Workload], from JSON.
+func Decode(text []byte, into interface{ Read(r *jsonstream.Reader) }) error {
+	var r jsonstream.Reader
+	r.Reset(bytes.NewReader(text), MaxKept)
+	into.Read(&r)
+	return r.Close()
+}
+
+// Read reads a pod.
+func (p *Pod) Read(r *jsonstream.Reader) {
+	for name := range r.Members {
+		switch string(name) {
+		case "metadata":
+			if p.Meta = nil; !r.Null() {
+				p.Meta = &Meta{}
+				p.Meta.read(r)
+			}
+		case "spec":
+			p.Spec.read(r)
+		default:
+			r.Skip()
+		}
+	}
+}
+
+// Read reads a workload.
+func (w *Workload) Read(r *jsonstream.Reader) {
+	for name := range r.Members {
+		switch string(name) {
+		case "kind":
+			w.Kind = r.Text(MaxName)
+		case "metadata":
+			w.Meta.read(r)
+		case "spec":
+			for name := range r.Members {
+				switch string(name) {
+				case "template":
+					w.Template = template(r)
+				case "jobTemplate":
+					w.readJobTemplate(r)
+				case "volumeClaimTemplates":
+					w.Claims = jsonstream.List(r, claim)
+				default:
+					r.Skip()
+				}
+			}
+		default:
+			r.Skip()
+		}
+	}
+}
+
+func claim(claim *string, r *jsonstream.Reader) {
+	r.Member("metadata", func() { *claim = nameOf(r) })
+}
+
+func template(r *jsonstream.Reader) *Pod {
+	if r.Null() {
+		return nil
+	}
+	var p Pod
+	p.Read(r)
+	return &p
+}
+
+func (w *Workload) readJobTemplate(r *jsonstream.Reader) {
+	for name := range r.Members {
+		switch string(name) {
+		case "metadata":
+			var meta Meta
+			meta.read(r)
+			w.JobAnnotations = meta.Annotations
+		case "spec":
+			r.Member("template", func() { w.JobTemplate = template(r) })
+		default:
+			r.Skip()
+		}
+	}
+}
+
+func (m *Meta) read(r *jsonstream.Reader) {
+	for name := range r.Members {
+		switch string(name) {
+		case "name":
+			m.Name = r.Text(MaxName)
+		case "generateName":
+			m.GenerateName = r.Text(MaxName)
+		case "labels":
+			m.Labels, m.HasLabels = entries(r, isRead, maxLabels)
+		case "annotations":
+			// One byte more than is allowed in all shows that there is too much.
+			m.Annotations, m.HasAnnotations = entries(r, isRead, apivalidation.TotalAnnotationSizeLimitB+1)
+		case "ownerReferences":
+			m.Controller = controller(r)
+		case "deletionTimestamp":
+			m.Deleted = !r.Null()
+			if m.Deleted {
+				r.Skip()
+			}
+		default:
+			r.Skip()
+		}
+	}
+}
+
+// isRead reports whether the injector reads the label or annotation of that key.
+func isRead(key []byte) bool {
+	switch string(key) {
+	case api.PodIdentityBinding, api.WorkloadIdentityUse, api.WorkloadIdentityBinding, api.MirrorPod:
+		return true
+	}
+	return api.IsOurs(string(key[:min(len(key), len(api.KeyVaultPrefix))])) // short enough to need no allocation
+}
+
+// entries reads a mapping of strings, of which it keeps those with a wanted key, and reports whether there were any. Keys and values take
+// limit bytes in all at most; what exceeds that is cut.
+func entries(r *jsonstream.Reader, wanted func(key []byte) bool, limit int) (kept map[string]string, any bool) {
+	for name := range r.Members {
+		any = true
+		if !wanted(name) {
+			r.Skip()
+			continue
+		}
+		const size = 64 // of an entry in a map, without the texts
+		if !r.Keep(size + len(name)) {
+			return nil, false
+		}
+		if kept == nil {
+			kept = map[string]string{}
+		}
+		key := string(name)
+		limit = max(limit-len(key), 0)
+		value := r.Text(limit)
+		limit -= len(value)
+		kept[key] = value
+	}
+	return kept, any
+}
+
+// controller reads owner references, and returns the first one that is marked as the controller.
+func controller(r *jsonstream.Reader) *Owner {
+	var found *Owner
+	for range r.Elements {
+		var owner Owner
+		controls := false
+		for name := range r.Members {
+			switch string(name) {
+			case "kind":
+				owner.Kind = r.Text(MaxName)
+			case "name":
+				owner.Name = r.Text(MaxName)
+			case "controller":
+				controls = r.Bool()
+			default:
+				r.Skip()
+			}
+		}
+		if controls && found == nil {
+			found = &owner
+		}
+	}
+	return found
+}
+
+func (s *Spec) read(r *jsonstream.Reader) {
+	for name := range r.Members {
+		switch string(name) {
+		case "serviceAccountName":
+			s.ServiceAccountName = r.Text(MaxName)
+		case "serviceAccount":
+			s.ServiceAccount = r.Text(MaxName)
+		case "automountServiceAccountToken":
+			if s.HasAutomount = !r.Null(); s.HasAutomount {
+				r.Skip()
+			}
+		case "imagePullSecrets":
+			s.PullSecrets = jsonstream.List(r, func(name *string, r *jsonstream.Reader) { *name = nameOf(r) })
+		case "hostNetwork":
+			s.HostNetwork = r.Bool()
+		case "os":
+			s.OS = nameOf(r)
+		case "nodeSelector":
+			selector, _ := entries(r, func(key []byte) bool { return string(key) == corev1.LabelOSStable }, MaxName)
+			s.NodeOS = selector[corev1.LabelOSStable]
+		case "securityContext":
+			s.SecurityContext.read(r)
+		case "volumes":
+			s.Volumes = jsonstream.List(r, (*Volume).read)
+		case "initContainers":
+			s.InitContainers = jsonstream.List(r, (*Container).read)
+		case "containers":
+			s.Containers = jsonstream.List(r, (*Container).read)
+		default:
+			r.Skip()
+		}
+	}
+}
+
+// All booleans that are set share two variables.
+var yes, no = true, false
+
+func (s *SecurityContext) read(r *jsonstream.Reader) {
+	for name := range r.Members {
+		switch string(name) {
+		case "runAsUser":
+			if s.RunAsUser = nil; !r.Null() {
+				s.RunAsUser = new(r.Int())
+			}
+		case "runAsNonRoot":
+			switch {
+			case r.Null():
+				s.RunAsNonRoot = nil
+			case r.Bool():
+				s.RunAsNonRoot = &yes
+			default:
+				s.RunAsNonRoot = &no
+			}
+		default:
+			r.Skip()
+		}
+	}
+}
+
+func (v *Volume) read(r *jsonstream.Reader) {
+	for name := range r.Members {
+		switch string(name) {
+		case "name":
+			v.Name = r.Text(MaxName)
+		case "csi":
+			v.CSI = csi(r)
+		case "projected":
+			if !r.Null() {
+				v.ReadOnly = true
+				v.readProjected(r)
+			}
+		case "configMap", "secret", "downwardAPI", "image":
+			if !r.Null() {
+				v.ReadOnly = true
+				r.Skip()
+			}
+		default:
+			r.Skip()
+		}
+	}
+}
+
+// readProjected reads a projected volume.
+func (v *Volume) readProjected(r *jsonstream.Reader) {
+	// The plugin's volume has these three sources (k8s.io/kubernetes/plugin/pkg/admission/serviceaccount).
+	sources := []string{"serviceAccountToken", "configMap", "downwardAPI"}
+	exact, n := true, 0
+	for name := range r.Members {
+		switch string(name) {
+		case "sources":
+			for i := range r.Elements {
+				for name := range r.Members {
+					if r.Null() {
+						continue
+					}
+					kind := string(name)
+					exact = exact && n == i && n < len(sources) && kind == sources[n]
+					switch kind {
+					case "serviceAccountToken":
+						exact = v.readToken(r) && exact
+					case "configMap":
+						exact = isRootCA(r) && exact
+					case "downwardAPI":
+						exact = isNamespaceField(r) && exact
+					default:
+						r.Skip()
+					}
+					n++
+				}
+			}
+		case "defaultMode":
+			exact = r.Int() == int64(corev1.ProjectedVolumeSourceDefaultMode) && exact
+		default:
+			exact = other(r) == 0 && exact
+		}
+	}
+	v.IsAPIToken = exact && n == len(sources)
+}
+
+// readToken reads a token of a projected volume, and reports whether it is the plugin's.
+func (v *Volume) readToken(r *jsonstream.Reader) bool {
+	audience, same := "", 0
+	for name := range r.Members {
+		switch string(name) {
+		case "audience":
+			audience = r.Text(MaxName)
+			v.HasIdentityToken = v.HasIdentityToken || audience == api.TokenExchangeAudience || audience == api.TokenProxyAudience
+		case "expirationSeconds":
+			const ofPlugin = 60*60 + 7
+			same += one(r.Int() == ofPlugin)
+		case "path":
+			same += one(r.Text(MaxName) == "token")
+		default:
+			r.Skip()
+		}
+	}
+	return audience == "" && same == 2
+}
+
+// isRootCA reads a ConfigMap of a projected volume, and reports whether it is the plugin's.
+func isRootCA(r *jsonstream.Reader) bool {
+	same := 0
+	for name := range r.Members {
+		switch string(name) {
+		case "name":
+			same += one(r.Text(MaxName) == "kube-root-ca.crt")
+		case "items":
+			for range r.Elements {
+				for name := range r.Members {
+					switch string(name) {
+					case "key", "path":
+						same += one(r.Text(MaxName) == "ca.crt")
+					default:
+						same += other(r)
+					}
+				}
+			}
+		default:
+			same += other(r)
+		}
+	}
+	return same == 3
+}
+
+// isNamespaceField reads fields of a projected volume, and reports whether they are the plugin's.
+func isNamespaceField(r *jsonstream.Reader) bool {
+	same := 0
+	r.Member("items", func() {
+		for range r.Elements {
+			for name := range r.Members {
+				switch string(name) {
+				case "path":
+					same += one(r.Text(MaxName) == "namespace")
+				case "fieldRef":
+					r.Member("fieldPath", func() { same += one(r.Text(MaxName) == "metadata.namespace") })
+				default:
+					same += other(r)
+				}
+			}
+		}
+	})
+	return same == 2
+}
+
+// one counts what is as it has to be. What is not counts as many.
+func one(same bool) int {
+	if same {
+		return 1
+	}
+	return many
+}
+
+const many = 1000
+
+// other consumes a value that should not be there.
+func other(r *jsonstream.Reader) int {
+	if r.Null() {
+		return 0
+	}
+	r.Skip()
+	return many
+}
+
+func csi(r *jsonstream.Reader) *CSI {
+	if r.Null() {
+		return nil
+	}
+	var c CSI
+	for name := range r.Members {
+		switch string(name) {
+		case "driver":
+			c.Driver = r.Text(MaxName)
+		case "readOnly":
+			c.ReadOnly = r.Bool()
+		case "nodePublishSecretRef":
+			c.HasNodePublishSecret = !r.Null()
+			if c.HasNodePublishSecret {
+				r.Skip()
+			}
+		case "volumeAttributes":
+			c.Attributes, _ = entries(r, func([]byte) bool { return true }, apivalidation.TotalAnnotationSizeLimitB)
+		default:
+			r.Skip()
+		}
+	}
+	return &c
+}
+
+func (c *Container) read(r *jsonstream.Reader) {
+	for name := range r.Members {
+		switch string(name) {
+		case "name":
+			c.Name = r.Text(MaxName)
+		case "env":
+			c.Env = jsonstream.List(r, (*EnvVar).read)
+		case "envFrom":
+			c.EnvFrom = jsonstream.List(r, (*EnvFrom).read)
+		case "volumeMounts":
+			c.Mounts = jsonstream.List(r, (*Mount).read)
+		case "volumeDevices":
+			c.Devices = jsonstream.List(r, (*Device).read)
+		case "securityContext":
+			c.SecurityContext.read(r)
+		default:
+			r.Skip()
+		}
+	}
+}
+
+func (e *EnvVar) read(r *jsonstream.Reader) {
+	for name := range r.Members {
+		switch string(name) {
+		case "name":
+			e.Name = r.Text(api.MaxEnv + 1) // a longer one equals none that an item sets
+		case "valueFrom":
+			r.Member("secretKeyRef", func() { e.SecretKey = secretKey(r) })
+		default:
+			r.Skip()
+		}
+	}
+}
+
+func (e *EnvFrom) read(r *jsonstream.Reader) {
+	for name := range r.Members {
+		switch string(name) {
+		case "prefix":
+			e.Prefix = r.Text(api.MaxEnv + 1)
+		case "secretRef":
+			e.Secret = nameOf(r)
+		case "configMapRef":
+			e.ConfigMap = nameOf(r)
+		default:
+			r.Skip()
+		}
+	}
+}
+
+// nameOf reads the name in metadata or in a reference.
+func nameOf(r *jsonstream.Reader) (name string) {
+	r.Member("name", func() { name = r.Text(MaxName) })
+	return name
+}
+
+func secretKey(r *jsonstream.Reader) *SecretKey {
+	if r.Null() {
+		return nil
+	}
+	var s SecretKey
+	for name := range r.Members {
+		switch string(name) {
+		case "name":
+			s.Secret = r.Text(MaxName)
+		case "key":
+			s.Key = r.Text(MaxName)
+		default:
+			r.Skip()
+		}
+	}
+	return &s
+}
+
+func (m *Mount) read(r *jsonstream.Reader) {
+	for name := range r.Members {
+		switch string(name) {
+		case "name":
+			m.Volume = r.Text(MaxName)
+		case "mountPath":
+			m.Path = r.Text(maxPath)
+		case "readOnly":
+			m.ReadOnly = r.Bool()
+		case "subPath", "subPathExpr":
+			m.Part = r.Text(1) != "" || m.Part
+		default:
+			r.Skip()
+		}
+	}
+}
+
+func (d *Device) read(r *jsonstream.Reader) {
+	for name := range r.Members {
+		switch string(name) {
+		case "name":
+			d.Volume = r.Text(MaxName)
+		case "devicePath":
+			d.Path = r.Text(maxPath)
+		default:
+			r.Skip()
+		}
+	}
+}

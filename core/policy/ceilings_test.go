@@ -1,0 +1,45 @@
+package policy_test
+
+import (
+	"testing"
+
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/facts"
+	"github.com/akv-injector/akv-injector/core/policy"
+)
+
+func TestCeilings(t *testing.T) {
+	ceiling := func(key, globs string) facts.Namespace {
+		return facts.Namespace{Name: "team-a", Annotations: map[string]string{key: globs}}
+	}
+	for behaviour, test := range map[string]struct {
+		globs           string
+		absent          bool
+		name            string
+		vault, identity bool
+	}{
+		"no ceiling allows all":                     {absent: true, name: "Team-A", vault: true, identity: true},
+		"an empty ceiling allows none":              {globs: "", name: "team-a"},
+		"a name allows itself":                      {globs: "team-a", name: "team-a", vault: true, identity: true},
+		"a name allows nothing that starts with it": {globs: "team", name: "team-a"},
+		"a glob allows what it matches":             {globs: "team-*", name: "team-a", vault: true, identity: true},
+		"any of the globs, space around them":       {globs: "x, team-? ,y", name: "team-a", vault: true, identity: true},
+		"vaults know no case, identities do":        {globs: "Team-*", name: "team-a", vault: true},
+		"a malformed glob allows nothing":           {globs: "[,[a-", name: "["},
+		"a malformed glob spoils no other":          {globs: "[,team-a", name: "team-a", vault: true, identity: true},
+		"* allows all":                              {globs: "*", name: "anything", vault: true, identity: true},
+	} {
+		t.Run(behaviour, func(t *testing.T) {
+			vaults, names := ceiling(api.AllowedVaults, test.globs), ceiling(api.AllowedNames, test.globs)
+			if test.absent {
+				vaults, names = names, vaults // each key is absent where the other is read
+			}
+			if got := policy.CheckVault(vaults, test.name, nil) == nil; got != test.vault {
+				t.Errorf("vault is allowed: %t", got)
+			}
+			if got := policy.CheckIdentity(names, test.name, nil) == nil; got != test.identity {
+				t.Errorf("identity is allowed: %t", got)
+			}
+		})
+	}
+}

@@ -1,0 +1,107 @@
+package review_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/facts"
+	"github.com/akv-injector/akv-injector/core/inject"
+	"github.com/akv-injector/akv-injector/core/pods"
+	"github.com/akv-injector/akv-injector/core/review"
+)
+
+// TestWorkloadLifecycle is what the corpus, which creates or updates every workload, has less room for.
+func TestWorkloadLifecycle(t *testing.T) {
+	const (
+		wrong = `"annotations":{"keyvault.io/env":"everything"}`
+		right = `"annotations":{"keyvault.io/env":"auto"}`
+		spec  = `"spec":{"template":{"metadata":{},"spec":{"containers":[{"name":"app"}]}}}`
+		heir  = `"spec":{"template":{"metadata":{"annotations":{"keyvault.io/inherited":"keyvault.io/env=\"auto\""}},"spec":{"containers":[{"name":"app"}]}}}`
+	)
+	for behaviour, test := range map[string]struct {
+		object, old                  string
+		want                         inject.Outcome
+		operations, errors, warnings int
+	}{
+		"a mistake refuses a new workload": {
+			object: `{"kind":"Deployment","metadata":{` + wrong + `},` + spec + `}`, want: inject.Invalid, errors: 1,
+		},
+		"a mistake that comes with an update refuses it": {
+			object: `{"kind":"Deployment","metadata":{` + wrong + `},` + spec + `}`, old: `{"kind":"Deployment","metadata":{` + right + `},` + spec + `}`, want: inject.Invalid, errors: 1,
+		},
+		"one that was there before is a warning, and not handed down": {
+			object: `{"kind":"Deployment","metadata":{` + wrong + `},` + spec + `}`, old: `{"kind":"Deployment","metadata":{` + wrong + `},` + spec + `}`, want: inject.Unchanged, warnings: 1,
+		},
+		"and what the template inherited before is kept, though the client does not send it": {
+			object: `{"kind":"Deployment","metadata":{` + wrong + `},` + spec + `}`, old: `{"kind":"Deployment","metadata":{` + wrong + `},` + heir + `}`, want: inject.Injected, operations: 1, warnings: 1,
+		},
+		"a workload that is being deleted is left alone, mistakes and all": {
+			object: `{"kind":"Deployment","metadata":{"deletionTimestamp":"2026-01-01T00:00:00Z",` + wrong + `},` + spec + `}`, old: `{"kind":"Deployment","metadata":{},` + spec + `}`, want: inject.NotRequested,
+		},
+		"a new Job's template gets its annotations": {
+			object: `{"kind":"Job","metadata":{` + right + `},` + spec + `}`, want: inject.Injected, operations: 1, warnings: 1,
+		},
+		"a Job that exists can't change its template": {
+			object: `{"kind":"Job","metadata":{` + right + `},` + spec + `}`, old: `{"kind":"Job","metadata":{},` + spec + `}`, want: inject.NotRequested,
+		},
+	} {
+		t.Run(behaviour, func(t *testing.T) {
+			w := decode(t, test.object)
+			var old *pods.Workload
+			if test.old != "" {
+				old = decode(t, test.old)
+			}
+			v, err := review.Reviewer{Source: &facts.Objects{}}.Workload(t.Context(), w, old, "team-a")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if v.Outcome != test.want || len(v.Operations) != test.operations || len(v.Errors) != test.errors || len(v.Warnings) != test.warnings {
+				t.Errorf("verdict is %s with %d operations, errors %v, warnings %v; want %s with %d, %d, %d",
+					v.Outcome, len(v.Operations), v.Errors, v.Warnings, test.want, test.operations, test.errors, test.warnings)
+			}
+		})
+	}
+}
+
+func decode(t *testing.T, object string) *pods.Workload {
+	t.Helper()
+	var w pods.Workload
+	if err := pods.Decode([]byte(object), &w); err != nil {
+		t.Fatal(err)
+	}
+	return &w
+}
+
+// outOfReach is a cluster that does not answer.
+type outOfReach struct{ facts.Objects }
+
+func (*outOfReach) Facts(context.Context, string, facts.Needs, bool) (facts.Answer, error) {
+	return facts.Answer{}, errors.New("no answer")
+}
+
+// TestUnaskedUpdatesOutliveTheCluster shows that an update which changes nothing of ours goes through while lookups fail, and that
+// anything else is to be tried again.
+func TestUnaskedUpdatesOutliveTheCluster(t *testing.T) {
+	const (
+		before = `{"kind":"Deployment","metadata":{"annotations":{"keyvault.io/class":"c"}},"spec":{"replicas":1,"template":{"spec":{"containers":[{"name":"app"}]}}}}`
+		scaled = `{"kind":"Deployment","metadata":{"annotations":{"keyvault.io/class":"c"}},"spec":{"replicas":2,"template":{"spec":{"containers":[{"name":"app"}]}}}}`
+		asked  = `{"kind":"Deployment","metadata":{"annotations":{"keyvault.io/class":"d"}},"spec":{"replicas":1,"template":{"spec":{"containers":[{"name":"app"}]}}}}`
+	)
+	away := review.Reviewer{Source: &outOfReach{}}
+	v, err := away.Workload(t.Context(), decode(t, scaled), decode(t, before), "team-a")
+	if err != nil || len(v.Errors) > 0 || len(v.Warnings) != 1 || api.ReasonOf(v.Warnings[0]) != api.LookupFailed {
+		t.Errorf("an update of replicas: %+v, %v; want it to go through with a warning", v, err)
+	}
+	// The client does not send what the template inherited.
+	const inherited = `{"kind":"Deployment","metadata":{"annotations":{"keyvault.io/class":"c"}},"spec":{"template":{"metadata":{"annotations":{"keyvault.io/inherited":"keyvault.io/class=\"c\""}},"spec":{"containers":[{"name":"app"}]}}}}`
+	if v, err := away.Workload(t.Context(), decode(t, scaled), decode(t, inherited), "team-a"); err != nil || len(v.Operations) != 2 || len(v.Warnings) != 1 {
+		t.Errorf("an update without what the template inherited: %+v, %v; want that to be put back", v, err)
+	}
+	for behaviour, old := range map[string]*pods.Workload{"a creation": nil, "an update of the request": decode(t, before)} {
+		if v, err := away.Workload(t.Context(), decode(t, asked), old, "team-a"); err == nil {
+			t.Errorf("%s: %+v; want an error", behaviour, v)
+		}
+	}
+}

@@ -1,0 +1,37 @@
+package corpus_test
+
+import (
+	"flag"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/akv-injector/akv-injector/internal/corpus"
+)
+
+var update = flag.Bool("update", false, "rewrite what the archives want")
+
+// TestCore is the corpus's first door: the core, without HTTP, files or clusters.
+func TestCore(t *testing.T) {
+	archives, err := corpus.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range archives {
+		t.Run(a.Name, func(t *testing.T) {
+			got, err := a.Review(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if *update {
+				if err := a.Update(got); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if diff := cmp.Diff(a.Wanted, got); diff != "" {
+				t.Errorf("the core's answer differs (-want +got):\n%s", diff)
+			}
+		})
+	}
+}

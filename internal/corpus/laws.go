@@ -1,0 +1,500 @@
+package corpus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"gomodules.xyz/jsonpatch/v2"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	psaapi "k8s.io/pod-security-admission/api"
+	psapolicy "k8s.io/pod-security-admission/policy"
+
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/class"
+	"github.com/akv-injector/akv-injector/core/facts"
+	"github.com/akv-injector/akv-injector/core/inject"
+	"github.com/akv-injector/akv-injector/core/pods"
+	"github.com/akv-injector/akv-injector/core/review"
+)
+
+// CheckLaws holds a patch of object, a pod or a workload as the API server sends it, against the laws that every patch of ours
+// keeps, and returns what breaks one:
+//
+//   - it applies, by the API server's own library;
+//   - it adds nothing but labels, annotations, a ServiceAccount's name, volumes and mounts of the driver, read-only, and env vars
+//     from Secrets, each in a container that mounts a volume of the driver;
+//   - nothing that the author wrote is lost or reordered. Only these give way: our own label and status, an env var to one of the
+//     same name, the name of the default ServiceAccount with what the API server added for it, and in a workload's template what it inherits;
+//   - the pod's Pod Security level stays what it was;
+//   - a second review, which again makes of the patched object, patches nothing.
+//
+// That an env var gave way only to a request that overrides it, and that no decoded object was modified, is for the caller to see.
+func CheckLaws(object []byte, operations []jsonpatch.Operation, again func(patched []byte) ([]jsonpatch.Operation, error)) error {
+	patched, err := Apply(object, operations)
+	if err != nil {
+		return err
+	}
+	before, err := parse(object)
+	if err != nil {
+		return fmt.Errorf("decode object: %w", err)
+	}
+	after, err := parse(patched)
+	if err != nil {
+		return fmt.Errorf("decode patched object: %w", err)
+	}
+	var givesWay []jsonpatch.Operation
+	for i := range operations {
+		if err := before.allows(&operations[i], after); err != nil {
+			return fmt.Errorf("operation %d, %s %s: %w", i, operations[i].Operation, operations[i].Path, err)
+		}
+		if operations[i].Operation != "add" || operations[i].Path == before.root.Pointer+"/spec/serviceAccountName" {
+			givesWay = append(givesWay, operations[i])
+		}
+	}
+	kept, err := Apply(object, givesWay)
+	if err != nil {
+		return fmt.Errorf("keep what does not give way: %w", err)
+	}
+	keptTree, err := tree(kept)
+	if err != nil {
+		return err
+	}
+	if at := lost(keptTree, after.tree, ""); at != "" {
+		return fmt.Errorf("what the author wrote at %s is lost or out of order", at)
+	}
+	if was, is := level(&before.pod), level(&after.pod); was != is {
+		return fmt.Errorf("pod security was %q and is %q", was, is)
+	}
+	more, err := again(patched)
+	if err != nil {
+		return fmt.Errorf("review again: %w", err)
+	}
+	if len(more) > 0 {
+		return fmt.Errorf("a second review patches again: %s", Operations(more))
+	}
+	return nil
+}
+
+// CheckOutline sees that a review of the outline of an injected pod gives the classes that a review of the whole gave.
+func CheckOutline(ctx context.Context, source facts.Source, injected *Pod, namespace string, defaults inject.Defaults, whole *inject.Result) error {
+	if len(whole.AllErrors()) > 0 {
+		return nil
+	}
+	outline := inject.OutlineOf(&corev1.Pod{ObjectMeta: *injected.Meta, Spec: injected.Spec})
+	result, err := review.Reviewer{Source: source, Defaults: defaults}.Classes(ctx, outline.Subject(), namespace, false)
+	if err != nil {
+		return err
+	}
+	for _, want := range whole.Classes {
+		got := result.Class(want.Name)
+		if !reflect.DeepEqual(got, want) {
+			return fmt.Errorf("the outline has class %v for %v: %v", got, want, result.AllErrors())
+		}
+		if len(result.Classes) != len(whole.Classes) {
+			return fmt.Errorf("the outline has %d classes, the whole %d", len(result.Classes), len(whole.Classes))
+		}
+		if !class.IsIntact(got) || !class.IsManagedName(got.Name) {
+			return fmt.Errorf("class %s is not taken for what it is", got.Name)
+		}
+	}
+	return nil
+}
+
+// Pod is the pod within an object, with every field of the Kubernetes API.
+type Pod struct {
+	Meta *metav1.ObjectMeta `json:"metadata"`
+	Spec corev1.PodSpec     `json:"spec"`
+}
+
+// PodOf decodes the pod that object is, or the template of the workload that it is. Its metadata is never nil.
+func PodOf(object []byte) (*Pod, error) {
+	p, err := parse(object)
+	if err != nil {
+		return nil, err
+	}
+	return &p.pod, nil
+}
+
+// Mutate makes a change the customary way, on the decoded pod. Encoded, it has to be what the patch makes of the pod.
+func (p *Pod) Mutate(change *inject.Change) {
+	for _, e := range change.Labels {
+		metav1.SetMetaDataLabel(p.Meta, e.Key, e.Value)
+	}
+	for _, e := range change.Annotations {
+		metav1.SetMetaDataAnnotation(p.Meta, e.Key, e.Value)
+	}
+	if change.ServiceAccountName != "" {
+		p.Spec.ServiceAccountName = change.ServiceAccountName
+	}
+	if change.RemovePullSecrets {
+		p.Spec.ImagePullSecrets = nil
+	}
+	for _, index := range change.RemoveVolumes {
+		p.Spec.Volumes = slices.Delete(p.Spec.Volumes, index, index+1)
+	}
+	for i := range change.Volumes {
+		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: change.Volumes[i].Name, VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
+			Driver: class.Driver, ReadOnly: new(true), VolumeAttributes: map[string]string{class.Attribute: change.Volumes[i].Class},
+		}}})
+	}
+	for _, c := range change.Containers {
+		list := p.Spec.Containers
+		if c.Init {
+			list = p.Spec.InitContainers
+		}
+		container := &list[c.Index]
+		for _, r := range c.Replace {
+			container.Env[r.Index] = envVar(r.Var)
+		}
+		var env []corev1.EnvVar
+		for _, v := range c.Env {
+			env = append(env, envVar(v))
+		}
+		container.Env = slices.Concat(env, container.Env)
+		for _, index := range c.RemoveMounts {
+			container.VolumeMounts = slices.Delete(container.VolumeMounts, index, index+1)
+		}
+		for _, m := range c.Mounts {
+			container.VolumeMounts = append(container.VolumeMounts, corev1.VolumeMount{Name: m.Volume, MountPath: m.Path, ReadOnly: true})
+		}
+	}
+}
+
+func envVar(v inject.EnvVar) corev1.EnvVar {
+	return corev1.EnvVar{Name: v.Name, ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{
+		LocalObjectReference: corev1.LocalObjectReference{Name: v.Secret}, Key: v.Key,
+	}}}
+}
+
+// parsed is an object that holds a pod, in every shape that the laws look at.
+type parsed struct {
+	root pods.Root
+	pod  Pod
+	tree any
+}
+
+// workload is an object that may be a workload.
+type workload struct {
+	Spec struct {
+		Template    *Pod `json:"template"`
+		JobTemplate *struct {
+			Spec struct {
+				Template *Pod `json:"template"`
+			} `json:"spec"`
+		} `json:"jobTemplate"`
+	} `json:"spec"`
+}
+
+func parse(object []byte) (*parsed, error) {
+	var w workload
+	if err := json.Unmarshal(object, &w); err != nil {
+		return nil, err
+	}
+	p := &parsed{root: pods.PodRoot}
+	switch {
+	case w.Spec.JobTemplate != nil && w.Spec.JobTemplate.Spec.Template != nil:
+		p.root, p.pod = pods.CronJobRoot, *w.Spec.JobTemplate.Spec.Template
+	case w.Spec.Template != nil:
+		p.root, p.pod = pods.TemplateRoot, *w.Spec.Template
+	default:
+		if err := json.Unmarshal(object, &p.pod); err != nil {
+			return nil, err
+		}
+	}
+	if p.pod.Meta == nil {
+		p.pod.Meta = &metav1.ObjectMeta{}
+	}
+	var err error
+	p.tree, err = tree(object)
+	return p, err
+}
+
+func tree(object []byte) (any, error) {
+	var t any
+	if err := json.Unmarshal(object, &t); err != nil {
+		return nil, fmt.Errorf("decode tree: %w", err)
+	}
+	return t, nil
+}
+
+// container is the container that a pointer below the pod's spec names, and the rest of the pointer; nil for none.
+func (p *parsed) container(pointer string) (container *corev1.Container, rest string) {
+	list, pointer, _ := strings.Cut(pointer, "/")
+	containers := p.pod.Spec.Containers
+	if list == "initContainers" {
+		containers = p.pod.Spec.InitContainers
+	} else if list != "containers" {
+		return nil, ""
+	}
+	number, rest, _ := strings.Cut(pointer, "/")
+	index, err := strconv.Atoi(number)
+	if err != nil || index >= len(containers) {
+		return nil, ""
+	}
+	return &containers[index], rest
+}
+
+// allows says what is wrong with an operation on an object that becomes after.
+func (p *parsed) allows(o *jsonpatch.Operation, after *parsed) error {
+	pointer, below := strings.CutPrefix(o.Path, p.root.Pointer+"/")
+	if !below {
+		return errors.New("must be below " + p.root.Pointer)
+	}
+	switch o.Operation {
+	case "add":
+		return p.allowsAdd(o, pointer, after)
+	case "replace":
+		return p.allowsReplace(o, pointer)
+	case "remove":
+		if key, ok := annotationOf(pointer); ok && p.root.Pointer != "" && key == api.Inherited {
+			return nil
+		}
+		if p.root.Pointer == "" && after.pod.Spec.ServiceAccountName != "default" && p.ofPlugin(pointer) {
+			return nil
+		}
+	}
+	return errors.New("is not for us to do")
+}
+
+// ofPlugin reports whether the API server's ServiceAccount admission plugin added what is at a pointer.
+func (p *parsed) ofPlugin(pointer string) bool {
+	if pointer == "spec/imagePullSecrets" {
+		return p.pod.Spec.ServiceAccountName == "default"
+	}
+	isToken := func(name string) bool { return strings.HasPrefix(name, "kube-api-access-") }
+	number, isVolume := strings.CutPrefix(pointer, "spec/volumes/")
+	if index, err := strconv.Atoi(number); isVolume {
+		return err == nil && index < len(p.pod.Spec.Volumes) && isToken(p.pod.Spec.Volumes[index].Name)
+	}
+	spec, _ := strings.CutPrefix(pointer, "spec/")
+	container, rest := p.container(spec)
+	number, isMount := strings.CutPrefix(rest, "volumeMounts/")
+	index, err := strconv.Atoi(number)
+	return isMount && err == nil && index < len(container.VolumeMounts) && isToken(container.VolumeMounts[index].Name)
+}
+
+func (p *parsed) allowsAdd(o *jsonpatch.Operation, pointer string, after *parsed) error {
+	switch {
+	case pointer == "metadata", pointer == "metadata/labels", pointer == "metadata/annotations",
+		strings.HasPrefix(pointer, "metadata/labels/"), strings.HasPrefix(pointer, "metadata/annotations/"):
+		return nil
+	case pointer == "spec/serviceAccountName":
+		if p.pod.Spec.ServiceAccountName != "" {
+			return errors.New("must be a replacement, since there is one")
+		}
+		return nil
+	case pointer == "spec/volumes":
+		return each(o.Value, driverVolume)
+	case pointer == "spec/volumes/-":
+		return one(o.Value, driverVolume)
+	}
+	spec, _ := strings.CutPrefix(pointer, "spec/")
+	container, rest := after.container(spec)
+	if container == nil {
+		return errors.New("is not for us to add")
+	}
+	switch mount := func(m *corev1.VolumeMount) error { return after.driverMount(m) }; rest {
+	case "env":
+		return errors.Join(each(o.Value, secretEnv), after.mountsDriver(container))
+	case "volumeMounts":
+		return each(o.Value, mount)
+	case "volumeMounts/-":
+		return one(o.Value, mount)
+	}
+	if strings.HasPrefix(rest, "env/") {
+		return errors.Join(one(o.Value, secretEnv), after.mountsDriver(container))
+	}
+	return errors.New("is not for us to add")
+}
+
+func (p *parsed) allowsReplace(o *jsonpatch.Operation, pointer string) error {
+	key, isAnnotation := annotationOf(pointer)
+	switch {
+	case pointer == "spec/serviceAccountName" && p.pod.Spec.ServiceAccountName == "default":
+		return nil
+	case pointer == "metadata/labels/"+escape(api.Injected) && p.pod.Meta.Labels[api.Injected] != "true" && o.Value == "true":
+		return nil
+	case isAnnotation && key == api.Status && p.pod.Meta.Annotations[key] != o.Value:
+		return nil
+	case isAnnotation && p.root.Pointer != "" && key == api.Inherited:
+		return nil
+	}
+	spec, _ := strings.CutPrefix(pointer, "spec/")
+	container, rest := p.container(spec)
+	number, isEnv := strings.CutPrefix(rest, "env/")
+	if container == nil || !isEnv {
+		return errors.New("is not for us to replace")
+	}
+	index, err := strconv.Atoi(number)
+	if err != nil || index >= len(container.Env) {
+		return errors.New("must name an env var of the author's")
+	}
+	return one(o.Value, func(v *corev1.EnvVar) error {
+		if v.Name != container.Env[index].Name {
+			return fmt.Errorf("must have the name of the one that it replaces, %s", container.Env[index].Name)
+		}
+		return secretEnv(v)
+	})
+}
+
+// annotationOf is the annotation that a pointer below the pod names.
+func annotationOf(pointer string) (key string, ok bool) {
+	key, ok = strings.CutPrefix(pointer, "metadata/annotations/")
+	return unescaper.Replace(key), ok
+}
+
+// Keys are tokens of JSON Pointers (RFC 6901) once they are escaped.
+var (
+	escaper   = strings.NewReplacer("~", "~0", "/", "~1")
+	unescaper = strings.NewReplacer("~1", "/", "~0", "~")
+)
+
+func escape(key string) string {
+	return escaper.Replace(key)
+}
+
+// one checks a value of a patch, decoded from the form that it has on the wire.
+func one[T any](value any, check func(*T) error) error {
+	text, err := json.Marshal(value)
+	if err != nil {
+		return fmt.Errorf("print value: %w", err)
+	}
+	var decoded T
+	if err := json.Unmarshal(text, &decoded, json.RejectUnknownMembers(true)); err != nil {
+		return fmt.Errorf("decode value: %w", err)
+	}
+	return check(&decoded)
+}
+
+func each[T any](value any, check func(*T) error) error {
+	return one(value, func(list *[]T) error {
+		for i := range *list {
+			if err := check(&(*list)[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func driverVolume(v *corev1.Volume) error {
+	want := corev1.Volume{Name: v.Name, VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
+		Driver: class.Driver, ReadOnly: new(true), VolumeAttributes: map[string]string{class.Attribute: ""},
+	}}}
+	if v.CSI != nil {
+		want.CSI.VolumeAttributes[class.Attribute] = v.CSI.VolumeAttributes[class.Attribute]
+	}
+	if v.Name == "" || want.CSI.VolumeAttributes[class.Attribute] == "" || !reflect.DeepEqual(*v, want) {
+		return fmt.Errorf("volume %s must be the driver's, read-only, with a class and no other attribute", v.Name)
+	}
+	return nil
+}
+
+// driverMount checks a mount of ours in a pod that has the volumes by now.
+func (p *parsed) driverMount(m *corev1.VolumeMount) error {
+	if want := (corev1.VolumeMount{Name: m.Name, MountPath: m.MountPath, ReadOnly: true}); m.MountPath == "" || !reflect.DeepEqual(*m, want) {
+		return fmt.Errorf("mount of %s must be read-only and have a path, and nothing else", m.Name)
+	}
+	if !p.isDriver(m.Name) {
+		return fmt.Errorf("mount of %s must be of a volume of the driver", m.Name)
+	}
+	return nil
+}
+
+func (p *parsed) isDriver(volume string) bool {
+	return slices.ContainsFunc(p.pod.Spec.Volumes, func(v corev1.Volume) bool {
+		return v.Name == volume && v.CSI != nil && v.CSI.Driver == class.Driver
+	})
+}
+
+func (p *parsed) mountsDriver(c *corev1.Container) error {
+	if slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return p.isDriver(m.Name) }) {
+		return nil
+	}
+	return fmt.Errorf("container %s must mount a class, since the driver syncs no Secret for an env var alone", c.Name)
+}
+
+func secretEnv(v *corev1.EnvVar) error {
+	if v.Name == "" || v.ValueFrom == nil || v.ValueFrom.SecretKeyRef == nil || v.ValueFrom.SecretKeyRef.Name == "" || v.ValueFrom.SecretKeyRef.Key == "" {
+		return fmt.Errorf("env var %q must come from a Secret's key", v.Name)
+	}
+	want := corev1.EnvVar{Name: v.Name, ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{
+		LocalObjectReference: corev1.LocalObjectReference{Name: v.ValueFrom.SecretKeyRef.Name}, Key: v.ValueFrom.SecretKeyRef.Key,
+	}}}
+	if !reflect.DeepEqual(*v, want) {
+		return fmt.Errorf("env var %s must be a name, a Secret and its key, and nothing else", v.Name)
+	}
+	return nil
+}
+
+// lost is the pointer of the first thing of before that after does not hold; empty for none. Null and empty count as nothing.
+func lost(before, after any, pointer string) string {
+	switch before := before.(type) {
+	case nil:
+		return ""
+	case map[string]any:
+		members, _ := after.(map[string]any)
+		for key, value := range before {
+			if at := lost(value, members[key], pointer+"/"+escape(key)); at != "" {
+				return at
+			}
+		}
+		return ""
+	case []any:
+		elements, _ := after.([]any)
+		return lostElement(before, elements, pointer)
+	}
+	if reflect.DeepEqual(before, after) {
+		return ""
+	}
+	return pointer
+}
+
+// lostElement is lost for lists: the elements of before have to be among those of after in the same order. Elements of lists that
+// did not grow, such as containers, may have grown themselves.
+func lostElement(before, after []any, pointer string) string {
+	if len(before) == len(after) {
+		for i := range before {
+			if at := lost(before[i], after[i], pointer+"/"+strconv.Itoa(i)); at != "" {
+				return at
+			}
+		}
+		return ""
+	}
+	next := 0
+	for _, element := range after {
+		if next < len(before) && reflect.DeepEqual(before[next], element) {
+			next++
+		}
+	}
+	if next < len(before) {
+		return pointer + "/" + strconv.Itoa(next)
+	}
+	return ""
+}
+
+// podSecurity judges pods as the API server's own admission does.
+var podSecurity = func() psapolicy.Evaluator {
+	evaluator, err := psapolicy.NewEvaluator(psapolicy.DefaultChecks(), nil)
+	if err != nil {
+		panic(err) // upstream's own checks are well formed
+	}
+	return evaluator
+}()
+
+// level is what Pod Security forbids the pod at the levels baseline and restricted.
+func level(pod *Pod) string {
+	var forbidden []string
+	for _, l := range []psaapi.Level{psaapi.LevelBaseline, psaapi.LevelRestricted} {
+		result := psapolicy.AggregateCheckResults(podSecurity.EvaluatePod(psaapi.LevelVersion{Level: l, Version: psaapi.LatestVersion()}, pod.Meta, &pod.Spec))
+		forbidden = append(forbidden, string(l)+": "+result.ForbiddenDetail())
+	}
+	return strings.Join(forbidden, "; ")
+}
