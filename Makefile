@@ -8,7 +8,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
-# What is shipped is built like this; the Dockerfile does the same, and test/image compares the results.
+# What is shipped is built like this; the Dockerfile does the same, and test/suites/image compares the results.
 BUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
 
 # Where `make binaries` and `make sbom` put what a release consists of.
@@ -22,8 +22,8 @@ OUTPUT ?= --push
 BESIDE = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w'
 
 # The modules with code of ours.
-MODULES = . test test/argocd test/azurewi test/azurewi/mlog test/certmanager/controllers test/flux test/image test/node/driver/mlog test/observability \
-	test/provider test/provider/keyvault tools/release
+MODULES = . test test/parts/argocd test/parts/azurewi test/parts/mlog test/parts/certmanager test/parts/flux test/suites/image test/suites/observability \
+	test/suites/provider test/harness/keyvault tools/release
 
 # Inputs that each fuzz target tries. A count, not a duration: up to Go 1.26, a fuzz run that ends by the clock
 # fails now and then with a bare "context deadline exceeded" (go.dev/issue/75804). Fuzzing compiles everything anew, so it is
@@ -86,21 +86,21 @@ image: ## The image for amd64 and arm64; DISTROLESS=REGISTRY/distroless has its 
 .PHONY: image-check
 image-check: ## Dockerfile, binaries, SBOMs and notices, without an engine; the first run compiles for both architectures
 	$(call step,tests of the notices,cd tools/release && go test -shuffle=on ./...)
-	$(call step,tests of the image,cd test/image && go test -count=1 -shuffle=on ./...)
+	$(call step,tests of the image,cd test/suites/image && go test -count=1 -shuffle=on ./...)
 
 .PHONY: demo
 demo: ## An annotated Deployment becomes an injected pod on a real API server; KEEP=1 leaves it running
 	@[ -e bin/demo ] || echo 'building the demo, which is slow the first time ...'
-	@cd test && $(BESIDE) -o ../bin/demo ./cmd/demo && exec ../bin/demo $(if $(KEEP),--keep)
+	@cd test && $(BESIDE) -o ../bin/demo ./demos/demo && exec ../bin/demo $(if $(KEEP),--keep)
 
 .PHONY: node
 node: ## The whole road: annotated Deployments on a real node read a fake Key Vault. Linux, root; KEEP=1 leaves it running
 	@[ -e bin/node ] || echo 'building the demonstration, which is slow the first time ...'
-	@cd test && $(BESIDE) -o ../bin/node ./cmd/node && exec ../bin/node $(if $(KEEP),--keep)
+	@cd test && $(BESIDE) -o ../bin/node ./demos/node && exec ../bin/node $(if $(KEEP),--keep)
 
 .PHONY: demo-page
 demo-page: ## docs/demo.md again, from what `make node` prints
-	@cd test && $(BESIDE) -o ../bin/node ./cmd/node && ../bin/node build && \
+	@cd test && $(BESIDE) -o ../bin/node ./demos/node && ../bin/node build && \
 		{ sed '/^```text$$/q' ../docs/demo.md && COLUMNS=110 ../bin/node && echo '```'; } >../bin/demo.md && mv ../bin/demo.md ../docs/demo.md
 
 # How often node-latency measures each way.
@@ -109,7 +109,7 @@ RUNS ?= 50
 .PHONY: node-latency
 node-latency: $(BENCHSTAT) ## From kubectl apply to the secret, by hand and by annotations, on a real node: half an hour; RUNS=10 for less
 	@mkdir -p bin
-	@cd test && $(BESIDE) -o ../bin/node ./cmd/node && ../bin/node -runs=$(RUNS) latency | tee ../bin/latency.txt
+	@cd test && $(BESIDE) -o ../bin/node ./demos/node && ../bin/node -runs=$(RUNS) latency | tee ../bin/latency.txt
 	@$(BENCHSTAT) -filter '.unit:sec/op' -row '/reads /class' -col '/by@(hand annotations)' bin/latency.txt
 
 .PHONY: test
@@ -123,31 +123,31 @@ test-unit: ## Unit tests and the corpus, under the race detector
 
 .PHONY: test-provider
 test-provider: ## The Azure provider and the driver as judges of managed classes, before a fake Key Vault
-	$(call step,tests of the fake Azure,cd test/provider/keyvault && CGO_ENABLED=1 go test -race -shuffle=on ./...)
-	$(call step,tests with the Azure provider,cd test/provider && CGO_ENABLED=1 go test -race -shuffle=on -timeout=10m ./...)
+	$(call step,tests of the fake Azure,cd test/harness/keyvault && CGO_ENABLED=1 go test -race -shuffle=on ./...)
+	$(call step,tests with the Azure provider,cd test/suites/provider && CGO_ENABLED=1 go test -race -shuffle=on -timeout=10m ./...)
 
 .PHONY: test-observability
 test-observability: $(PROMTOOL) ## Alerts, dashboard and traces against what the injector exposes; the first run builds promtool
-	$(call step,tests of alerts and dashboard,cd test/observability && go test -count=1 -shuffle=on ./...)
+	$(call step,tests of alerts and dashboard,cd test/suites/observability && go test -count=1 -shuffle=on ./...)
 
 .PHONY: test-apiserver
 test-apiserver: $(HELM) $(HELM3) ## The suite against a real API server; the first run builds a control plane, which takes minutes
-	$(call step,control plane,cd test && go run ./cmd/controlplane build)
-	$(call step,cert-manager,cd test/certmanager/controllers && $(BESIDE) -o ../../../bin/test/cert-manager .)
-	$(call step,Azure workload identity,cd test/azurewi && $(BESIDE) -o ../../bin/test/azurewi .)
-	$(call step,the engine of Argo CD,cd test/argocd && $(BESIDE) -o ../../bin/test/argocd .)
-	$(call step,the engine of Flux,cd test/flux && $(BESIDE) -o ../../bin/test/flux .)
-	$(call step,tests with a real API server,cd test && CGO_ENABLED=1 go test -race -shuffle=on -timeout=20m $$(go list ./... | grep -v /test/node$$))
+	$(call step,control plane,cd test && go run ./demos/controlplane build)
+	$(call step,cert-manager,cd test/parts/certmanager && $(BESIDE) -o ../../../bin/test/cert-manager .)
+	$(call step,Azure workload identity,cd test/parts/azurewi && $(BESIDE) -o ../../../bin/test/azurewi .)
+	$(call step,the engine of Argo CD,cd test/parts/argocd && $(BESIDE) -o ../../../bin/test/argocd .)
+	$(call step,the engine of Flux,cd test/parts/flux && $(BESIDE) -o ../../../bin/test/flux .)
+	$(call step,tests with a real API server,cd test && CGO_ENABLED=1 go test -race -shuffle=on -timeout=20m $$(go list ./... | grep -v /test/harness/node$$))
 
 .PHONY: test-node
 test-node: ## A whole node: its own tests, then what `make node` shows; a loud word where the machine can't run one
-	@cd test && $(BESIDE) -o ../bin/node ./cmd/node && \
+	@cd test && $(BESIDE) -o ../bin/node ./demos/node && \
 		if ../bin/node possible; then $(MAKE) -C .. node-tests; else echo '*** NO NODE IS TESTED HERE, AND NO STORY IS SHOWN: see above' >&2; fi
 
 .PHONY: node-tests
 node-tests: $(HELM)
 	$(call step,what a node is made of,cd test && ../bin/node build)
-	$(call step,tests of the node,cd test && CGO_ENABLED=1 go test -race -shuffle=on -timeout=10m ./node)
+	$(call step,tests of the node,cd test && CGO_ENABLED=1 go test -race -shuffle=on -timeout=10m ./harness/node)
 	$(call step,stories on a node,cd test && ../bin/node)
 
 .PHONY: verify
@@ -195,11 +195,11 @@ bench: $(BENCHSTAT) ## Benchmarks, ours beside each baseline; OLD=FILE compares 
 
 .PHONY: load
 load: ## Load over TLS, and what a review adds to a pod's creation at a real API server
-	@cd test && go run ./cmd/load
+	@cd test && go run ./benchmarks/load
 
 .PHONY: scale
 scale: ## The controller with 2,000 namespaces and 20,000 pods at a real API server; takes some minutes
-	@cd test && go run ./cmd/scale
+	@cd test && go run ./benchmarks/scale
 
 .PHONY: fuzz
 fuzz: ## Each fuzz target for a short while; FUZZTIME=1000000x for longer. Their seeds are unit tests, too
@@ -211,33 +211,33 @@ fuzz: ## Each fuzz target for a short while; FUZZTIME=1000000x for longer. Their
 	done
 	@for target in FuzzItems FuzzManagedClass; do \
 		echo "==> $$target"; \
-		(cd test/provider && go test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(PROVIDER_FUZZTIME) -fuzzminimizetime=1x . </dev/null); \
+		(cd test/suites/provider && go test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(PROVIDER_FUZZTIME) -fuzzminimizetime=1x . </dev/null); \
 	done
 
 .PHONY: ha
 ha: ## Faults under load: replicas replaced, killed, frozen, API server and etcd restarted, an outage; some 10 minutes
-	@cd test && go run ./cmd/ha faults
+	@cd test && go run ./benchmarks/ha/cmd faults
 
 # How long each attack lasts; there are some 25 of them.
 ATTACK ?= 1m
 
 .PHONY: attacks
 attacks: ## What tenants and pods could send to take replicas down, whose memory is limited. Linux, root; half an hour, ATTACK=5s for less
-	@cd test && go run ./cmd/ha -attack=$(ATTACK) attacks
+	@cd test && go run ./benchmarks/ha/cmd -attack=$(ATTACK) attacks
 
 # How long a soak is.
 DURATION ?= 10m
 
 .PHONY: soak
 soak: ## Neither goroutines nor memory grow under a steady load; DURATION=1h for longer
-	@cd test && go run ./cmd/ha -duration=$(DURATION) soak
+	@cd test && go run ./benchmarks/ha/cmd -duration=$(DURATION) soak
 
 .PHONY: nightly
 nightly: verify node fuzz mutants ha attacks soak ## What continuous integration runs once a night, in an hour and more
 
 .PHONY: mutants
 mutants: ## Weaken policy, condition by condition: the tests must notice
-	@cd test && go run ./mutants
+	@cd test && go run ./suites/mutants
 
 .PHONY: cover
 cover: ## Coverage of the unit tests in bin/cover.html

@@ -75,12 +75,12 @@ func buildVersion() string {
 
 // defaultsFlags are the flags that say what holds where nobody else says it, alike for every command.
 func defaultsFlags(cmd *cobra.Command) func() (inject.Defaults, error) {
-	mode := cmd.Flags().String("identity-mode", string(api.ModeAuto), "identity mode where no annotation says one: "+strings.Join(modes(), ", "))
+	mode := cmd.Flags().String("identity-mode", string(api.ModeAuto), "identity mode where no annotation says one: "+join(api.Modes...))
 	tenant := cmd.Flags().String("tenant-id", "", "Microsoft Entra tenant of managed classes where no annotation says one, a GUID")
 	vm := cmd.Flags().Bool("allow-vm-identity", false, "let managed classes of pods with mode none read vaults as the node's own identity: any annotated pod then reads what the node may read")
 	return func() (inject.Defaults, error) {
-		if !slices.Contains(modes(), *mode) {
-			return inject.Defaults{}, fmt.Errorf("--identity-mode: must be one of %s, is %q", strings.Join(modes(), ", "), *mode)
+		if !slices.Contains(api.Modes, api.Mode(*mode)) {
+			return inject.Defaults{}, fmt.Errorf("--identity-mode: must be one of %s, is %q", join(api.Modes...), *mode)
 		}
 		if detail := api.CheckGUID(*tenant); *tenant != "" && detail != "" {
 			return inject.Defaults{}, fmt.Errorf("--tenant-id: %s, is %q", detail, *tenant)
@@ -89,8 +89,13 @@ func defaultsFlags(cmd *cobra.Command) func() (inject.Defaults, error) {
 	}
 }
 
-func modes() []string {
-	return []string{string(api.ModeAuto), string(api.ModePodIdentity), string(api.ModeWorkloadIdentity), string(api.ModeIdentityBinding), string(api.ModeNone)}
+// join joins words by commas.
+func join[T ~string](words ...T) string {
+	list := make([]string, len(words))
+	for i, word := range words {
+		list[i] = string(word)
+	}
+	return strings.Join(list, ", ")
 }
 
 // previewFlags are the flags of the commands that work on manifests.

@@ -37,7 +37,7 @@ type run struct {
 	findings findings
 
 	manifests facts.Objects
-	source    facts.Source
+	reviewer  review.Reviewer
 	has       map[kindIn]bool
 	// known are the objects that findings about others may be about.
 	known map[objectID]*object
@@ -85,12 +85,12 @@ var (
 func (r *run) decide(ctx context.Context) error {
 	r.has, r.classes = map[kindIn]bool{}, map[classIn]bool{}
 	r.known, r.told = map[objectID]*object{}, map[Finding]bool{}
-	r.source = &r.manifests
+	r.reviewer = review.Reviewer{Source: &r.manifests, Defaults: r.options.Defaults}
 	if r.options.Cluster != nil {
-		r.source = facts.Overlay(&r.manifests, r.options.Cluster)
+		r.reviewer.Source = facts.Overlay(&r.manifests, r.options.Cluster)
 	}
 	if r.options.Level != policy.Off {
-		r.source = leveled{r.source, r.options.Level}
+		r.reviewer.Source = leveled{r.reviewer.Source, r.options.Level}
 	}
 	var objects [][]object
 	for _, f := range r.files {
@@ -364,7 +364,7 @@ func (r *run) object(ctx context.Context, o *object) ([]jsonpatch.Operation, []*
 		}
 		subject, operations, kept, template = handover.Subject, handover.Operations(), handover.Warnings, handover.Template()
 	}
-	result, err := review.Reviewer{Source: r.source, Defaults: r.options.Defaults}.Decide(ctx, subject, r.in(o))
+	result, err := r.reviewer.Decide(ctx, subject, r.in(o))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -417,7 +417,7 @@ func (r *run) controlled(o *object, w *pods.Workload) {
 
 // policy holds what becomes of a subject against its namespace's policy, and reports whether that allows it.
 func (r *run) policy(ctx context.Context, o *object, subject pods.Subject, result *inject.Result) (bool, error) {
-	verdict, err := review.Reviewer{Source: r.source, Defaults: r.options.Defaults}.Policy(ctx, subject, result, r.in(o))
+	verdict, err := r.reviewer.Policy(ctx, subject, result, r.in(o))
 	if err != nil {
 		return false, err
 	}
@@ -495,7 +495,7 @@ func (r *run) blamed(o *object, path string) (*object, string) {
 // notOptedIn tells of annotations that do nothing, since the namespace is among the manifests or in the cluster and does not ask for
 // injection.
 func (r *run) notOptedIn(ctx context.Context, o *object) error {
-	namespace, err := r.source.Namespace(ctx, r.in(o), false)
+	namespace, err := r.reviewer.Source.Namespace(ctx, r.in(o), false)
 	if err != nil {
 		return err
 	}

@@ -4,42 +4,45 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
 	"golang.org/x/term"
-
-	"github.com/akv-injector/akv-injector/cli/lines"
+	"znkr.io/diff"
+	"znkr.io/diff/textdiff"
 )
 
-// contextLines is how many lines a diff shows around what changes.
-const contextLines = 3
-
-// unifiedDiff shows what changes, file by file, in the unified format. Behind each @@ stands the object that the change is about.
+// unifiedDiff returns what changes in each file in the unified format. After each @@ is the object that changes.
 func unifiedDiff(files []*file, colored bool) string {
 	var b strings.Builder
+	p := painter{&b, colored}
 	for _, f := range files {
-		before, after := lines.Split(f.text), lines.Split(f.after(!allJSON([]*file{f})))
-		edits := lines.Diff(before, after)
-		if len(edits) == 0 {
+		hunks := textdiff.Hunks(f.text, f.after(!allJSON([]*file{f})))
+		if len(hunks) == 0 {
 			continue
 		}
-		p := painter{&b, colored}
 		p.line(bold, "--- "+f.name)
 		p.line(bold, "+++ "+f.name)
-		for len(edits) > 0 {
-			n := 1
-			for n < len(edits) && edits[n].Start-edits[n-1].End <= 2*contextLines {
-				n++
+		for _, h := range hunks {
+			first := slices.IndexFunc(h.Edits, func(e textdiff.Edit[string]) bool { return e.Op != diff.Match })
+			p.line(cyan, fmt.Sprintf("@@ -%s +%s @@%s", span(h.LineNoX, h.EndLineNoX), span(h.LineNoY, h.EndLineNoY), f.titleAt(h.LineNoX+first)))
+			for _, e := range h.Edits {
+				switch e.Op {
+				case diff.Match:
+					p.edit("", " ", e.Line)
+				case diff.Delete:
+					p.edit(red, "-", e.Line)
+				case diff.Insert:
+					p.edit(green, "+", e.Line)
+				}
 			}
-			p.hunk(before, after, edits[:n], f.titleAt(edits[0].Start))
-			edits = edits[n:]
 		}
 	}
 	return b.String()
 }
 
-// titleAt names the object of the document that an insertion before a line, from 0, belongs to.
+// titleAt returns the object of the document with that line, counted from 0.
 func (f *file) titleAt(line int) string {
 	end := 0
 	for _, d := range f.documents {
@@ -51,7 +54,7 @@ func (f *file) titleAt(line int) string {
 	return ""
 }
 
-// The colours of a diff, as terminals know them (ECMA-48, SGR).
+// Colours of terminals (ECMA-48, SGR).
 const (
 	bold  = "\x1b[1m"
 	red   = "\x1b[31m"
@@ -73,8 +76,8 @@ func (p painter) line(color, text string) {
 	fmt.Fprintln(p, text)
 }
 
-// body writes a line of a text behind the sign that says what became of it.
-func (p painter) body(color, sign, line string) {
+// edit writes a line of a file after a sign.
+func (p painter) edit(color, sign, line string) {
 	bare, ended := strings.CutSuffix(line, "\n")
 	p.line(color, sign+bare)
 	if !ended {
@@ -82,30 +85,7 @@ func (p painter) body(color, sign, line string) {
 	}
 }
 
-func (p painter) hunk(before, after []string, edits []lines.Edit, title string) {
-	first, last := edits[0], edits[len(edits)-1]
-	start, end := max(first.Start-contextLines, 0), min(last.End+contextLines, len(before))
-	otherStart, otherEnd := first.OtherStart-(first.Start-start), last.OtherEnd+(end-last.End)
-	p.line(cyan, fmt.Sprintf("@@ -%s +%s @@%s", span(start, end), span(otherStart, otherEnd), title))
-	next := start
-	keep := func(until int) {
-		for ; next < until; next++ {
-			p.body("", " ", before[next])
-		}
-	}
-	for _, e := range edits {
-		keep(e.Start)
-		for ; next < e.End; next++ {
-			p.body(red, "-", before[next])
-		}
-		for _, line := range after[e.OtherStart:e.OtherEnd] {
-			p.body(green, "+", line)
-		}
-	}
-	keep(end)
-}
-
-// span is a range of lines as the unified format counts them.
+// span returns a range of lines in the unified format.
 func span(start, end int) string {
 	switch end - start {
 	case 0:
@@ -116,7 +96,7 @@ func span(start, end int) string {
 	return fmt.Sprintf("%d,%d", start+1, end-start)
 }
 
-// isColored reports whether w is a terminal that wants colours (https://no-color.org).
+// isColored reports whether w is a terminal, and colours are not turned off (https://no-color.org).
 func isColored(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	return ok && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(f.Fd()))

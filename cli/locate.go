@@ -7,7 +7,7 @@ import (
 	"github.com/akv-injector/akv-injector/core/api"
 )
 
-// locate is where the author wrote what a path leads to: for an item among several lines, its own line.
+// locate returns where the value at a path was written. For an item of a value with several lines, that is the line of the item.
 func (o *object) locate(path string) (line, column int) {
 	line, column = o.document.Locate(path)
 	const secrets = "[" + api.Secrets + "]"
@@ -30,24 +30,14 @@ func (o *object) locate(path string) (line, column int) {
 	return line, 1 + len(written) - len(strings.TrimLeft(written, " "))
 }
 
-// lineOf is the line, from 0, of an item of the inline form; -1 where the text is of the other form or has too few items.
+// lineOf returns the line, counted from 0, of an item of the inline form; -1 if the text is in the structured form or has too few
+// items.
 func lineOf(item int, text string) int {
-	if trimmed := strings.TrimSpace(text); trimmed == "" || strings.ContainsAny(trimmed[:1], "[{-") {
-		return -1
-	}
-	for at, line := range strings.Split(text, "\n") {
-		if strings.HasPrefix(strings.TrimSpace(line), "#") {
-			continue
+	for line := range api.InlineItems(text) {
+		if item == 0 {
+			return line
 		}
-		for one := range strings.SplitSeq(line, ",") {
-			if strings.TrimSpace(one) == "" {
-				continue
-			}
-			if item == 0 {
-				return at
-			}
-			item--
-		}
+		item--
 	}
 	return -1
 }

@@ -2,7 +2,7 @@ module github.com/akv-injector/akv-injector/test
 
 go 1.26.0
 
-// What `go run ./cmd/controlplane build` and `go run ./cmd/node build` build.
+// What `go run ./demos/controlplane build` and `go run ./demos/node build` build.
 tool (
 	go.etcd.io/etcd/server/v3
 	k8s.io/kubernetes/cmd/kube-apiserver
@@ -15,7 +15,7 @@ tool (
 require (
 	github.com/Azure/aad-pod-identity v1.8.17
 	github.com/akv-injector/akv-injector v0.0.0-00010101000000-000000000000
-	github.com/akv-injector/akv-injector/test/provider/keyvault v0.0.0-00010101000000-000000000000
+	github.com/akv-injector/akv-injector/test/harness/keyvault v0.0.0-00010101000000-000000000000
 	github.com/distribution/reference v0.6.0
 	github.com/go-logr/zapr v1.3.0
 	github.com/google/go-cmp v0.7.0
@@ -212,7 +212,7 @@ require (
 
 replace (
 	github.com/akv-injector/akv-injector => ../
-	github.com/akv-injector/akv-injector/test/provider/keyvault => ./provider/keyvault
+	github.com/akv-injector/akv-injector/test/harness/keyvault => ./harness/keyvault
 )
 
 // k8s.io/kubernetes requires its staging modules at v0.0.0.

@@ -6,10 +6,20 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/akv-injector/akv-injector/cli/lines"
+	"znkr.io/diff"
 )
 
-// replacement is an edit of a base with what comes in its place.
+// edits returns the fewest changes that turn x into y.
+func edits(x, y []string) []diff.Hunk[string] {
+	return diff.Hunks(x, y, diff.Context(0), diff.Minimal())
+}
+
+// splitLines splits a text after each newline.
+func splitLines(text string) []string {
+	return slices.Collect(strings.Lines(text))
+}
+
+// replacement replaces lines of a base.
 type replacement struct {
 	start, end int
 	lines      []string
@@ -19,12 +29,12 @@ type replacement struct {
 // indented as the author indents those around them. It reports false where both touch the same lines.
 func merge(author, base, changed string) (string, bool) {
 	ending := lineEnding(author)
-	authorLines, baseLines, changedLines := lines.Split(author), lines.Split(base), lines.Split(changed)
+	authorLines, baseLines, changedLines := splitLines(author), splitLines(base), splitLines(changed)
 	kept, replacements := align(baseLines, authorLines)
 	var patches []replacement
-	for _, e := range lines.Diff(baseLines, changedLines) {
-		inserted := reindent(baseLines, kept, e.Start, changedLines[e.OtherStart:e.OtherEnd])
-		patches = append(patches, replacement{e.Start, e.End, inserted})
+	for _, h := range edits(baseLines, changedLines) {
+		inserted := reindent(baseLines, kept, h.PosX, changedLines[h.PosY:h.EndY])
+		patches = append(patches, replacement{h.PosX, h.EndX, inserted})
 	}
 	// An insertion goes before what replaces the lines at its place, and the patch's before the author's own: blank lines that
 	// follow a block still follow it.
@@ -60,10 +70,10 @@ func align(base, author []string) (kept []string, replacements []replacement) {
 			kept[next] = author[other]
 		}
 	}
-	for _, e := range lines.Diff(words(base), words(author)) {
-		keepUntil(e.Start)
-		replacements = append(replacements, replacement{e.Start, e.End, author[e.OtherStart:e.OtherEnd]})
-		next, other = e.End, e.OtherEnd
+	for _, h := range edits(words(base), words(author)) {
+		keepUntil(h.PosX)
+		replacements = append(replacements, replacement{h.PosX, h.EndX, author[h.PosY:h.EndY]})
+		next, other = h.EndX, h.EndY
 	}
 	keepUntil(len(base))
 	return kept, replacements
@@ -144,15 +154,30 @@ func mergeJSON(author, base, changed string) (string, bool) {
 			b.WriteString(space + authorTokens[next])
 		}
 	}
-	for _, e := range lines.Diff(baseTokens, changedTokens) {
-		keepUntil(e.Start)
-		for ; other < e.OtherEnd; other++ {
+	for _, h := range edits(baseTokens, changedTokens) {
+		h = startAtComma(h, changedTokens)
+		keepUntil(h.PosX)
+		for ; other < h.EndY; other++ {
 			b.WriteString(changedSpaces[other] + changedTokens[other])
 		}
-		next = e.End
+		next = h.EndX
 	}
 	keepUntil(len(baseTokens))
 	return b.String() + tail, true
+}
+
+// startAtComma moves an insertion of JSON tokens down so that it starts with a comma, where the text stays the same.
+func startAtComma(h diff.Hunk[string], tokens []string) diff.Hunk[string] {
+	for n := 0; h.PosX == h.EndX && n < h.EndY-h.PosY && h.EndY+n < len(tokens); n++ {
+		if tokens[h.PosY+n] == "," {
+			h.PosX, h.EndX, h.PosY, h.EndY = h.PosX+n, h.EndX+n, h.PosY+n, h.EndY+n
+			break
+		}
+		if tokens[h.PosY+n] != tokens[h.EndY+n] {
+			break
+		}
+	}
+	return h
 }
 
 // tokens takes a JSON text apart: the tokens, the space before each, and the space after the last.

@@ -2,6 +2,7 @@ package api
 
 import (
 	"fmt"
+	"iter"
 	"regexp"
 	"slices"
 	"strconv"
@@ -31,7 +32,32 @@ func parseItems(value string, fldPath *field.Path, withClass bool) ([]Item, fiel
 	return items, errs
 }
 
-// isStructured tells the forms apart by the first character that isn't of a comment.
+// InlineItems iterates over the items of a value of [Secrets] in the inline form: the line of each item, counted from 0, and its
+// text. A value in the structured form has none.
+func InlineItems(value string) iter.Seq2[int, string] {
+	return func(yield func(int, string) bool) {
+		if isStructured(value) {
+			return
+		}
+		value := value
+		number := 0
+		for more := true; more; number++ { // strings.Cut allocates nothing
+			var line string
+			if line, value, more = strings.Cut(value, "\n"); strings.HasPrefix(strings.TrimSpace(line), "#") {
+				continue
+			}
+			for line != "" {
+				var text string
+				text, line, _ = strings.Cut(line, ",")
+				if text = strings.TrimSpace(text); text != "" && !yield(number, text) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// isStructured reports whether the first line that is no comment starts with the first character of the structured form.
 func isStructured(value string) bool {
 	line := firstLine(value)
 	return line != "" && strings.ContainsRune("[{-", rune(line[0]))
@@ -55,16 +81,9 @@ func tooManyItems(fldPath *field.Path, n int) field.ErrorList {
 func parseInline(value string, fldPath *field.Path, withClass bool) ([]Item, field.ErrorList) {
 	var texts []string
 	n := 0
-	for line := range strings.SplitSeq(value, "\n") {
-		if strings.HasPrefix(strings.TrimSpace(line), "#") {
-			continue
-		}
-		for text := range strings.SplitSeq(line, ",") {
-			if text = strings.TrimSpace(text); text != "" {
-				if n++; n <= MaxItems {
-					texts = append(texts, text)
-				}
-			}
+	for _, text := range InlineItems(value) {
+		if n++; n <= MaxItems {
+			texts = append(texts, text)
 		}
 	}
 	if n > MaxItems {

@@ -31,7 +31,8 @@ const (
 	ModeNone Mode = "none"
 )
 
-var modes = []Mode{ModeAuto, ModePodIdentity, ModeWorkloadIdentity, ModeIdentityBinding, ModeNone}
+// Modes are all modes.
+var Modes = []Mode{ModeAuto, ModePodIdentity, ModeWorkloadIdentity, ModeIdentityBinding, ModeNone}
 
 // EnvMode says which items become env vars.
 type EnvMode string
@@ -238,7 +239,7 @@ func (p *parser) warnEmpty(i int) {
 func (p *parser) parse() {
 	r := &p.request
 	p.read(identityName, text(func(r *Request, v string) { r.Identity = v }, checkIdentityName))
-	p.read(identityMode, oneOf(modes, func(r *Request, m Mode) { r.Mode = m }))
+	p.read(identityMode, oneOf(Modes, func(r *Request, m Mode) { r.Mode = m }))
 	p.read(identityClientID, text(func(r *Request, v string) { r.ClientID = v }, CheckGUID))
 	p.read(identityTenantID, text(func(r *Request, v string) { r.TenantID = v }, CheckGUID))
 	// What an item may say depends on whether there are classes; mistakes are still reported in the order of Keys.
@@ -417,31 +418,6 @@ func (p *parser) warnWithoutEffect() {
 			noEffect(onConflict, "has no effect without "+Secrets)
 		}
 	}
-}
-
-// Annotations prints the request so that [ParseRequest] reads an equal one back, origins apart.
-func (r *Request) Annotations() map[string]string {
-	annotations := map[string]string{}
-	put := func(key, value, unless string) {
-		if value != unless {
-			annotations[key] = value
-		}
-	}
-	put(IdentityName, r.Identity, "")
-	put(IdentityMode, string(r.Mode), string(ModeAuto))
-	put(IdentityClientID, r.ClientID, "")
-	put(IdentityTenantID, r.TenantID, "")
-	put(Secrets, printItems(r.Items), "")
-	put(Class, strings.Join(r.Classes, ","), "")
-	put(Vault, r.Vault, "")
-	put(MountPath, r.MountPath, DefaultMountPath)
-	put(Containers, r.Containers.String(), "")
-	put(Env, string(r.EnvMode), string(EnvExplicit))
-	put(OnConflict, string(r.OnConflict), string(ConflictKeep))
-	if r.OptedOut {
-		annotations[Inject] = "false"
-	}
-	return annotations
 }
 
 // text reads a value whose surrounding space means nothing, and check says what is wrong with it, or "".

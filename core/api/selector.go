@@ -83,11 +83,6 @@ func (s Selector) Unmatched(names []string) []string {
 	return unmatched
 }
 
-// Equal reports whether both were written alike.
-func (s Selector) Equal(other Selector) bool {
-	return slices.Equal(s.patterns, other.patterns)
-}
-
 // String is the selector as an annotation spells it.
 func (s Selector) String() string {
 	return strings.Join(s.patterns, ",")

@@ -1,0 +1,36 @@
+package api
+
+import (
+	"slices"
+	"strings"
+)
+
+// Annotations returns annotations from which [ParseRequest] reads the request, except its origins.
+func (r *Request) Annotations() map[string]string {
+	annotations := map[string]string{}
+	put := func(key, value, unless string) {
+		if value != unless {
+			annotations[key] = value
+		}
+	}
+	put(IdentityName, r.Identity, "")
+	put(IdentityMode, string(r.Mode), string(ModeAuto))
+	put(IdentityClientID, r.ClientID, "")
+	put(IdentityTenantID, r.TenantID, "")
+	put(Secrets, printItems(r.Items), "")
+	put(Class, strings.Join(r.Classes, ","), "")
+	put(Vault, r.Vault, "")
+	put(MountPath, r.MountPath, DefaultMountPath)
+	put(Containers, r.Containers.String(), "")
+	put(Env, string(r.EnvMode), string(EnvExplicit))
+	put(OnConflict, string(r.OnConflict), string(ConflictKeep))
+	if r.OptedOut {
+		annotations[Inject] = "false"
+	}
+	return annotations
+}
+
+// Equal reports whether both were written alike.
+func (s Selector) Equal(other Selector) bool {
+	return slices.Equal(s.patterns, other.patterns)
+}

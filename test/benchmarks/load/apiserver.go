@@ -1,0 +1,325 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"gomodules.xyz/jsonpatch/v2"
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/pods"
+	"github.com/akv-injector/akv-injector/core/review"
+	"github.com/akv-injector/akv-injector/internal/corpus/reviews"
+	"github.com/akv-injector/akv-injector/test/harness/controlplane"
+	"github.com/akv-injector/akv-injector/test/harness/injector"
+	"github.com/akv-injector/akv-injector/test/harness/process"
+)
+
+// Namespaces, by what is done to a pod there.
+const (
+	plain    = "plain"    // nothing
+	injected = "payments" // what the injector does; the recorded cluster's namespace
+	patched  = "policy"   // the same, by a MutatingAdmissionPolicy
+	enforced = "enforced" // what the injector does, and its policy
+)
+
+// way is a way of creating a pod.
+type way struct {
+	namespace string
+	asks      bool // the pod has annotations
+}
+
+// ways take turns.
+var ways = []way{{plain, true}, {injected, true}, {patched, true}, {enforced, true}, {plain, false}, {injected, false}}
+
+// policyLabel marks the namespace of the policy.
+const policyLabel = "load.akv-injector.io/policy"
+
+// atAPIServer creates a pod in each of the ways in turns, count times in each of some runs, and prints how long that took.
+func atAPIServer(ctx context.Context, runs, count int) (err error) {
+	plane, err := controlplane.Start(ctx, controlplane.Options{})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, plane.Stop()) }()
+	if err := controlplane.InstallCRDs(ctx, plane.Config); err != nil {
+		return err
+	}
+	started, err := injector.Start(ctx, plane, injector.Options{})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, started.Stop()) }()
+	client, err := kubernetes.NewForConfig(plane.Config)
+	if err != nil {
+		return err
+	}
+	pod, operations, err := recordedPod(ctx)
+	if err != nil {
+		return err
+	}
+	if err := prepare(ctx, plane, client, operations); err != nil {
+		return err
+	}
+	bystander := pod.DeepCopy()
+	bystander.Annotations = nil
+	c := &creator{client: client.CoreV1().RESTClient(), pods: map[bool]*corev1.Pod{true: pod, false: bystander}}
+	if err := c.awaitEqual(ctx); err != nil {
+		return err
+	}
+
+	fmt.Printf("\nCreation of the pod of the review of %s, one after the other, %d each way in turns, p50 / p99 in ms:\n\n", reviews.Medium.Size, count)
+	fmt.Println("| run | neither | akv-injector adds | the policy adds | akv-injector beyond the policy | with `identity.io/enforce` beyond the policy | a pod that asks for nothing, where it would be injected: adds |")
+	fmt.Println("|--:|--:|--:|--:|--:|--:|--:|")
+	for run := range runs {
+		latencies := map[way][]time.Duration{}
+		for n := -warmUp / 10; n < count; n++ {
+			for _, w := range ways {
+				begin := time.Now()
+				if _, err := c.create(ctx, w, ""); err != nil {
+					return fmt.Errorf("create a pod in namespace %s: %w", w.namespace, err)
+				}
+				if n >= 0 {
+					latencies[w] = append(latencies[w], time.Since(begin))
+				}
+			}
+		}
+		beyond := func(w, base way) string {
+			f, b := figuresOf(latencies[w]), figuresOf(latencies[base])
+			return fmt.Sprintf("%.2f / %.2f", f.p50-b.p50, f.p99-b.p99)
+		}
+		neither, policy := way{plain, true}, way{patched, true}
+		alone := figuresOf(latencies[neither])
+		fmt.Printf("| %d | %.2f / %.2f | %s | %s | %s | %s | %s |\n", run+1, alone.p50, alone.p99, beyond(way{injected, true}, neither), beyond(policy, neither),
+			beyond(way{injected, true}, policy), beyond(way{enforced, true}, policy), beyond(way{injected, false}, way{plain, false}))
+	}
+	return nil
+}
+
+// recordedPod is the pod of the recorded review as its author would create it, and the patch that it gets.
+func recordedPod(ctx context.Context) (*corev1.Pod, []jsonpatch.Operation, error) {
+	source, err := reviews.Facts()
+	if err != nil {
+		return nil, nil, err
+	}
+	request, err := reviews.Medium.Request()
+	if err != nil {
+		return nil, nil, err
+	}
+	subject := pods.SubjectOf(&request.Pod)
+	result, err := review.Reviewer{Source: source}.Decide(ctx, subject, request.Namespace)
+	if err != nil {
+		return nil, nil, err
+	}
+	pod := request.Object.DeepCopy()
+	pod.ObjectMeta = metav1.ObjectMeta{GenerateName: pod.GenerateName, Labels: pod.Labels, Annotations: pod.Annotations}
+	pod.Status = corev1.PodStatus{}
+	// The API server adds the token again.
+	pod.Spec.Volumes = slices.DeleteFunc(pod.Spec.Volumes, func(v corev1.Volume) bool { return v.Projected != nil })
+	for _, containers := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range containers {
+			containers[i].VolumeMounts = slices.DeleteFunc(containers[i].VolumeMounts, func(m corev1.VolumeMount) bool {
+				return strings.HasPrefix(m.MountPath, "/var/run/secrets/kubernetes.io/")
+			})
+		}
+	}
+	return pod, result.Change.Operations(&subject), nil
+}
+
+// prepare makes the namespaces, what they hold, and the policy.
+func prepare(ctx context.Context, plane *controlplane.ControlPlane, client kubernetes.Interface, operations []jsonpatch.Operation) error {
+	cluster := string(reviews.Cluster)
+	for _, objects := range []string{cluster, strings.ReplaceAll(cluster, injected, enforced)} {
+		apply := plane.Kubectl(ctx, "apply", "--filename=-")
+		apply.Stdin = strings.NewReader(objects)
+		if out, err := apply.CombinedOutput(); err != nil {
+			return fmt.Errorf("apply the cluster: %w: %s", err, out)
+		}
+	}
+	if out, err := plane.Kubectl(ctx, "label", "namespace", enforced, api.Enforce+"=bound").CombinedOutput(); err != nil {
+		return fmt.Errorf("enforce policy: %w: %s", err, out)
+	}
+	for name, labels := range map[string]map[string]string{plain: nil, patched: {policyLabel: "true"}} {
+		namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
+		if _, err := client.CoreV1().Namespaces().Create(ctx, namespace, metav1.CreateOptions{}); err != nil {
+			return err
+		}
+		account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "checkout"}}
+		if _, err := client.CoreV1().ServiceAccounts(name).Create(ctx, account, metav1.CreateOptions{}); err != nil {
+			return err
+		}
+	}
+	expression, err := celPatch(operations)
+	if err != nil {
+		return err
+	}
+	policies := client.AdmissionregistrationV1()
+	policy := &admissionregistrationv1.MutatingAdmissionPolicy{
+		ObjectMeta: metav1.ObjectMeta{Name: "load"},
+		Spec: admissionregistrationv1.MutatingAdmissionPolicySpec{
+			MatchConstraints: &admissionregistrationv1.MatchResources{ResourceRules: []admissionregistrationv1.NamedRuleWithOperations{{
+				RuleWithOperations: admissionregistrationv1.RuleWithOperations{
+					Operations: []admissionregistrationv1.OperationType{admissionregistrationv1.Create},
+					Rule:       admissionregistrationv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"pods"}},
+				},
+			}}},
+			// What the shipped webhook configuration asks too.
+			MatchConditions: []admissionregistrationv1.MatchCondition{
+				{Name: "not-a-mirror-pod", Expression: "!('kubernetes.io/config.mirror' in object.metadata.?annotations.orValue({}))"},
+				{Name: "asks", Expression: "object.metadata.?annotations.orValue({}).exists(key, key.startsWith('keyvault.io/') || key.startsWith('identity.io/'))"},
+			},
+			ReinvocationPolicy: admissionregistrationv1.IfNeededReinvocationPolicy,
+			Mutations: []admissionregistrationv1.Mutation{{
+				PatchType: admissionregistrationv1.PatchTypeJSONPatch,
+				JSONPatch: &admissionregistrationv1.JSONPatch{Expression: expression},
+			}},
+		},
+	}
+	if _, err := policies.MutatingAdmissionPolicies().Create(ctx, policy, metav1.CreateOptions{}); err != nil {
+		return fmt.Errorf("create the policy: %w", err)
+	}
+	binding := &admissionregistrationv1.MutatingAdmissionPolicyBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: "load"},
+		Spec: admissionregistrationv1.MutatingAdmissionPolicyBindingSpec{
+			PolicyName:     "load",
+			MatchResources: &admissionregistrationv1.MatchResources{NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{policyLabel: "true"}}},
+		},
+	}
+	if _, err := policies.MutatingAdmissionPolicyBindings().Create(ctx, binding, metav1.CreateOptions{}); err != nil {
+		return fmt.Errorf("bind the policy: %w", err)
+	}
+	for _, namespace := range []string{injected, enforced} {
+		if err := plane.WaitForServiceAccount(ctx, namespace); err != nil {
+			return err
+		}
+		if err := injector.WaitUntilCalled(ctx, plane.Config, namespace); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// celPatch is the CEL expression of a patch, as a MutatingAdmissionPolicy takes it. What a real one would have to look up or to parse,
+// this one knows.
+func celPatch(operations []jsonpatch.Operation) (string, error) {
+	patches := make([]string, len(operations))
+	for i, operation := range operations {
+		text, err := json.Marshal(operation.Value)
+		if err != nil {
+			return "", fmt.Errorf("print the policy: %w", err)
+		}
+		var value any
+		if err := json.Unmarshal(text, &value); err != nil {
+			return "", fmt.Errorf("print the policy: %w", err)
+		}
+		segments := []string{"Object"}
+		for segment := range strings.SplitSeq(operation.Path[1:], "/") {
+			if strings.Trim(segment, "0123456789-") != "" {
+				segments = append(segments, segment)
+			}
+		}
+		patches[i] = fmt.Sprintf("JSONPatch{op: %q, path: %q, value: %s}", operation.Operation, operation.Path, celValue(strings.Join(segments, "."), value))
+	}
+	// A policy sees the pod before anything else is asked of it, and again afterwards: what is there isn't added twice.
+	return "'keyvault.io/injected' in object.metadata.labels ? [] : [\n" + strings.Join(patches, ",\n") + "\n]", nil
+}
+
+// celValue is a CEL literal; typeName is that of an object.
+func celValue(typeName string, value any) string {
+	switch value := value.(type) {
+	case map[string]any:
+		members := make([]string, 0, len(value))
+		for _, name := range slices.Sorted(maps.Keys(value)) {
+			if strings.HasSuffix(typeName, ".volumeAttributes") {
+				members = append(members, fmt.Sprintf("%q: %s", name, celValue("", value[name])))
+			} else {
+				members = append(members, name+": "+celValue(typeName+"."+name, value[name]))
+			}
+		}
+		if strings.HasSuffix(typeName, ".volumeAttributes") {
+			typeName = ""
+		}
+		return typeName + "{" + strings.Join(members, ", ") + "}"
+	case []any:
+		items := make([]string, len(value))
+		for i := range value {
+			items[i] = celValue(typeName, value[i])
+		}
+		return "[" + strings.Join(items, ", ") + "]"
+	case string:
+		return fmt.Sprintf("%q", value)
+	}
+	return fmt.Sprint(value)
+}
+
+// creator creates two pods again and again: one that asks for injection, and one that does not.
+type creator struct {
+	client rest.Interface
+	pods   map[bool]*corev1.Pod
+}
+
+// create creates a pod, in a dry run if dryRun says so, and returns the API server's answer.
+func (c *creator) create(ctx context.Context, w way, dryRun string) ([]byte, error) {
+	text, err := json.Marshal(c.pods[w.asks])
+	if err != nil {
+		return nil, err
+	}
+	request := c.client.Post().Namespace(w.namespace).Resource("pods").SetHeader("Content-Type", "application/json").Body(text)
+	if dryRun != "" {
+		request.Param("dryRun", dryRun)
+	}
+	return request.Do(ctx).Raw()
+}
+
+// awaitEqual returns when injector and policy both are at work, and make the same pod.
+func (c *creator) awaitEqual(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("injector and policy don't come to the same pod"))
+	defer cancel()
+	return process.Until(ctx, func(ctx context.Context) error {
+		ours, err := c.outcome(ctx, injected)
+		if err != nil {
+			return err
+		}
+		theirs, err := c.outcome(ctx, patched)
+		if err != nil {
+			return err
+		}
+		if _, ok := ours.Labels["keyvault.io/injected"]; !ok {
+			return errors.New("the injector did nothing")
+		}
+		if diff := cmp.Diff(ours, theirs); diff != "" {
+			return fmt.Errorf("(-injector +policy):\n%s", diff)
+		}
+		return nil
+	})
+}
+
+// outcome is what the pod would be in a namespace, but for what differs between any two pods.
+func (c *creator) outcome(ctx context.Context, namespace string) (*corev1.Pod, error) {
+	text, err := c.create(ctx, way{namespace, true}, metav1.DryRunAll)
+	if err != nil {
+		return nil, err
+	}
+	text = tokenVolume.ReplaceAll(text, []byte("kube-api-access"))
+	var pod corev1.Pod
+	if err := json.Unmarshal(text, &pod); err != nil {
+		return nil, fmt.Errorf("decode pod: %w", err)
+	}
+	pod.ObjectMeta = metav1.ObjectMeta{Labels: pod.Labels, Annotations: pod.Annotations}
+	return &pod, nil
+}
+
+var tokenVolume = regexp.MustCompile(`kube-api-access-[0-9a-z]+`)

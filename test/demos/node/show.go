@@ -1,0 +1,236 @@
+package main
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	programs "github.com/akv-injector/akv-injector/test/harness/build"
+	"github.com/akv-injector/akv-injector/test/harness/certmanager"
+	"github.com/akv-injector/akv-injector/test/harness/chart"
+	"github.com/akv-injector/akv-injector/test/harness/controlplane"
+	"github.com/akv-injector/akv-injector/test/harness/injector"
+	"github.com/akv-injector/akv-injector/test/harness/node"
+	"github.com/akv-injector/akv-injector/test/harness/page"
+	"github.com/akv-injector/akv-injector/test/harness/process"
+)
+
+//go:embed manifests
+var embedded embed.FS
+
+// patience is how long the cluster may take for what it does by itself, on a machine that is busy with other things.
+const patience = time.Minute
+
+// The programs that the show runs besides the node's parts.
+const injectorProgram, certManagerProgram, helmProgram = "akv-injector", "cert-manager", "helm"
+
+// buildPrograms builds them, or finds that they are built, and returns where.
+func buildPrograms(ctx context.Context) (map[string]string, error) {
+	built := map[string]string{}
+	for _, program := range []struct {
+		name string
+		make func(context.Context) (string, error)
+	}{
+		{injectorProgram, injector.Build},
+		{certManagerProgram, certmanager.Build},
+	} {
+		var file string
+		if err := programs.Announced(os.Stdout, program.name, "a minute", func() (err error) {
+			file, err = program.make(ctx)
+			return err
+		}); err != nil {
+			return nil, err
+		}
+		built[program.name] = file
+	}
+	file, err := chart.Helm(ctx, 4, os.Stdout)
+	built[helmProgram] = file
+	return built, err
+}
+
+// show is one run, inside a machine.
+type show struct {
+	machine *node.Machine
+	dir     string // has the manifests, and the servers' folders
+	out     *page.Page
+	begin   time.Time
+	scene   int // the number of the last one
+	// watch ends the show when wait returns, which it does when a part has ended by itself.
+	watch func(wait func(context.Context))
+
+	azure       node.Options
+	plane       *controlplane.ControlPlane
+	node        *node.Node
+	certManager *process.Process
+}
+
+// parts are what can be shown, in this order: their names are arguments of the command.
+var parts = []struct {
+	name   string
+	scenes []scene
+}{
+	{"stories", stories},
+	{"failures", failures},
+	{"faults", faults},
+	{"attacks", attacks},
+}
+
+// Parts that must be asked for.
+const measureLatency, measureRotation = "latency", "rotation"
+
+// run does all of it, or the parts that are named, and stops what it started.
+func (s *show) run(ctx context.Context, only []string, keep bool) (err error) {
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	s.watch = func(wait func(context.Context)) {
+		go func() {
+			wait(ctx)
+			end(errors.New("a part has ended by itself"))
+		}()
+	}
+	defer func() {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx) // whatever else is wrong then follows from it
+		}
+		err = errors.Join(err, s.stop()) // stop tells which part has ended
+	}()
+	if err := s.start(ctx); err != nil {
+		return err
+	}
+	for _, part := range parts {
+		if len(only) > 0 && !slices.Contains(only, part.name) {
+			continue
+		}
+		if err := s.play(ctx, part.scenes); err != nil {
+			return err
+		}
+	}
+	for name, measure := range map[string]func(context.Context) error{measureLatency: s.latency, measureRotation: s.readsOfRotation} {
+		if !slices.Contains(only, name) {
+			continue
+		}
+		if err := measure(ctx); err != nil {
+			return err
+		}
+	}
+	s.out.Say(fmt.Sprintf("\nAll as it should be, after %.1f s.", time.Since(s.begin).Seconds()))
+	if keep {
+		s.out.Say(fmt.Sprintf(`It keeps running. In another terminal, as root:
+
+  %s
+  export KUBECONFIG=%s
+  export PATH=%s:$PATH
+
+Ctrl-C stops and removes all.`, s.machine.Visit(), s.plane.Kubeconfig, s.plane.Binaries))
+		<-ctx.Done()
+	}
+	return nil
+}
+
+// start starts the cluster, and installs cert-manager and the injector.
+func (s *show) start(ctx context.Context) error {
+	manifests, err := fs.Sub(embedded, "manifests")
+	if err == nil {
+		err = os.CopyFS(s.dir, manifests)
+	}
+	if err != nil {
+		return fmt.Errorf("write the manifests: %w", err)
+	}
+	s.out.Say("")
+	for _, step := range []struct {
+		what string
+		do   func(context.Context) error
+	}{
+		{"Kubernetes: etcd, API server and controllers", s.startPlane},
+		{"a node: scheduler, kubelet, containerd, firewall, CSI driver, Azure provider", s.startNode},
+		{"cert-manager, and akv-injector by its chart, as shipped", s.install},
+	} {
+		if err := s.out.Step(step.what, func() error { return step.do(ctx) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *show) startPlane(ctx context.Context) (err error) {
+	s.plane, err = controlplane.Start(ctx, controlplane.Options{
+		Binaries: s.machine.Parts.ControlPlane, TempDir: s.dir, Keep: true,
+		APIServerArgs: node.APIServerArgs, BeforeControllers: controlplane.InstallCRDs,
+	})
+	if err == nil {
+		s.watch(s.plane.Wait)
+	}
+	return err
+}
+
+func (s *show) startNode(ctx context.Context) (err error) {
+	if s.azure, err = fakeAzure(); err != nil {
+		return err
+	}
+	if s.node, err = s.machine.Start(ctx, s.plane, s.azure); err == nil {
+		s.watch(s.node.Wait)
+	}
+	return err
+}
+
+// install does what docs/operations.md says, but for cert-manager, whose controllers run beside the cluster.
+func (s *show) install(ctx context.Context) (err error) {
+	const repository, tag = "localhost/akv-injector", "1"
+	if err := s.node.Load(ctx, s.machine.Parts.More[injectorProgram], repository+":"+tag); err != nil {
+		return err
+	}
+	if err := certmanager.InstallCRDs(ctx, s.plane); err != nil {
+		return err
+	}
+	if s.certManager, err = certmanager.Start(s.plane, s.machine.Parts.More[certManagerProgram]); err != nil {
+		return err
+	}
+	s.watch(func(ctx context.Context) {
+		select {
+		case <-s.certManager.Done():
+		case <-ctx.Done():
+		}
+	})
+	if out, err := s.plane.Kubectl(ctx, "create", "namespace", chart.Namespace).CombinedOutput(); err != nil {
+		return fmt.Errorf("create namespace: %w\n%s", err, out)
+	}
+	objects, err := chart.Render(ctx, chart.Options{
+		Helm: s.machine.Parts.More[helmProgram], Values: map[string]any{
+			"image":         map[string]any{"repository": repository, "tag": tag},
+			"networkPolicy": map[string]any{"podCIDRs": []string{node.PodNetwork}},
+		},
+	})
+	if err != nil {
+		return err
+	}
+	if _, err := chart.Apply(ctx, s.plane.Config, objects, metav1.PatchOptions{}); err != nil {
+		return err
+	}
+	rollout := s.plane.Kubectl(ctx, "rollout", "status", "deployment/"+chart.Name, "--namespace="+chart.Namespace, "--timeout="+patience.String())
+	if out, err := rollout.CombinedOutput(); err != nil {
+		return fmt.Errorf("wait for the injector: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// stop ends what runs.
+func (s *show) stop() error {
+	var errs []error
+	if s.certManager != nil {
+		errs = append(errs, s.certManager.Stop())
+	}
+	if s.node != nil {
+		errs = append(errs, s.node.Stop())
+	}
+	if s.plane != nil {
+		errs = append(errs, s.plane.Stop())
+	}
+	return errors.Join(errs...)
+}

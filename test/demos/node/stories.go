@@ -1,0 +1,253 @@
+package main
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/akv-injector/akv-injector/test/harness/injector"
+	"github.com/akv-injector/akv-injector/test/harness/keyvault"
+)
+
+// stories are the two of the origin, by annotations in place of YAML, and what else annotations are good for.
+var stories = []scene{
+	{"As people write it today: a label, a volume, a mount and an environment variable.", (*show).byHand},
+	{"The same by three annotations on a Deployment.", (*show).annotated},
+	{"Without an annotation, where policy asks for an identity: no pod, and the reason why.", (*show).withoutIdentity},
+	{"Workload identity, and one line: the class is made for the pod.", (*show).oneLine},
+	{"An identity binding: the cluster's RBAC says who may use the identity.", (*show).identityBinding},
+	{"Two vaults, and all kinds of objects, where they are wanted and as they are wanted.", (*show).kinds},
+	{"A CronJob: its annotation reaches the pods of its jobs.", (*show).cronJob},
+	{"A secret is rotated: the file follows, the environment variable waits for a restart.", (*show).rotation},
+	{"Somebody edits a class that was made for a pod. It is put back.", (*show).putBack},
+}
+
+func (s *show) byHand(ctx context.Context) error {
+	if _, err := s.kubectl(ctx, "apply", "-f", "cluster.yaml", "-f", "by-hand.yaml"); err != nil {
+		return err
+	}
+	if _, err := s.kubectl(ctx, "wait", "pod/by-hand", "--for=condition=Ready", "--timeout="+patience.String()); err != nil {
+		return err
+	}
+	return s.readsSecret(ctx, metav1.NamespaceDefault, "by-hand", keyvault.NMI)
+}
+
+func (s *show) annotated(ctx context.Context) error {
+	if _, err := s.kubectl(ctx, "label", "namespace", metav1.NamespaceDefault, "keyvault.io/injection=enabled"); err != nil {
+		return err
+	}
+	if err := injector.WaitUntilCalled(ctx, s.plane.Config, metav1.NamespaceDefault); err != nil {
+		return err
+	}
+	if _, err := s.kubectl(ctx, "apply", "-f", "csi-demo.yaml"); err != nil {
+		return err
+	}
+	if err := s.isRolledOut(ctx, metav1.NamespaceDefault, "csi-demo"); err != nil {
+		return err
+	}
+	return s.readsSecret(ctx, metav1.NamespaceDefault, "deployment/csi-demo", keyvault.NMI)
+}
+
+func (s *show) withoutIdentity(ctx context.Context) error {
+	if _, err := s.kubectl(ctx, "label", "namespace", metav1.NamespaceDefault, "identity.io/enforce=required"); err != nil {
+		return err
+	}
+	if err := s.await(ctx, "policy", func(ctx context.Context) error {
+		if s.plane.Kubectl(ctx, "run", "probe", "--image=nginx", "--dry-run=server").Run() == nil {
+			return errors.New("the API server does not know the label yet")
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	if _, err := s.kubectl(ctx, "apply", "-f", "no-access-blob.yaml"); err != nil {
+		return err
+	}
+	return s.happens(ctx, metav1.NamespaceDefault, "reason=FailedCreate",
+		"no-access-blob", "metadata.annotations[identity.io/name]: Required value", "access-blob (AzureIdentityBinding)")
+}
+
+func (s *show) oneLine(ctx context.Context) error {
+	if _, err := s.kubectl(ctx, "apply", "-f", "one-line.yaml"); err != nil {
+		return err
+	}
+	if err := s.isRolledOut(ctx, "shop", "one-line"); err != nil {
+		return err
+	}
+	if err := s.prints(ctx, []string{"kv-"}, "get", "secretproviderclasses", "-n", "shop"); err != nil {
+		return err
+	}
+	return s.readsSecret(ctx, "shop", "deployment/one-line", keyvault.Entra)
+}
+
+// identityBinding has the token proxy look for the right in the cluster, as AKS does: the ServiceAccount has no federated credential.
+func (s *show) identityBinding(ctx context.Context) error {
+	if _, err := s.kubectl(ctx, "apply", "-f", "identity-binding.yaml"); err != nil {
+		return err
+	}
+	if err := s.isRolledOut(ctx, "shop", "bound"); err != nil {
+		return err
+	}
+	return s.readsSecret(ctx, "shop", "deployment/bound", keyvault.TokenProxy)
+}
+
+func (s *show) kinds(ctx context.Context) error {
+	if _, err := s.kubectl(ctx, "apply", "-f", "kinds.yaml"); err != nil {
+		return err
+	}
+	if err := s.isRolledOut(ctx, "shop", "kinds"); err != nil {
+		return err
+	}
+	const second = "/mnt/secrets-store-shared-kv/tls/ca.pem"
+	for _, show := range []struct {
+		want    string
+		command []string
+	}{
+		{"BEGIN PUBLIC KEY", []string{"cat", "/mnt/secrets-store/keys/edge.pem"}},
+		{"BEGIN CERTIFICATE", []string{"cat", second}},
+		{"400", []string{"stat", "-L", "-c", "%a", second}},
+		{"BEGIN CERTIFICATE", []string{"sh", "-c", `echo "$EDGE_CA" | head -n 1`}},
+		{"today's", []string{"cat", "/mnt/secrets-store/session-keys/0"}},
+		{"yesterday's", []string{"cat", "/mnt/secrets-store/session-keys/1"}},
+	} {
+		if err := s.prints(ctx, []string{show.want}, append([]string{"exec", "-n", "shop", "deployment/kinds", "--"}, show.command...)...); err != nil {
+			return err
+		}
+	}
+	return s.readsSecret(ctx, "shop", "deployment/kinds", keyvault.Entra)
+}
+
+func (s *show) cronJob(ctx context.Context) error {
+	if _, err := s.kubectl(ctx, "apply", "-f", "nightly.yaml"); err != nil {
+		return err
+	}
+	if _, err := s.kubectl(ctx, "create", "job", "-n", "shop", "--from=cronjob/nightly", "tonight"); err != nil {
+		return err
+	}
+	if _, err := s.kubectl(ctx, "wait", "-n", "shop", "job/tonight", "--for=condition=Complete", "--timeout="+patience.String()); err != nil {
+		return err
+	}
+	if err := s.prints(ctx, []string{secret}, "logs", "-n", "shop", "job/tonight"); err != nil {
+		return err
+	}
+	return s.signedIn("shop/tonight", keyvault.Entra)
+}
+
+func (s *show) rotation(ctx context.Context) error {
+	if _, err := s.kubectl(ctx, "apply", "-f", "rotation.yaml"); err != nil {
+		return err
+	}
+	if err := s.isRolledOut(ctx, "shop", "rotation"); err != nil {
+		return err
+	}
+	exec := []string{"exec", "-n", "shop", "deployment/rotation", "--"}
+	file := append(exec, "cat", "/mnt/secrets-store/db-password")
+	env := append(exec, "sh", "-c", "echo $DB_PASSWORD")
+	if err := s.prints(ctx, []string{"winter"}, file...); err != nil {
+		return err
+	}
+	s.out.Say("\n  In the vault, db-password gets a new version. kubelet looks again within two minutes; sooner when the pod changes:")
+	s.node.Azure.Put(vault, vaultWith(keyvault.Object{Kind: keyvault.Secrets, Name: "db-password", Versions: []keyvault.Version{
+		{ID: nextVersion, Value: "spring"}, {ID: version, Value: "winter"},
+	}}))
+	defer s.node.Azure.Put(vault, s.azure.Vaults[vault])
+	if _, err := s.kubectl(ctx, "annotate", "pods", "-n", "shop", "-l", "app=rotation", "look=now"); err != nil {
+		return err
+	}
+	if err := s.comesToPrint(ctx, []string{"spring"}, file...); err != nil {
+		return err
+	}
+	if err := s.prints(ctx, []string{"winter"}, env...); err != nil {
+		return err
+	}
+	if err := s.prints(ctx, []string{`"envChanges":"on-container-restart"`},
+		"get", "pods", "-n", "shop", "-l", "app=rotation", "-o", `jsonpath={.items[*].metadata.annotations.keyvault\.io/status}`); err != nil {
+		return err
+	}
+	s.out.Say("\n  The container ends, and kubelet starts it again:")
+	_, _ = s.kubectl(ctx, append(exec, "kill", "1")...) // it may die with the container, before it has said how it went
+	if err := s.comesToPrint(ctx, []string{"1/1", "1 ("}, "get", "pods", "-n", "shop", "-l", "app=rotation"); err != nil {
+		return err
+	}
+	return s.prints(ctx, []string{"spring"}, env...)
+}
+
+func (s *show) putBack(ctx context.Context) error {
+	const class = "secretproviderclasses"
+	ofOneLine := []string{"get", "pods", "-n", "shop", "-l", "app=one-line", "-o", "jsonpath={.items[0].spec.volumes[?(@.csi)].csi.volumeAttributes.secretProviderClass}"}
+	name, err := s.plane.Kubectl(ctx, ofOneLine...).Output()
+	if err != nil {
+		return fmt.Errorf("find the class: %w", err)
+	}
+	look := []string{"get", class, "-n", "shop", string(name), "-o", "jsonpath={.spec.parameters.keyvaultName}"}
+	patch := `{"spec":{"parameters":{"keyvaultName":"another-kv"}}}`
+	if _, err := s.kubectl(ctx, "patch", class, "-n", "shop", string(name), "--type=merge", "-p", patch); err != nil {
+		return err
+	}
+	return s.comesToPrint(ctx, []string{vault}, look...)
+}
+
+// readsSecret is an error unless the file and the environment variable of a pod, or of a Deployment's, have what the vault has, and it has
+// signed in for that by source.
+func (s *show) readsSecret(ctx context.Context, namespace, pod string, source keyvault.Source) error {
+	for _, command := range [][]string{{"cat", "/mnt/secrets-store/secret-425"}, {"sh", "-c", "echo $KEYVAULT_SECRET"}} {
+		if err := s.prints(ctx, []string{secret}, append([]string{"exec", "-n", namespace, pod, "--"}, command...)...); err != nil {
+			return err
+		}
+	}
+	return s.signedIn(namespace+"/"+strings.TrimPrefix(pod, "deployment/"), source)
+}
+
+// signedIn is an error unless all tokens that the pods whose names begin like that got since Azure was last asked were for the identity that
+// may, from that source.
+func (s *show) signedIn(pods string, source keyvault.Source) error {
+	tokens := 0
+	for _, token := range s.node.Azure.Take().Tokens {
+		holder, err := holderOf(token)
+		switch {
+		case err != nil:
+			return err
+		case !strings.HasPrefix(holder, pods):
+		case token.Source != source || token.For.ClientID != blobAccess:
+			return fmt.Errorf("%s must sign in as %s by %s, signs in as %s by %s", holder, blobAccess, source, token.For.ClientID, token.Source)
+		default:
+			tokens++
+		}
+	}
+	if tokens == 0 {
+		return fmt.Errorf("%s must sign in by %s, does not", pods, source)
+	}
+	return nil
+}
+
+// holderOf is the pod that a token was for: NMI knows it, and the ServiceAccount's token that Azure was shown has a claim.
+func holderOf(token keyvault.Token) (string, error) {
+	if token.Source == keyvault.NMI {
+		return token.Namespace + "/" + token.Pod, nil
+	}
+	var claims struct {
+		Kubernetes struct {
+			Namespace string `json:"namespace"`
+			Pod       struct {
+				Name string `json:"name"`
+			} `json:"pod"`
+		} `json:"kubernetes.io"`
+	}
+	parts := strings.Split(token.Assertion, ".")
+	if len(parts) != 3 {
+		return "", errors.New("an assertion must be a JSON Web Token")
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err == nil {
+		err = json.Unmarshal(payload, &claims)
+	}
+	if err != nil {
+		return "", fmt.Errorf("read the claims of an assertion: %w", err)
+	}
+	return claims.Kubernetes.Namespace + "/" + claims.Kubernetes.Pod.Name, nil
+}

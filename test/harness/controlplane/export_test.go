@@ -1,0 +1,17 @@
+package controlplane
+
+import "github.com/akv-injector/akv-injector/test/harness/process"
+
+// PIDs returns the process ids of the servers.
+func (c *ControlPlane) PIDs() []int {
+	var pids []int
+	for _, p := range []*process.Process{c.etcd, c.apiServer, c.controllers} {
+		if p != nil {
+			pids = append(pids, p.PID())
+		}
+	}
+	return pids
+}
+
+// Addresses returns what the servers listen on.
+func (c *ControlPlane) Addresses() []string { return c.addresses }

@@ -1,0 +1,137 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"github.com/distribution/reference"
+
+	"github.com/akv-injector/akv-injector/test/harness/process"
+)
+
+const containerdSocket = "/run/containerd/containerd.sock"
+
+// startRuntime starts containerd, and gives it the images that there are: there is no registry to pull from.
+func (n *Node) startRuntime(ctx context.Context) error {
+	const config = "/etc/containerd/config.toml"
+	containers := filepath.Join(folder, "containerd") // no overlay can be made on the one that covers /var/lib
+	// Where there is AppArmor, a profile of containerd's would outlive the machine.
+	// Where the machine's administrator has no CAP_SYS_RESOURCE, runc may not lower anyone's OOM score.
+	err := errors.Join(rewrite(config, fmt.Sprintf(`version = 2
+root = %q
+
+[grpc]
+  address = %q
+
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = %q
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+
+[plugins."io.containerd.grpc.v1.cri".cni]
+  bin_dir = %q
+  conf_dir = "/etc/cni/net.d"
+
+[plugins."io.containerd.internal.v1.opt"]
+  path = %q
+`, containers, containerdSocket, pauseImage, n.machine.program("usr/lib/cni"), filepath.Join(folder, "opt"))),
+		rewrite("/etc/cni/net.d/pods.conflist", fmt.Sprintf(`{
+  "cniVersion": "0.4.0",
+  "name": "pods",
+  "plugins": [{
+    "type": "bridge",
+    "bridge": %q,
+    "isDefaultGateway": true,
+    "ipam": {"type": "host-local", "dataDir": "/run/cni", "ranges": [[{"subnet": %q, "gateway": %q}]]}
+  }]
+}
+`, bridge, PodNetwork, nodeAddress)),
+	)
+	if err != nil {
+		return err
+	}
+	containerd, err := n.run(exec.Command(n.machine.program("usr/bin/containerd"), "--config="+config))
+	if err != nil {
+		return err
+	}
+	if err := containerd.Await(ctx, func(ctx context.Context) error { return n.ctr(ctx, "version") }); err != nil {
+		return err
+	}
+	names := []string{pauseImage, Image}
+	for _, name := range n.opts.Images {
+		named, err := reference.ParseDockerRef(name) // as containerd takes it
+		if err != nil {
+			return fmt.Errorf("name image %s: %w", name, err)
+		}
+		names = append(names, named.String())
+	}
+	return n.load(ctx, n.machine.program("bin/busybox", "usr/bin/busybox"), image{names: names, program: "bin/busybox", links: applets, command: asLongAsItTakes})
+}
+
+// Load gives the node an image that has nothing but a static program, which it runs, at the root of its files.
+func (n *Node) Load(ctx context.Context, program string, names ...string) error {
+	name := filepath.Base(program)
+	return n.load(ctx, program, image{names: names, program: name, entrypoint: []string{"/" + name}})
+}
+
+func (n *Node) load(ctx context.Context, program string, of image) error {
+	file := filepath.Join(folder, "image.tar")
+	if err := of.write(program, file); err != nil {
+		return fmt.Errorf("write image %s: %w", of.names[0], err)
+	}
+	defer os.Remove(file)
+	return n.ctr(ctx, "images", "import", file)
+}
+
+// ctr runs a command of containerd's client, where kubelet's images and containers are.
+func (n *Node) ctr(ctx context.Context, args ...string) error {
+	return command(ctx, "/", append([]string{n.machine.program("usr/bin/ctr"), "--address=" + containerdSocket, "--namespace=k8s.io"}, args...)...)
+}
+
+// startScheduler starts kube-scheduler. That it is ready shows when the first pod is placed.
+func (n *Node) startScheduler(context.Context) error {
+	_, err := n.run(exec.Command(filepath.Join(n.machine.Parts.Kubernetes, "kube-scheduler"),
+		"--kubeconfig="+n.plane.Kubeconfig, "--leader-elect=false", "--secure-port=0"))
+	return err
+}
+
+// startKubelet returns when kubelet is healthy.
+func (n *Node) startKubelet(ctx context.Context) error {
+	config := filepath.Join(n.Dir, "kubelet.yaml")
+	// Nobody but the API server can reach its port. The cgroup is the node's own, of whichever version the machine has.
+	err := rewrite(config, fmt.Sprintf(`apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+authentication:
+  anonymous: {enabled: true}
+  webhook: {enabled: false}
+authorization: {mode: AlwaysAllow}
+cgroupDriver: cgroupfs
+cgroupRoot: /%s
+containerRuntimeEndpoint: unix://%s
+enforceNodeAllocatable: []
+evictionHard: {memory.available: 1Mi, nodefs.available: 0%%, imagefs.available: 0%%}
+failCgroupV1: false
+failSwapOn: false
+imageGCHighThresholdPercent: 100
+makeIPTablesUtilChains: false
+oomScoreAdj: 0
+resolvConf: ""
+volumePluginDir: %s
+`, n.machine.Cgroup, containerdSocket, filepath.Join(folder, "flexvolumes")))
+	if err != nil {
+		return err
+	}
+	kubelet, err := n.run(exec.Command(filepath.Join(n.machine.Parts.Kubernetes, "kubelet"),
+		"--config="+config, "--kubeconfig="+n.plane.Kubeconfig, "--hostname-override="+Name, "--node-ip="+nodeAddress))
+	if err != nil {
+		return err
+	}
+	return kubelet.Await(ctx, func(ctx context.Context) error { return process.Healthy(ctx, "http://127.0.0.1:10248/healthz") })
+}

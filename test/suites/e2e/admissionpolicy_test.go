@@ -1,0 +1,670 @@
+package e2e_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/facts"
+	"github.com/akv-injector/akv-injector/core/pods"
+	core "github.com/akv-injector/akv-injector/core/review"
+	"github.com/akv-injector/akv-injector/internal/corpus"
+	"github.com/akv-injector/akv-injector/test/harness/controlplane"
+)
+
+// admissionPolicy is the ValidatingAdmissionPolicy that is shipped.
+const admissionPolicy = "pods.akv-injector.io"
+
+// TestAdmissionPolicy has pods judged twice: by the core, and by an API server without an injector, which has nothing but the shipped
+// ValidatingAdmissionPolicy. Of the rules that need no lookup both must say the same.
+func TestAdmissionPolicy(t *testing.T) {
+	s := newSentry(t)
+	t.Run("types", s.types)
+	t.Run("corpus", s.corpus)
+	t.Run("pods", s.pods)
+	t.Run("globs", s.globs)
+	t.Run("updates", s.updates)
+	t.Run("sizes", s.sizes)
+	t.Run("exempt namespaces", s.exemptNamespaces)
+	t.Run("audit log", s.audits)
+	t.Logf("%d pods were compared, of which %d are refused, %d warned about, %d audited", s.compared, s.refused, s.warned, len(s.audited))
+}
+
+// settings are ways in which a namespace may set its levels; the first of them are for all that is compared.
+var settings = []map[string]string{
+	{},
+	{api.Enforce: "bound"},
+	{api.Enforce: "strictest"},
+	{api.Enforce: "bound", api.Warn: "required", api.Audit: "bound"},
+	{api.Injection: "enabled"},
+	{api.Enforce: "required"},
+	{api.Enforce: ""},
+	{api.Warn: "bound"},
+	{api.Warn: "required"},
+	{api.Audit: "required"},
+	{api.Enforce: "required", api.Warn: "bound", api.Audit: "unheard-of"},
+}
+
+const firstSettings = 4
+
+// types lets the API server check the expressions' types.
+func (s *sentry) types(t *testing.T) {
+	waitFor(t, "the types to be checked", func(ctx context.Context) error {
+		shipped, err := s.client.AdmissionregistrationV1().ValidatingAdmissionPolicies().Get(ctx, admissionPolicy, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		if shipped.Status.TypeChecking == nil || shipped.Status.ObservedGeneration != shipped.Generation {
+			return errors.New("they are not yet")
+		}
+		if found := shipped.Status.TypeChecking.ExpressionWarnings; len(found) > 0 {
+			t.Errorf("the types are wrong: %+v", found)
+		}
+		return nil
+	})
+}
+
+// corpus judges the corpus's pods, once they are injected, in their own namespaces as they are and with other levels.
+func (s *sentry) corpus(t *testing.T) {
+	archives, err := corpus.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range archives {
+		if !a.IsPod() {
+			continue
+		}
+		var pod corev1.Pod
+		if err := json.Unmarshal(corpus.JSON(patch(t, a.Subject, a.Wanted["patch"])), &pod); err != nil {
+			t.Fatal(err)
+		}
+		var namespace unstructured.Unstructured
+		for _, object := range a.Objects {
+			if object.GetKind() == "Namespace" {
+				namespace = *object
+			}
+		}
+		for _, setting := range settings[:firstSettings] {
+			labels := map[string]string{}
+			maps.Copy(labels, namespace.GetLabels())
+			maps.Copy(labels, setting)
+			s.compare(t, a.Name, s.namespace(t, labels, namespace.GetAnnotations()), &pod)
+		}
+	}
+}
+
+// pods judges pods by hand.
+func (s *sentry) pods(t *testing.T) {
+	volume := func(attributes map[string]string) corev1.Volume {
+		return corev1.Volume{Name: "kv", VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{Driver: "secrets-store.csi.k8s.io", ReadOnly: new(true), VolumeAttributes: attributes}}}
+	}
+	named := map[string]string{"secretProviderClass": "kv"}
+	foreign := volume(nil)
+	foreign.CSI.Driver = "file.csi.example"
+	token := func(audience string) corev1.Volume {
+		return corev1.Volume{Name: "token", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{
+			{ConfigMap: &corev1.ConfigMapProjection{LocalObjectReference: corev1.LocalObjectReference{Name: "c"}}},
+			{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Audience: audience, Path: "token"}},
+		}}}}
+	}
+	for behaviour, pod := range map[string]*corev1.Pod{
+		"a token for Entra":                       podWith(nil, token("api://AzureADTokenExchange")),
+		"a token for AKS's proxy":                 podWith(nil, token("api://AKSIdentityBinding")),
+		"a token for another":                     podWith(nil, token("api://azureadtokenexchange")),
+		"a token for the API server":              podWith(nil, token("")),
+		"a token for Entra, exempt":               runsAs("batch-1", podWith(nil, token("api://AzureADTokenExchange"))),
+		"uses nothing":                            podWith(nil),
+		"a binding":                               podWith(map[string]string{api.PodIdentityBinding: "access-blob"}),
+		"a binding that is empty":                 podWith(map[string]string{api.PodIdentityBinding: ""}),
+		"a binding in capitals":                   podWith(map[string]string{api.PodIdentityBinding: "Access-Blob"}),
+		"workload identity":                       podWith(map[string]string{api.WorkloadIdentityUse: "true"}),
+		"workload identity that is empty":         podWith(map[string]string{api.WorkloadIdentityUse: ""}),
+		"workload identity in capitals":           podWith(map[string]string{api.WorkloadIdentityUse: "True"}),
+		"workload identity that is off":           podWith(map[string]string{api.WorkloadIdentityUse: "false"}),
+		"both identities":                         podWith(map[string]string{api.PodIdentityBinding: "access-blob", api.WorkloadIdentityUse: "true"}),
+		"a class":                                 podWith(nil, volume(named)),
+		"a volume without attributes":             podWith(nil, volume(nil)),
+		"a volume with an empty class":            podWith(nil, volume(map[string]string{"secretProviderClass": ""})),
+		"a volume with a blank class":             podWith(nil, volume(map[string]string{"secretProviderClass": " "})),
+		"an attribute":                            podWith(nil, volume(map[string]string{"secretProviderClass": "kv", "keyvaultName": "other"})),
+		"an attribute that is empty":              podWith(nil, volume(map[string]string{"secretProviderClass": "kv", "usePodIdentity": ""})),
+		"several attributes":                      podWith(nil, volume(map[string]string{"secretProviderClass": "kv", "tenantId": "t", "clientID": "c", "keyvaultName": "other"})),
+		"an attribute without a class":            podWith(nil, volume(map[string]string{"keyvaultName": "other"})),
+		"an attribute with a long name":           podWith(nil, volume(map[string]string{"secretProviderClass": "kv", strings.Repeat("k", 65): ""})),
+		"an attribute with a name just right":     podWith(nil, volume(map[string]string{"secretProviderClass": "kv", strings.Repeat("k", 64): ""})),
+		"an attribute in capitals":                podWith(nil, volume(map[string]string{"SecretProviderClass": "kv"})),
+		"another driver's volume":                 podWith(nil, foreign),
+		"another driver's volume, then a bad one": podWith(nil, func() corev1.Volume { v := foreign; v.Name = "first"; return v }(), volume(nil)),
+		"two bad volumes": podWith(nil, volume(nil), func() corev1.Volume {
+			v := volume(map[string]string{"keyvaultName": "other"})
+			v.Name = "second"
+			return v
+		}()),
+		"no volume of a driver":    podWith(nil, corev1.Volume{Name: "kv"}),
+		"exempt":                   runsAs("batch-1", podWith(nil, volume(nil))),
+		"exempt, with an identity": runsAs("batch-1", podWith(map[string]string{api.PodIdentityBinding: "other", api.WorkloadIdentityUse: "true"})),
+		"almost exempt":            runsAs("a-batch-1", podWith(nil, volume(nil))),
+		"opted out":                annotated(api.Inject, "false", podWith(nil, volume(nil))),
+		"exempts itself":           annotated(api.Exempt, "*", podWith(nil, volume(nil))),
+	} {
+		for _, annotations := range []map[string]string{
+			{},
+			{api.Exempt: "batch-*"},
+			{api.Exempt: "ci, batch-?", api.AllowedNames: "access-*,blob-sa"},
+			{api.AllowedNames: ""},
+			{api.AllowedNames: " default ,\n" + strings.Repeat("x", 300)},
+		} {
+			for _, setting := range settings {
+				s.compare(t, behaviour, s.namespace(t, setting, annotations), pod)
+			}
+		}
+	}
+}
+
+// globs matches globs in every form with names, as identities and as ServiceAccounts.
+func (s *sentry) globs(t *testing.T) {
+	names := []string{"a", "b", "ab", "a-b", "a.b", "A", "abc", "c0"}
+	for _, glob := range []string{
+		"", " ", ",", "a", "A", "a,b", " a , b ", "a b", "a,", ",a,,", "\ta\n,\nb\n",
+		"*", "**", "a*", "*b", "a*b", "*a*b*", "a*,c*", "?", "??", "a?b", "a?", "?*", "*?", "*??*",
+		".", "a.b", "a.", ".*", "a+", "(a)", "a|b", "^a", "a$", "{a,b}", "a{1}", "é", "é*", "a/*", "*/*",
+		"[a]", "[ab]", "[a-c]", "[a-c]*", "[^a]", "[^a]*", "[!a]", "[a-cA]", "[a-ac-c0-9]", "[a-c][a-c]", "a[-.]b", `a[\-.]b`, `a[.\-]b`, "a[.-]b", "a[+--]b", "a[,-.]b",
+		"[b-a]", "[^b-a]", "[b-aa]", "[^", "[^]", "[]", "[]a]", "[^]a]", "[^^]", "[^^]*", "[a^]", "[[]", "[[a]", "[[:alpha:]]", "[[:alpha:]]*", "[*]", "[?]*", "a[*", "[a", "a]", "[a-]", "[-a]", "[a-b-c]", "[a\\]", "[\\]a]", "[^\\]a]*", "[\\a-\\c]", "[\\^a]", "[é-ö]", "[^é]", "[A-z]", "[A-z]*",
+		`\a`, `\a\b`, `\*`, `\?`, `\[a]`, `a\`, `a\ `, `a\,b`, `\\`, `\d`, `\w*`, `[\d]`, `[\w]`, `a\.b`, `a\-b`, `\é`, `\Qa\E`, `*\`, `*[`, `*,[`, `[,a`, `a,[`, `\[^]`, "a[^]", "[^[^]", "[a,b]", "b],a",
+		"x*, a-?, [c-d][0-9]", "(?i)a", "(?s).", "^", "$", "\x01", "[\x01]", "[^\x01]",
+	} {
+		allowing, exempting := s.namespace(t, map[string]string{api.Enforce: "bound"}, map[string]string{api.AllowedNames: glob}), s.namespace(t, map[string]string{api.Enforce: "required"}, map[string]string{api.Exempt: glob})
+		for _, name := range names {
+			s.compare(t, fmt.Sprintf("identity %s and glob %q", name, glob), allowing, podWith(map[string]string{api.PodIdentityBinding: name}))
+		}
+		for _, name := range []string{"a.b", "default"} {
+			s.compare(t, fmt.Sprintf("ServiceAccount %s and allowing glob %q", name, glob), allowing, runsAs(name, podWith(map[string]string{api.WorkloadIdentityUse: "true"})))
+			s.compare(t, fmt.Sprintf("ServiceAccount %s and exempting glob %q", name, glob), exempting, runsAs(name, podWith(nil)))
+		}
+	}
+}
+
+// updates relabels pods that were there before their namespace had a policy.
+func (s *sentry) updates(t *testing.T) {
+	identities := []map[string]string{
+		nil,
+		{api.PodIdentityBinding: "access-blob"},
+		{api.PodIdentityBinding: "other"},
+		{api.PodIdentityBinding: "another"},
+		{api.PodIdentityBinding: ""},
+		{api.WorkloadIdentityUse: "true"},
+		{api.WorkloadIdentityUse: "false"},
+		{api.PodIdentityBinding: "other", api.WorkloadIdentityUse: "true"},
+		{"app": "shop"},
+	}
+	unnamed := corev1.Volume{Name: "kv", VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{Driver: "secrets-store.csi.k8s.io", ReadOnly: new(true)}}}
+	for i, setting := range settings[:firstSettings] {
+		namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("updates-%d", i)}}
+		s.makeNamespace(t, namespace)
+		pods := s.client.CoreV1().Pods(namespace.Name)
+		var olds []*corev1.Pod
+		for j, labels := range identities {
+			for _, volumes := range [][]corev1.Volume{nil, {unnamed}} {
+				pod := podWith(labels, volumes...)
+				pod.Name = fmt.Sprintf("old-%d-%d", j, len(volumes))
+				stored, err := pods.Create(t.Context(), pod, metav1.CreateOptions{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				olds = append(olds, stored)
+			}
+		}
+		namespace.Labels, namespace.Annotations = maps.Clone(setting), map[string]string{api.AllowedNames: "access-*", api.Exempt: "ci"}
+		if namespace.Labels == nil {
+			namespace.Labels = map[string]string{}
+		}
+		probe := podWith(map[string]string{api.PodIdentityBinding: "forbidden"})
+		probe.Name = probeName
+		stored, err := s.client.CoreV1().Namespaces().Update(t.Context(), namespace, metav1.UpdateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(setting) > 0 {
+			waitFor(t, "the namespace's policy to be seen", func(ctx context.Context) error {
+				if _, err := pods.Create(ctx, probe, dryRun); !apierrors.IsForbidden(err) {
+					return fmt.Errorf("a pod that is above the ceiling is let in: %w", err)
+				}
+				return nil
+			})
+		}
+		for _, old := range olds {
+			for _, labels := range identities {
+				relabelled := old.DeepCopy()
+				relabelled.Labels = maps.Clone(labels)
+				what := fmt.Sprintf("labels %v become %v in a namespace with %v", old.Labels, labels, setting)
+				s.judge(t, what, stored, relabelled, old, func(ctx context.Context) error {
+					_, err := pods.Update(ctx, relabelled, metav1.UpdateOptions{DryRun: []string{metav1.DryRunAll}})
+					return err
+				})
+				if len(old.Spec.Volumes) > len(olds[0].Spec.Volumes) {
+					continue
+				}
+				s.judge(t, what+", by the status", stored, relabelled, old, func(ctx context.Context) error {
+					_, err := pods.UpdateStatus(ctx, relabelled, metav1.UpdateOptions{DryRun: []string{metav1.DryRunAll}})
+					return err
+				})
+			}
+		}
+	}
+}
+
+// sizes judges what is as large as the API server takes it: expressions may cost only so much.
+func (s *sentry) sizes(t *testing.T) {
+	many := func(n int, attributes map[string]string) []corev1.Volume {
+		var volumes []corev1.Volume
+		for i := range n {
+			volumes = append(volumes, corev1.Volume{Name: fmt.Sprintf("kv-%d", i), VolumeSource: corev1.VolumeSource{
+				CSI: &corev1.CSIVolumeSource{Driver: "secrets-store.csi.k8s.io", ReadOnly: new(true), VolumeAttributes: attributes},
+			}})
+		}
+		return volumes
+	}
+	named := map[string]string{"secretProviderClass": "key-vault-secret"}
+	overriding := maps.Clone(named)
+	for i := range 1000 {
+		overriding[fmt.Sprintf("attribute-%d", i)] = "value"
+	}
+	lastUnnamed := many(1000, named)
+	lastUnnamed[999].CSI.VolumeAttributes = nil
+	all := map[string]string{api.Enforce: "bound", api.Warn: "required", api.Audit: "required"}
+	for behaviour, volumes := range map[string][]corev1.Volume{
+		"a thousand classes":                           many(1000, named),
+		"a thousand volumes, the last without a class": lastUnnamed,
+		"a thousand volumes without a class":           many(1000, nil),
+		"five thousand volumes without a class":        many(5000, nil),
+		"a thousand attributes":                        many(1, overriding),
+		"ten thousand attributes":                      many(10, overriding),
+	} {
+		s.compare(t, behaviour, s.namespace(t, all, nil), podWith(nil, volumes...))
+	}
+	for behaviour, globs := range map[string]string{
+		"two thousand names": strings.Repeat("access-blob-12345678,", 2000),
+		"a thousand globs":   strings.Repeat(`a?[a-c]x*\d,`, 1000),
+	} {
+		namespace := s.namespace(t, map[string]string{api.Enforce: "bound"}, map[string]string{api.AllowedNames: globs, api.Exempt: globs})
+		s.compare(t, behaviour, namespace, podWith(map[string]string{api.PodIdentityBinding: "access-blob"}))
+		s.compare(t, behaviour+", one of which allows it", namespace, podWith(map[string]string{api.PodIdentityBinding: "aaaxd"}))
+	}
+}
+
+// exemptNamespaces labels namespaces that are nobody's to judge.
+func (s *sentry) exemptNamespaces(t *testing.T) {
+	for _, name := range []string{"kube-system", "kube-public", "kube-node-lease", injectorNamespace} {
+		namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{api.Enforce: "required"}, Annotations: map[string]string{api.AllowedNames: ""}}}
+		_, err := s.client.CoreV1().Namespaces().Update(t.Context(), namespace, metav1.UpdateOptions{})
+		if apierrors.IsNotFound(err) {
+			_, err = s.client.CoreV1().Namespaces().Create(t.Context(), namespace, metav1.CreateOptions{})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.makeServiceAccount(t, name, "default")
+	}
+	// What is seen of one namespace is seen of all that were labelled before.
+	last := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "labelled-last"}}
+	s.makeNamespace(t, last)
+	last.Labels = map[string]string{api.Enforce: "required"}
+	if _, err := s.client.CoreV1().Namespaces().Update(t.Context(), last, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	pod := podWith(map[string]string{api.PodIdentityBinding: ""})
+	pod.Name = probeName
+	waitFor(t, "labels to be seen", func(ctx context.Context) error {
+		if _, err := s.client.CoreV1().Pods(last.Name).Create(ctx, pod, dryRun); !apierrors.IsForbidden(err) {
+			return fmt.Errorf("a pod without an identity is let in: %w", err)
+		}
+		return nil
+	})
+	for _, name := range []string{"kube-system", "kube-public", "kube-node-lease", injectorNamespace} {
+		if _, err := s.client.CoreV1().Pods(name).Create(t.Context(), pod, dryRun); err != nil {
+			t.Errorf("namespace %s: %v", name, err)
+		}
+	}
+}
+
+// audits compares what the API server's audit log was told of all pods before.
+func (s *sentry) audits(t *testing.T) {
+	var got map[string]string
+	waitFor(t, "the audit log", func(context.Context) error {
+		var err error
+		if got, err = s.logged(); err != nil {
+			return err
+		}
+		if len(got) < len(s.audited) {
+			return fmt.Errorf("it tells of %d pods, want %d", len(got), len(s.audited))
+		}
+		return nil
+	})
+	if diff := cmp.Diff(s.audited, got); diff != "" {
+		t.Errorf("audited messages by namespace and pod (-want +got):\n%s", diff)
+	}
+}
+
+// logged is what the audit log has by now of the policy, by namespace and pod.
+func (s *sentry) logged() (map[string]string, error) {
+	text, err := os.ReadFile(s.auditLog)
+	if err != nil {
+		return nil, err
+	}
+	told := map[string]string{}
+	lines := bufio.NewScanner(bytes.NewReader(text))
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		var event struct {
+			ObjectRef   struct{ Namespace, Name string }
+			Annotations map[string]string
+		}
+		if err := json.Unmarshal(lines.Bytes(), &event); err != nil {
+			return nil, fmt.Errorf("decode event: %w", err)
+		}
+		failures := event.Annotations["validation.policy.admission.k8s.io/validation_failure"]
+		if failures == "" || event.ObjectRef.Name == probeName {
+			continue
+		}
+		var list []struct{ Message, Binding string }
+		if err := json.Unmarshal([]byte(failures), &list); err != nil {
+			return nil, fmt.Errorf("decode failures: %w", err)
+		}
+		for _, failure := range list {
+			told[event.ObjectRef.Namespace+"/"+event.ObjectRef.Name] += failure.Message
+		}
+	}
+	return told, lines.Err()
+}
+
+// probeName is the name of pods that find out whether something is seen yet, and which nobody compares.
+const probeName = "probe"
+
+var dryRun = metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}
+
+// podWith is a pod with labels and volumes.
+func podWith(labels map[string]string, volumes ...corev1.Volume) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Labels: labels},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Image: "registry.example/app:1"}}, Volumes: volumes},
+	}
+}
+
+func runsAs(serviceAccount string, pod *corev1.Pod) *corev1.Pod {
+	pod.Spec.ServiceAccountName = serviceAccount
+	return pod
+}
+
+func annotated(key, value string, pod *corev1.Pod) *corev1.Pod {
+	metav1.SetMetaDataAnnotation(&pod.ObjectMeta, key, value)
+	return pod
+}
+
+// sentry is a control plane that has the policy and no injector.
+type sentry struct {
+	client   kubernetes.Interface
+	heard    *warnings
+	auditLog string
+
+	namespaces      map[string]*corev1.Namespace // by what they say
+	serviceAccounts map[string]bool              // by namespace and name
+
+	compared, refused, warned int
+	audited                   map[string]string // what the audit log must have, by namespace and pod
+}
+
+func newSentry(t *testing.T) *sentry {
+	t.Helper()
+	dir := t.TempDir()
+	audit, err := auditTo(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &sentry{
+		heard: &warnings{}, auditLog: filepath.Join(dir, "audit.log"),
+		namespaces: map[string]*corev1.Namespace{}, serviceAccounts: map[string]bool{}, audited: map[string]string{},
+	}
+	plane, err := controlplane.Start(t.Context(), controlplane.Options{Binaries: plane.Binaries, APIServerArgs: audit})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := plane.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	config := rest.CopyConfig(plane.Config)
+	config.WarningHandlerWithContext = s.heard
+	if s.client, err = kubernetes.NewForConfig(config); err != nil {
+		t.Fatal(err)
+	}
+	objects, err := dynamic.NewForConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, object := range overlay(t, plane) {
+		kinds := []string{"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
+		if !slices.Contains(kinds, object.GetKind()) {
+			continue
+		}
+		plural, _ := meta.UnsafeGuessKindToResource(object.GroupVersionKind())
+		if _, err := objects.Resource(plural).Apply(t.Context(), object.GetName(), object, metav1.ApplyOptions{FieldManager: "e2e"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.waitUntilBound(t)
+	return s
+}
+
+// overlay is what an overlay amounts to that switches the policy on.
+func overlay(t *testing.T, plane *controlplane.ControlPlane) []*unstructured.Unstructured {
+	t.Helper()
+	dir := t.TempDir()
+	shipped, err := filepath.Abs(filepath.Join("..", "..", "..", "deploy", "kustomize"))
+	if err == nil {
+		shipped, err = filepath.Rel(dir, shipped)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := "{resources: [" + shipped + "], components: [" + shipped + "/validating-admission-policy]}"
+	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	built, err := plane.Kubectl(t.Context(), "kustomize", dir).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return documents(string(built))
+}
+
+// waitUntilBound returns when each of the policy's bindings works.
+func (s *sentry) waitUntilBound(t *testing.T) {
+	t.Helper()
+	namespace := s.namespace(t, map[string]string{api.Enforce: "bound", api.Warn: "required", api.Audit: "required"}, nil)
+	pod := podWith(nil, corev1.Volume{Name: "kv", VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{Driver: "secrets-store.csi.k8s.io", ReadOnly: new(true)}}})
+	pod.Name = probeName
+	waitFor(t, "the policy to be bound", func(ctx context.Context) error {
+		s.heard.take()
+		_, err := s.client.CoreV1().Pods(namespace.Name).Create(ctx, pod, dryRun)
+		text, logErr := os.ReadFile(s.auditLog)
+		switch {
+		case !apierrors.IsForbidden(err):
+			return fmt.Errorf("the pod is not refused: %w", err)
+		case len(s.heard.take()) == 0:
+			return errors.New("the pod is not warned about")
+		case logErr != nil || !bytes.Contains(text, []byte("validation_failure")):
+			return fmt.Errorf("the pod is not audited: %w", logErr)
+		}
+		return nil
+	})
+}
+
+// namespace is one with these labels and annotations. What it says never changes, since the API server would not see that at once.
+func (s *sentry) namespace(t *testing.T, labels, annotations map[string]string) *corev1.Namespace {
+	t.Helper()
+	key := fmt.Sprint(labels, annotations)
+	if made, ok := s.namespaces[key]; ok {
+		return made
+	}
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("namespace-%d", len(s.namespaces)), Labels: labels, Annotations: annotations}}
+	s.makeNamespace(t, namespace)
+	s.namespaces[key] = namespace
+	return namespace
+}
+
+func (s *sentry) makeNamespace(t *testing.T, namespace *corev1.Namespace) {
+	t.Helper()
+	if _, err := s.client.CoreV1().Namespaces().Create(t.Context(), namespace, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	s.makeServiceAccount(t, namespace.Name, "default")
+}
+
+// makeServiceAccount makes one that a pod needs to be let in.
+func (s *sentry) makeServiceAccount(t *testing.T, namespace, name string) {
+	t.Helper()
+	if s.serviceAccounts[namespace+"/"+name] {
+		return
+	}
+	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	if _, err := s.client.CoreV1().ServiceAccounts(namespace).Create(t.Context(), account, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+		t.Fatal(err)
+	}
+	s.serviceAccounts[namespace+"/"+name] = true
+}
+
+// compare has a new pod judged.
+func (s *sentry) compare(t *testing.T, what string, namespace *corev1.Namespace, pod *corev1.Pod) {
+	t.Helper()
+	pod = pod.DeepCopy()
+	pod.Name, pod.GenerateName, pod.Namespace = fmt.Sprintf("pod-%d", s.compared), "", namespace.Name
+	if pod.Spec.ServiceAccountName != "" {
+		s.makeServiceAccount(t, namespace.Name, pod.Spec.ServiceAccountName)
+	}
+	s.judge(t, what, namespace, pod, nil, func(ctx context.Context) error {
+		_, err := s.client.CoreV1().Pods(namespace.Name).Create(ctx, pod, dryRun)
+		return err
+	})
+}
+
+// judge has a pod judged by the core, and by the API server when it is sent.
+func (s *sentry) judge(t *testing.T, what string, namespace *corev1.Namespace, pod, old *corev1.Pod, send func(context.Context) error) {
+	t.Helper()
+	want := verdictAlone(t, namespace, pod, old)
+	s.heard.take()
+	err := send(t.Context())
+	s.compared++
+	var got judgement
+	var status *apierrors.StatusError
+	switch {
+	case err == nil:
+	case errors.As(err, &status) && status.ErrStatus.Code == http.StatusForbidden:
+		_, text, ok := strings.Cut(status.ErrStatus.Message, "ValidatingAdmissionPolicy '"+admissionPolicy+"' with binding 'enforced."+admissionPolicy+"' denied request: ")
+		if !ok {
+			t.Fatalf("%s: %v", what, err)
+		}
+		got.Error = text
+		s.refused++
+	default:
+		t.Fatalf("%s: %v", what, err)
+	}
+	for _, text := range s.heard.take() {
+		if _, text, ok := strings.Cut(text, "Validation failed for ValidatingAdmissionPolicy '"+admissionPolicy+"' with binding 'warned."+admissionPolicy+"': "); ok {
+			got.Warning += text
+			s.warned++
+		}
+	}
+	if want.audited != "" {
+		s.audited[namespace.Name+"/"+pod.Name] += want.audited
+	}
+	want.audited = ""
+	if want != got {
+		t.Errorf("%s: the core says %q, the API server %q", what, want, got)
+	}
+}
+
+// judgement is what the API server says of a pod.
+type judgement struct{ Error, Warning, audited string }
+
+// verdictAlone is what the core says of a pod, without what needs a lookup, as the policy puts it.
+func verdictAlone(t *testing.T, namespace *corev1.Namespace, pod, old *corev1.Pod) judgement {
+	t.Helper()
+	// The core is not even asked in a namespace without one of the labels.
+	if !slices.ContainsFunc([]string{api.Enforce, api.Warn, api.Audit, api.Injection}, func(key string) bool { _, set := namespace.Labels[key]; return set }) {
+		return judgement{}
+	}
+	if old != nil && old.Labels[api.PodIdentityBinding] == pod.Labels[api.PodIdentityBinding] && old.Labels[api.WorkloadIdentityUse] == pod.Labels[api.WorkloadIdentityUse] {
+		return judgement{}
+	}
+	var source facts.Objects
+	object := &unstructured.Unstructured{}
+	object.SetAPIVersion("v1")
+	object.SetKind("Namespace")
+	object.SetName(namespace.Name)
+	object.SetLabels(namespace.Labels)
+	object.SetAnnotations(namespace.Annotations)
+	if err := source.Add(object, ""); err != nil {
+		t.Fatal(err)
+	}
+	var before *pods.Pod
+	if old != nil {
+		before = corpus.Read(old)
+	}
+	verdict, err := core.Reviewer{Source: &source}.PodPolicy(t.Context(), pods.SubjectOf(corpus.Read(pod)), before, namespace.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return judgement{alone(verdict.Errors), alone(verdict.Warnings), alone(verdict.Audited)}
+}
+
+// alone leaves out what needs a lookup, and what else a rule says of volumes than the first.
+func alone(errs field.ErrorList) string {
+	var texts []string
+	told := map[api.Reason]bool{}
+	for _, err := range errs {
+		reason := api.ReasonOf(err)
+		switch reason {
+		case api.VolumeInvalid, api.AttributeNotAllowed:
+			if told[reason] {
+				continue
+			}
+		case api.IdentityRequired:
+			if !strings.HasPrefix(err.Field, "metadata.annotations") {
+				continue // of a class
+			}
+		case api.IdentityNotAllowed:
+			if strings.HasPrefix(err.Field, "spec.volumes") {
+				continue // of a class
+			}
+		default:
+			continue
+		}
+		told[reason] = true
+		const offered = "; there is none here: apply an AzureIdentityBinding, or a ServiceAccount with annotation " + api.WorkloadIdentityClientID
+		texts = append(texts, strings.Replace(strings.ReplaceAll(api.Message(err), "\n", " "), offered, "", 1))
+	}
+	return strings.Join(texts, ", and ")
+}

@@ -1,0 +1,105 @@
+// Package image_test holds the Dockerfile and the binaries of a release against each other, without an engine: BuildKit's own parser
+// reads the Dockerfile, and the commands of its build stage run on this machine, over just the files that an engine would be given. It
+// knows nothing of what the injector does.
+package image_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// version is stamped into what the tests build.
+const version = "v0.0.0-image-check"
+
+// architectures are those that a release is built for, on Linux.
+var architectures = []string{"amd64", "arm64"}
+
+// root is the repository; release is where `make sbom` has put binaries and SBOMs for all tests.
+var root, release string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		var err error
+		if root, err = filepath.Abs(filepath.Join("..", "..", "..")); err != nil {
+			panic(err)
+		}
+		if release, err = os.MkdirTemp("", "akv-injector-release"); err != nil {
+			panic(err)
+		}
+		defer os.RemoveAll(release)
+		ctx, cancel := context.WithTimeout(context.Background(), 9*time.Minute)
+		defer cancel()
+		build := exec.CommandContext(ctx, "make", "sbom", "RELEASE="+release, "VERSION="+version)
+		build.Dir = root
+		if out, err := build.CombinedOutput(); err != nil {
+			panic(err.Error() + "\n" + string(out))
+		}
+		return m.Run()
+	}())
+}
+
+// binary is the path of a release's binary.
+func binary(arch string) string { return filepath.Join(release, "akv-injector-linux-"+arch) }
+
+// linked is a package of the module that the binary is made of; paths of files are below Dir.
+type linked struct {
+	ImportPath, Dir     string
+	GoFiles, EmbedFiles []string
+	Module              *struct{ Main bool }
+}
+
+// linkedPackages are the packages of the root module that the binary for an architecture is made of.
+func linkedPackages(t *testing.T, arch string) []linked {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "-json=ImportPath,Dir,GoFiles,EmbedFiles,Module", ".")
+	cmd.Dir = root
+	cmd.Env = append(os.Environ(), "GOOS=linux", "GOARCH="+arch, "CGO_ENABLED=0")
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal("go list:", err)
+	}
+	var own []linked
+	for d := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p linked
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			return own
+		} else if err != nil {
+			t.Fatal("go list:", err)
+		}
+		if p.Module != nil && p.Module.Main {
+			own = append(own, p)
+		}
+	}
+}
+
+// within is a path below the repository, with slashes.
+func within(t *testing.T, path string) string {
+	t.Helper()
+	below, err := filepath.Rel(root, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.ToSlash(below)
+}
+
+// goEnv is what the go command says of itself.
+func goEnv(t *testing.T, key string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", "env", key)
+	cmd.Dir = root
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(fmt.Errorf("go env %s: %w", key, err))
+	}
+	return string(bytes.TrimSpace(out))
+}

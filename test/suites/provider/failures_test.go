@@ -1,0 +1,133 @@
+package provider_test
+
+import (
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/Azure/secrets-store-csi-driver-provider-azure/pkg/auth"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/class"
+	"github.com/akv-injector/akv-injector/test/harness/keyvault"
+)
+
+// TestFailures holds what the documentation says of mounts that fail against what the provider says.
+func TestFailures(t *testing.T) {
+	const reader = "reader"
+	for name, test := range map[string]struct {
+		mode    api.Mode
+		items   []api.Item
+		readers []string
+		tenant  string
+		// without are audiences that the CSIDriver object asks for no token for.
+		without []string
+		want    []string
+	}{
+		"a vault that the identity may not read": {
+			mode: api.ModeWorkloadIdentity, items: []api.Item{{Name: "db"}},
+			want: []string{"failed to mount objects", "objectType:secret, objectName:db", "403 Forbidden", "ERROR CODE: Forbidden"},
+		},
+		"a vault of another tenant": {
+			mode: api.ModeWorkloadIdentity, items: []api.Item{{Name: "db"}}, readers: []string{client}, tenant: machine,
+			want: []string{"401 Unauthorized", "AKV10032"},
+		},
+		"a secret that is not there, beside one that is": {
+			mode: api.ModeWorkloadIdentity, items: []api.Item{{Name: "db"}, {Name: "missing"}}, readers: []string{client},
+			want: []string{"objectType:secret, objectName:missing", "404 Not Found", "ERROR CODE: SecretNotFound"},
+		},
+		"a key that is not there": {
+			mode: api.ModeWorkloadIdentity, items: []api.Item{{Name: "db", Type: api.TypeKey}}, readers: []string{client},
+			want: []string{"objectType:key, objectName:db", "ERROR CODE: KeyNotFound"},
+		},
+		"a certificate that is not there": {
+			mode: api.ModeWorkloadIdentity, items: []api.Item{{Name: "db", Type: api.TypeCert}}, readers: []string{client},
+			want: []string{"objectType:cert, objectName:db", "ERROR CODE: CertificateNotFound"},
+		},
+		"a version that is not there": {
+			mode: api.ModeWorkloadIdentity, items: []api.Item{{Name: "db", Version: version}}, readers: []string{client},
+			want: []string{"objectVersion:" + version, "ERROR CODE: SecretNotFound"},
+		},
+		"a text that is not in the encoding": {
+			mode: api.ModeWorkloadIdentity, items: []api.Item{{Name: "text", Encoding: "base64"}}, readers: []string{client},
+			want: []string{"illegal base64 data"},
+		},
+		"a pod that no AzureIdentityBinding selects": {
+			mode: api.ModePodIdentity, items: []api.Item{{Name: "db"}}, readers: []string{client},
+			want: []string{"nmi response failed with status code: 404", "getting assigned identities for pod team-a/web"},
+		},
+		"an identity binding of a pod whose identity nobody may read with": {
+			mode: api.ModeIdentityBinding, items: []api.Item{{Name: "db"}},
+			want: []string{"403 Forbidden"},
+		},
+		"a workload identity where the CSIDriver object asks for no tokens": {
+			mode: api.ModeWorkloadIdentity, items: []api.Item{{Name: "db"}}, readers: []string{client}, without: audiences,
+			want: []string{"failed to parse workload identity tokens"},
+		},
+		"an identity binding where the CSIDriver object asks for tokens of workload identity alone": {
+			mode: api.ModeIdentityBinding, items: []api.Item{{Name: "db"}}, readers: []string{client}, without: audiences[1:],
+			want: []string{"failed to parse service account token for identity binding", auth.IdentityBindingTokenAudience},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			vault := keyvault.Vault{Tenant: tenant, Readers: append(test.readers, reader), Objects: []keyvault.Object{
+				{Kind: keyvault.Secrets, Name: "db", Versions: []keyvault.Version{{ID: other, Value: "hunter2"}}},
+				{Kind: keyvault.Secrets, Name: "text", Versions: []keyvault.Version{{ID: other, Value: "not base64!"}}},
+			}}
+			if test.tenant != "" {
+				vault.Tenant = test.tenant
+			}
+			cloud.Clear()
+			cloud.Put("team-kv", vault)
+			spc := class.Managed(class.Request{Vault: "team-kv", TenantID: tenant, ClientID: client, Mode: test.mode, Items: test.items})
+			dir := t.TempDir()
+			from := sender{namespace: "team-a", pod: "web", serviceAccount: "web"}
+			for _, audience := range audiences {
+				if !slices.Contains(test.without, audience) {
+					from.audiences = append(from.audiences, audience)
+				}
+			}
+			files, err := from.publish(t.Context(), spc.Spec.Parameters, nil, dir)
+			if err == nil {
+				t.Fatalf("the provider mounts %d files, want an error", len(files))
+			}
+			for _, want := range test.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("error %v, want %q in it", err, want)
+				}
+			}
+			if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+				t.Errorf("the volume holds %v, %v; want nothing, not even the objects that were read", entries, err)
+			}
+			if strays := cloud.Take().Strays; len(strays) > 0 {
+				t.Errorf("Azure does not know %q", strays)
+			}
+		})
+	}
+}
+
+// TestBadPermission shows why admission is strict: what the provider itself makes of a mode that is none.
+func TestBadPermission(t *testing.T) {
+	cloud.Clear()
+	cloud.Put("team-kv", keyvault.Vault{Tenant: tenant, Readers: []string{client}, Objects: []keyvault.Object{
+		{Kind: keyvault.Secrets, Name: "db", Versions: []keyvault.Version{{ID: other, Value: "hunter2"}}},
+	}})
+	parameters := map[string]string{
+		"keyvaultName": "team-kv", "tenantID": tenant, "clientID": client,
+		"objects": "array:\n- |\n  objectName: db\n  objectType: secret\n  filePermission: rw\n",
+	}
+	from := sender{namespace: "team-a", pod: "web", serviceAccount: "web", audiences: audiences}
+	files, err := from.publish(t.Context(), parameters, nil, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	modes := map[string]int32{}
+	for _, f := range files {
+		modes[f.GetPath()] = f.GetMode()
+	}
+	if diff := cmp.Diff(map[string]int32{"db": 0}, modes); diff != "" {
+		t.Errorf("modes (-want +got):\n%s", diff)
+	}
+}
