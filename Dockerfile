@@ -1,16 +1,18 @@
-# The injector's image: one static binary, and the licences of what is in it, on a base without a shell.
+# The injector's image: one static binary and the licences of its modules, on a base image without a
+# shell.
 #
 #   make image DISTROLESS=REGISTRY/distroless IMAGE=REGISTRY/akv-injector:TAG
 #
-# Both images that it is made from are named by the digest of an index, which has a manifest for each platform: a tag that moves changes
-# nothing, and a mirror can't hand out other bytes. DISTROLESS says where the distroless project's images come from.
+# Both base images are named by the digest of an index, which has a manifest for each platform. So a
+# moved tag changes nothing, and a mirror cannot deliver other bytes. DISTROLESS is the location of
+# the distroless project's images.
 ARG DISTROLESS
 
 FROM --platform=${BUILDPLATFORM} golang:1.26.8@sha256:6c2a5538f964f1c82f97ad14988bf05de100d922d159d0e398b54c7b0ca0c6c9 AS build
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
-# .dockerignore says what there is to copy.
+# .dockerignore lists what is copied.
 COPY . .
 ARG TARGETOS TARGETARCH VERSION=dev
 RUN CGO_ENABLED=0 GOOS=${TARGETOS} GOARCH=${TARGETARCH} \

@@ -1,4 +1,4 @@
-# `make` prints what there is to do.
+# `make` lists the targets.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -8,35 +8,34 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
-# What is shipped is built like this; the Dockerfile does the same, and test/suites/image compares the results.
+# The build of a release. The Dockerfile has the same command; test/suites/image compares the results.
 BUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
 
-# Where `make binaries` and `make sbom` put what a release consists of.
+# The folder into which `make binaries` and `make sbom` write the files of a release.
 RELEASE ?= bin/release
 
-# What `make image` calls the image, and what it does with it: --push, --load, --output=...
+# The name of the image of `make image`, and what to do with the image: --push, --load or --output=...
 IMAGE ?= akv-injector:$(VERSION)
 OUTPUT ?= --push
 
-# What runs beside the injector in tests is built like this. The tests would build it too, but not say so.
-BESIDE = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w'
+# The build of programs that tests run next to the injector. Without it the tests build them silently.
+BUILD_PART = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w'
 
-# The modules with code of ours.
-MODULES = . test test/parts/argocd test/parts/azurewi test/parts/mlog test/parts/certmanager test/parts/flux test/suites/image test/suites/observability \
-	test/suites/provider test/harness/keyvault tools/release
+# The modules with code of this project.
+MODULES = . test test/parts/argocd test/parts/azurewi test/parts/mlog test/parts/certmanager test/parts/flux \
+	test/suites/image test/suites/observability test/suites/provider test/harness/keyvault tools/release
 
-# Inputs that each fuzz target tries. A count, not a duration: up to Go 1.26, a fuzz run that ends by the clock
-# fails now and then with a bare "context deadline exceeded" (go.dev/issue/75804). Fuzzing compiles everything anew, so it is
-# for the night.
+# The number of inputs for each fuzz target. It is not a duration: up to Go 1.26, a fuzz run with a time limit sometimes
+# fails with "context deadline exceeded" (go.dev/issue/75804). Fuzzing recompiles everything, so it runs nightly only.
 FUZZTIME ?= 5000x
 
-# The same for those that ask the Azure provider, which takes a hundred times as long.
+# The same for fuzz targets that run the Azure provider, which take a hundred times as long.
 PROVIDER_FUZZTIME ?= 300x
 
-# Runs of each benchmark.
+# The number of runs of each benchmark.
 COUNT ?= 6
 
-# Tools live outside the tree, one file per version of the tool and of Go: a fresh clone finds them built.
+# Tools are in the user's cache folder, one file per version of the tool and of Go, so that all clones share them.
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/akv-injector/tools
 pinned = $(TOOLS)/$(1)-$(shell awk '$$1 == "$(3)" && $$2 {print $$2}' $(2)/go.mod)-$(shell go env GOVERSION)
 GOLANGCI_LINT := $(call pinned,golangci-lint,tools,github.com/golangci/golangci-lint/v2)
@@ -48,113 +47,114 @@ HELM_SCHEMA := $(call pinned,helm-schema,tools/helm,github.com/losisin/helm-valu
 PROMTOOL := $(call pinned,promtool,tools/promtool,github.com/prometheus/prometheus)
 CYCLONEDX := $(call pinned,cyclonedx-gomod,tools/release,github.com/CycloneDX/cyclonedx-gomod)
 
-# Compiled with the flags of programs, which share what they have in common then.
+# The same flags as for programs, so that the build cache is shared.
 lint test-observability image-check: export CGO_ENABLED = 0
 lint test-observability image-check: export GOFLAGS = -trimpath
 
-# $(call step,TITLE,COMMAND) says what runs, and how long it took.
+# $(call step,TITLE,COMMAND) prints the title, runs the command, and prints how long it took.
 step = @echo '==> $(1)'; SECONDS=0; $(2) && echo "    $(1): $${SECONDS} s"
 
 .PHONY: help
-help: ## This list
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## bin/akv-injector, static, as it is shipped
+build: ## Build bin/akv-injector, statically linked, as in a release
 	$(BUILD) -o bin/akv-injector .
 
 .PHONY: binaries
-binaries: ## What the image runs, for amd64 and arm64, in bin/release
+binaries: ## Build the binaries of the image for amd64 and arm64 in bin/release
 	@for arch in amd64 arm64; do \
 		GOOS=linux GOARCH=$$arch $(BUILD) -o $(RELEASE)/akv-injector-linux-$$arch .; \
 	done
 
 .PHONY: sbom
-sbom: binaries $(CYCLONEDX) ## Binaries, each with its bill of materials as CycloneDX has it
+sbom: binaries $(CYCLONEDX) ## Build the binaries, each with a CycloneDX bill of materials
 	@for arch in amd64 arm64; do \
 		$(CYCLONEDX) bin -json -std -noserial -notimestamp -version '$(VERSION)' \
 			-output $(RELEASE)/akv-injector-linux-$$arch.cdx.json $(RELEASE)/akv-injector-linux-$$arch; \
 	done
 
 .PHONY: image
-image: ## The image for amd64 and arm64; DISTROLESS=REGISTRY/distroless has its base, IMAGE=REGISTRY/akv-injector:TAG is its name
-	@[ -n '$(DISTROLESS)' ] || { echo "make: say where the base comes from: DISTROLESS=REGISTRY/distroless" >&2; exit 1; }
+image: ## Build the image; DISTROLESS=REGISTRY/distroless is its base, IMAGE=REGISTRY/akv-injector:TAG its name
+	@[ -n '$(DISTROLESS)' ] || { echo "make: set the base image: DISTROLESS=REGISTRY/distroless" >&2; exit 1; }
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) docker buildx build --platform linux/amd64,linux/arm64 \
 		--build-arg DISTROLESS='$(DISTROLESS)' --build-arg VERSION='$(VERSION)' --build-arg REVISION="$$(git rev-parse HEAD)" \
 		--tag '$(IMAGE)' $(OUTPUT) .
 
 .PHONY: image-check
-image-check: ## Dockerfile, binaries, SBOMs and notices, without an engine; the first run compiles for both architectures
+image-check: ## Test Dockerfile, binaries, SBOMs and notices without a container engine; the first run is slow
 	$(call step,tests of the notices,cd tools/release && go test -shuffle=on ./...)
 	$(call step,tests of the image,cd test/suites/image && go test -count=1 -shuffle=on ./...)
 
 .PHONY: demo
-demo: ## An annotated Deployment becomes an injected pod on a real API server; KEEP=1 leaves it running
-	@[ -e bin/demo ] || echo 'building the demo, which is slow the first time ...'
-	@cd test && $(BESIDE) -o ../bin/demo ./demos/demo && exec ../bin/demo $(if $(KEEP),--keep)
+demo: ## Show injection on a real API server; KEEP=1 keeps it running
+	@[ -e bin/demo ] || echo 'building the demo; the first build is slow ...'
+	@cd test && $(BUILD_PART) -o ../bin/demo ./demos/demo && exec ../bin/demo $(if $(KEEP),--keep)
 
 .PHONY: node
-node: ## The whole road: annotated Deployments on a real node read a fake Key Vault. Linux, root; KEEP=1 leaves it running
-	@[ -e bin/node ] || echo 'building the demonstration, which is slow the first time ...'
-	@cd test && $(BESIDE) -o ../bin/node ./demos/node && exec ../bin/node $(if $(KEEP),--keep)
+node: ## Show pods on a real node that read a fake Key Vault; Linux, root; KEEP=1 keeps it running
+	@[ -e bin/node ] || echo 'building the demonstration; the first build is slow ...'
+	@cd test && $(BUILD_PART) -o ../bin/node ./demos/node && exec ../bin/node $(if $(KEEP),--keep)
 
 .PHONY: demo-page
-demo-page: ## docs/demo.md again, from what `make node` prints
-	@cd test && $(BESIDE) -o ../bin/node ./demos/node && ../bin/node build && \
+demo-page: ## Rewrite docs/demo.md with the output of `make node`
+	@cd test && $(BUILD_PART) -o ../bin/node ./demos/node && ../bin/node build && \
 		{ sed '/^```text$$/q' ../docs/demo.md && COLUMNS=110 ../bin/node && echo '```'; } >../bin/demo.md && mv ../bin/demo.md ../docs/demo.md
 
-# How often node-latency measures each way.
+# The number of measurements of node-latency for each row.
 RUNS ?= 50
 
 .PHONY: node-latency
-node-latency: $(BENCHSTAT) ## From kubectl apply to the secret, by hand and by annotations, on a real node: half an hour; RUNS=10 for less
+node-latency: $(BENCHSTAT) ## Time from kubectl apply to the secret on a real node: half an hour; RUNS=10 for less
 	@mkdir -p bin
-	@cd test && $(BESIDE) -o ../bin/node ./demos/node && ../bin/node -runs=$(RUNS) latency | tee ../bin/latency.txt
+	@cd test && $(BUILD_PART) -o ../bin/node ./demos/node && ../bin/node -runs=$(RUNS) latency | tee ../bin/latency.txt
 	@$(BENCHSTAT) -filter '.unit:sec/op' -row '/reads /class' -col '/by@(hand annotations)' bin/latency.txt
 
 .PHONY: test
-test: test-unit test-provider test-observability test-apiserver image-check test-node ## All tests, those of the image included; fuzz has what comes on top
+test: test-unit test-provider test-observability test-apiserver image-check test-node ## Run all tests; nightly runs more
 
 .PHONY: test-unit
-test-unit: ## Unit tests and the corpus, under the race detector
+test-unit: ## Run the unit tests and the corpus with the race detector
 	@cc=$$(go env CC); command -v "$${cc%% *}" >/dev/null || \
 		{ echo "make: the race detector needs cgo and a C compiler, and $$cc is not here: install gcc or set CC" >&2; exit 1; }
 	$(call step,unit tests,CGO_ENABLED=1 go test -race -shuffle=on ./...)
 
 .PHONY: test-provider
-test-provider: ## The Azure provider and the driver as judges of managed classes, before a fake Key Vault
+test-provider: ## Test managed classes with the code of the Azure provider and the driver, and a fake Key Vault
 	$(call step,tests of the fake Azure,cd test/harness/keyvault && CGO_ENABLED=1 go test -race -shuffle=on ./...)
 	$(call step,tests with the Azure provider,cd test/suites/provider && CGO_ENABLED=1 go test -race -shuffle=on -timeout=10m ./...)
 
 .PHONY: test-observability
-test-observability: $(PROMTOOL) ## Alerts, dashboard and traces against what the injector exposes; the first run builds promtool
+test-observability: $(PROMTOOL) ## Test alerts, dashboard and traces; the first run builds promtool
 	$(call step,tests of alerts and dashboard,cd test/suites/observability && go test -count=1 -shuffle=on ./...)
 
 .PHONY: test-apiserver
-test-apiserver: $(HELM) $(HELM3) ## The suite against a real API server; the first run builds a control plane, which takes minutes
+test-apiserver: $(HELM) $(HELM3) ## Test with a real API server; the first run builds a control plane, for minutes
 	$(call step,control plane,cd test && go run ./demos/controlplane build)
-	$(call step,cert-manager,cd test/parts/certmanager && $(BESIDE) -o ../../../bin/test/cert-manager .)
-	$(call step,Azure workload identity,cd test/parts/azurewi && $(BESIDE) -o ../../../bin/test/azurewi .)
-	$(call step,the engine of Argo CD,cd test/parts/argocd && $(BESIDE) -o ../../../bin/test/argocd .)
-	$(call step,the engine of Flux,cd test/parts/flux && $(BESIDE) -o ../../../bin/test/flux .)
-	$(call step,tests with a real API server,cd test && CGO_ENABLED=1 go test -race -shuffle=on -timeout=20m $$(go list ./... | grep -v /test/harness/node$$))
+	$(call step,cert-manager,cd test/parts/certmanager && $(BUILD_PART) -o ../../../bin/test/cert-manager .)
+	$(call step,Azure workload identity,cd test/parts/azurewi && $(BUILD_PART) -o ../../../bin/test/azurewi .)
+	$(call step,the engine of Argo CD,cd test/parts/argocd && $(BUILD_PART) -o ../../../bin/test/argocd .)
+	$(call step,the engine of Flux,cd test/parts/flux && $(BUILD_PART) -o ../../../bin/test/flux .)
+	$(call step,tests with a real API server,cd test && \
+		CGO_ENABLED=1 go test -race -shuffle=on -timeout=20m $$(go list ./... | grep -v /test/harness/node$$))
 
 .PHONY: test-node
-test-node: ## A whole node: its own tests, then what `make node` shows; a loud word where the machine can't run one
-	@cd test && $(BESIDE) -o ../bin/node ./demos/node && \
-		if ../bin/node possible; then $(MAKE) -C .. node-tests; else echo '*** NO NODE IS TESTED HERE, AND NO STORY IS SHOWN: see above' >&2; fi
+test-node: ## Test a real node, then run `make node`; prints a warning if the machine cannot run a node
+	@cd test && $(BUILD_PART) -o ../bin/node ./demos/node && \
+		if ../bin/node possible; then $(MAKE) -C .. node-tests; else echo '*** NO TESTS WITH A NODE RUN HERE: see above' >&2; fi
 
 .PHONY: node-tests
 node-tests: $(HELM)
-	$(call step,what a node is made of,cd test && ../bin/node build)
+	$(call step,parts of a node,cd test && ../bin/node build)
 	$(call step,tests of the node,cd test && CGO_ENABLED=1 go test -race -shuffle=on -timeout=10m ./harness/node)
 	$(call step,stories on a node,cd test && ../bin/node)
 
 .PHONY: verify
-verify: verify-generate lint test ## What continuous integration runs on each change: generated files, lint, tests
+verify: verify-generate lint test ## Check generated files, lint and test; CI runs it on each change
 
 .PHONY: verify-generate
-verify-generate: ## Are the generated files what the generators write? Asked in a copy of the tree
+verify-generate: ## Check that the generated files are up to date, in a copy of the tree
 	@echo '==> generated files'; copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; \
 	tar -cf - --exclude=./.git --exclude=./bin . | tar -xf - -C "$$copy"; \
 	$(MAKE) -C "$$copy" generate; \
@@ -162,18 +162,19 @@ verify-generate: ## Are the generated files what the generators write? Asked in 
 		{ echo "make: generated files are out of date; run 'make generate' and commit what changes" >&2; exit 1; }
 
 .PHONY: lint
-lint: $(GOLANGCI_LINT) ## golangci-lint over the modules with code of ours
+lint: $(GOLANGCI_LINT) ## Run golangci-lint in the modules of this project, and check the links in the documentation
+	@echo "==> links"; go test -run=TestLinks ./docs
 	@for module in $(MODULES); do \
 		echo "==> lint $$module"; SECONDS=0; \
 		(cd $$module && $(GOLANGCI_LINT) run ./...); echo "    lint $$module: $${SECONDS} s"; \
 	done
 
 .PHONY: fmt
-fmt: $(GOLANGCI_LINT) ## Format the code, imports included
+fmt: $(GOLANGCI_LINT) ## Format the code and the imports
 	@for module in $(MODULES); do (cd $$module && $(GOLANGCI_LINT) fmt ./...); done
 
 .PHONY: generate
-generate: $(HELM) $(HELM_DOCS) $(HELM_SCHEMA) ## Write the generated files again
+generate: $(HELM) $(HELM_DOCS) $(HELM_SCHEMA) ## Write the generated files
 	go generate ./...
 	cd tools/release && go run .
 	$(HELM_SCHEMA) -input deploy/chart/values.yaml -output deploy/chart/values.schema.json \
@@ -182,7 +183,7 @@ generate: $(HELM) $(HELM_DOCS) $(HELM_SCHEMA) ## Write the generated files again
 	HELM=$(HELM) deploy/kustomize/render
 
 .PHONY: bench
-bench: $(BENCHSTAT) ## Benchmarks, ours beside each baseline; OLD=FILE compares with an earlier bin/bench.txt
+bench: $(BENCHSTAT) ## Run the benchmarks and their baselines; OLD=FILE compares with an earlier bin/bench.txt
 	@mkdir -p bin
 	go test -run='^$$' -bench=. -cpu=1 -count=$(COUNT) ./webhook ./core/api ./core/inject | tee bin/bench.txt
 	@for baseline in echo decode customary unlogged; do \
@@ -194,15 +195,15 @@ bench: $(BENCHSTAT) ## Benchmarks, ours beside each baseline; OLD=FILE compares 
 	@$(if $(OLD),echo '==> before and after'; $(BENCHSTAT) $(OLD) bin/bench.txt)
 
 .PHONY: load
-load: ## Load over TLS, and what a review adds to a pod's creation at a real API server
+load: ## Measure load over TLS, and what a review adds to the creation of a pod at a real API server
 	@cd test && go run ./benchmarks/load
 
 .PHONY: scale
-scale: ## The controller with 2,000 namespaces and 20,000 pods at a real API server; takes some minutes
+scale: ## Measure the controller with 2,000 namespaces and 20,000 pods; takes some minutes
 	@cd test && go run ./benchmarks/scale
 
 .PHONY: fuzz
-fuzz: ## Each fuzz target for a short while; FUZZTIME=1000000x for longer. Their seeds are unit tests, too
+fuzz: ## Run each fuzz target for a short time; FUZZTIME=1000000x for longer. Unit tests run their seeds
 	@go list -f '{{.Dir}}' ./... | while read -r dir; do \
 		for target in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]+' "$$dir"/*_test.go 2>/dev/null | cut -c 6-); do \
 			echo "==> $$target"; \
@@ -215,43 +216,44 @@ fuzz: ## Each fuzz target for a short while; FUZZTIME=1000000x for longer. Their
 	done
 
 .PHONY: ha
-ha: ## Faults under load: replicas replaced, killed, frozen, API server and etcd restarted, an outage; some 10 minutes
+ha: ## Cause faults under load: replicas killed, API server and etcd restarted, an outage; about 10 minutes
 	@cd test && go run ./benchmarks/ha/cmd faults
 
-# How long each attack lasts; there are some 25 of them.
+# The duration of each of about 25 attacks.
 ATTACK ?= 1m
 
 .PHONY: attacks
-attacks: ## What tenants and pods could send to take replicas down, whose memory is limited. Linux, root; half an hour, ATTACK=5s for less
+attacks: ## Attack replicas as tenants and pods could; Linux, root; half an hour, ATTACK=5s for less
 	@cd test && go run ./benchmarks/ha/cmd -attack=$(ATTACK) attacks
 
-# How long a soak is.
+# The duration of a soak.
 DURATION ?= 10m
 
 .PHONY: soak
-soak: ## Neither goroutines nor memory grow under a steady load; DURATION=1h for longer
+soak: ## Check that a steady load does not grow memory or goroutines; DURATION=1h for longer
 	@cd test && go run ./benchmarks/ha/cmd -duration=$(DURATION) soak
 
 .PHONY: nightly
-nightly: verify node fuzz mutants ha attacks soak ## What continuous integration runs once a night, in an hour and more
+nightly: verify node fuzz mutants ha attacks soak ## Run all checks that CI runs nightly, in more than an hour
 
 .PHONY: mutants
-mutants: ## Weaken policy, condition by condition: the tests must notice
+mutants: ## Weaken each condition of policy in turn; a unit test must fail each time
 	@cd test && go run ./suites/mutants
 
 .PHONY: cover
-cover: ## Coverage of the unit tests in bin/cover.html
+cover: ## Write the coverage of the unit tests to bin/cover.html
 	@mkdir -p bin
 	go test -coverpkg=./... -coverprofile=bin/cover.out ./...
 	go tool cover -html=bin/cover.out -o bin/cover.html
 	go tool cover -func=bin/cover.out | tail -n 1
 
 .PHONY: clean
-clean: ## Remove bin/; tools and control plane stay in the user's cache folder
+clean: ## Remove bin/; tools and the control plane stay in the user's cache folder
 	rm -rf bin
 
 .PHONY: tools
-tools: $(GOLANGCI_LINT) $(BENCHSTAT) $(HELM) $(HELM3) $(HELM_DOCS) $(HELM_SCHEMA) $(PROMTOOL) $(CYCLONEDX) ## Build the tools that tools/ pins
+tools: ## Build the tools that tools/ pins
+tools: $(GOLANGCI_LINT) $(BENCHSTAT) $(HELM) $(HELM3) $(HELM_DOCS) $(HELM_SCHEMA) $(PROMTOOL) $(CYCLONEDX)
 
 $(GOLANGCI_LINT): package := github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 $(BENCHSTAT): package := golang.org/x/perf/cmd/benchstat
@@ -267,5 +269,5 @@ $(PROMTOOL): tags := remove_all_sd
 $(CYCLONEDX): module := /release
 $(GOLANGCI_LINT) $(BENCHSTAT) $(HELM) $(HELM3) $(HELM_DOCS) $(HELM_SCHEMA) $(PROMTOOL) $(CYCLONEDX):
 	@mkdir -p $(TOOLS)
-	@echo "building $(@F), once (for golangci-lint and helm that takes minutes) ..."
+	@echo "building $(@F), once (golangci-lint and helm take minutes) ..."
 	@cd tools$(module) && CGO_ENABLED=0 go build -trimpath -tags '$(tags)' -ldflags '-s -w' -o $@.$$$$ $(package) && mv $@.$$$$ $@

@@ -1,5 +1,9 @@
-// Command akv-injector gives pods on Azure Kubernetes their identity and their Key Vault secrets by annotations: as an
-// admission webhook in a cluster (serve), and on manifests at hand (inject, lint).
+// Command akv-injector gives pods on Azure Kubernetes Service an identity and their Key Vault secrets, from annotations. It is an
+// admission webhook (serve), and does the same to manifests (inject, lint):
+//
+//	akv-injector serve --tenant-id 11111111-2222-3333-4444-555555555555
+//	akv-injector inject -f deployment.yaml | kubectl apply -f -
+//	akv-injector lint -f k8s/
 package main
 
 import (
@@ -28,7 +32,7 @@ import (
 // version is set by the linker.
 var version string
 
-// name is how the program is called: its command, its webhook configuration, its Service.
+// name is the name of the command, of the webhook configurations and of the Service.
 const name = "akv-injector"
 
 func main() {
@@ -42,6 +46,7 @@ func main() {
 		SilenceErrors: true,
 	}
 	root.SetVersionTemplate("{{.Name}} {{.Version}}\n")
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages ", ".FlagUsagesWrapped 100 "))
 	status := cli.Fine
 	root.AddCommand(serveCommand(), injectCommand(&status), lintCommand(&status), versionCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
@@ -62,7 +67,7 @@ func versionCommand() *cobra.Command {
 	}
 }
 
-// buildVersion is what the linker was told, else what the go command knows of the module.
+// buildVersion returns the version that the linker set, else that of the module.
 func buildVersion() string {
 	if version != "" {
 		return version
@@ -73,11 +78,11 @@ func buildVersion() string {
 	return "unknown"
 }
 
-// defaultsFlags are the flags that say what holds where nobody else says it, alike for every command.
+// defaultsFlags adds the flags for defaults, which are the same for every command.
 func defaultsFlags(cmd *cobra.Command) func() (inject.Defaults, error) {
-	mode := cmd.Flags().String("identity-mode", string(api.ModeAuto), "identity mode where no annotation says one: "+join(api.Modes...))
-	tenant := cmd.Flags().String("tenant-id", "", "Microsoft Entra tenant of managed classes where no annotation says one, a GUID")
-	vm := cmd.Flags().Bool("allow-vm-identity", false, "let managed classes of pods with mode none read vaults as the node's own identity: any annotated pod then reads what the node may read")
+	mode := cmd.Flags().String("identity-mode", string(api.ModeAuto), "identity mode if no annotation sets one: "+join(api.Modes...))
+	tenant := cmd.Flags().String("tenant-id", "", "Microsoft Entra tenant of managed classes if no annotation sets one, a GUID")
+	vm := cmd.Flags().Bool("allow-vm-identity", false, "let pods with mode none read vaults as their node; any annotated pod can then read what the node can")
 	return func() (inject.Defaults, error) {
 		if !slices.Contains(api.Modes, api.Mode(*mode)) {
 			return inject.Defaults{}, fmt.Errorf("--identity-mode: must be one of %s, is %q", join(api.Modes...), *mode)
@@ -98,14 +103,14 @@ func join[T ~string](words ...T) string {
 	return strings.Join(list, ", ")
 }
 
-// previewFlags are the flags of the commands that work on manifests.
-func previewFlags(cmd *cobra.Command) func() (cli.Options, error) {
+// manifestFlags adds the flags of the commands that read manifests.
+func manifestFlags(cmd *cobra.Command) func() (cli.Options, error) {
 	f := cmd.Flags()
-	files := f.StringSliceP("filename", "f", nil, "file or directory of manifests, - for standard input; may be given several times")
-	recursive := f.BoolP("recursive", "R", false, "read the directories below those of -f too")
-	namespace := f.StringP("namespace", "n", "default", "namespace of objects that name none")
-	withCluster := f.Bool("cluster", false, "ask the cluster of the current kubeconfig context for what the files don't hold")
-	kubeconfig := f.String("kubeconfig", "", "with --cluster: file that says how to reach it; by default as kubectl does")
+	files := f.StringSliceP("filename", "f", nil, "file or directory of manifests, - for standard input; can be repeated")
+	recursive := f.BoolP("recursive", "R", false, "also read the directories below those of -f")
+	namespace := f.StringP("namespace", "n", "default", "namespace of objects without one")
+	withCluster := f.Bool("cluster", false, "look up what is not in the files in the cluster of the current context")
+	kubeconfig := f.String("kubeconfig", "", "with --cluster: path to a kubeconfig (default: kubectl's rules)")
 	defaults := defaultsFlags(cmd)
 	return func() (cli.Options, error) {
 		o := cli.Options{Files: *files, Recursive: *recursive, Namespace: *namespace, Stdin: cmd.InOrStdin()}
@@ -128,7 +133,7 @@ func previewFlags(cmd *cobra.Command) func() (cli.Options, error) {
 	}
 }
 
-// filesByFlag refuses arguments, and says how files are named.
+// filesByFlag rejects arguments: files are named by -f.
 func filesByFlag(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
@@ -138,23 +143,24 @@ func filesByFlag(cmd *cobra.Command, args []string) error {
 
 func injectCommand(status *cli.Status) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "inject -f FILE|DIR|-", Short: "Inject manifests at hand, and print them", Args: filesByFlag,
-		Long: `Inject manifests at hand, and print them with the managed classes that they need. The Namespaces, ServiceAccounts,
-SecretProviderClasses and AzureIdentityBindings in the files stand for the cluster: what is not among them does not
-exist, but for a namespace, which then counts as opted in. With --cluster what the files don't hold is asked of the
-cluster.
+		Use: "inject -f FILE|DIR|-", Short: "Inject manifests and print them", Args: filesByFlag,
+		Long: `Inject manifests and print them, with the managed classes that they need.
 
-Documents that nothing changes are printed byte for byte, after a --- if JSON comes before YAML. In the others comments
-and the order of keys are kept, and anchors are expanded where something below them changes. Injecting the output again changes nothing, as long as flags
-such as --tenant-id are the same.
+The Namespaces, ServiceAccounts, SecretProviderClasses and AzureIdentityBindings in the files
+replace the cluster: other objects do not exist, and a namespace that is not in the files counts
+as opted in. With --cluster, inject looks up what is not in the files in the cluster.
 
-Warnings and errors go to standard error; where anything is rejected, nothing else is printed.
+A document without changes is printed byte for byte, after a --- if JSON comes before YAML. Other
+documents keep comments and the order of keys; anchors are expanded where something below them
+changes. Injecting the output again changes nothing, with the same flags.
+
+Warnings and errors go to standard error. If anything is rejected, nothing else is printed.
 
 Exit status: 0 fine, 1 something is rejected, 2 wrong usage or unreadable input.`,
 		Example: "  akv-injector inject -f deployment.yaml -f class.yaml | kubectl apply -f -\n  akv-injector inject --diff --cluster -f k8s/",
 	}
-	options := previewFlags(cmd)
-	diff := cmd.Flags().Bool("diff", false, "print what changes, coloured on a terminal, instead of the manifests")
+	options := manifestFlags(cmd)
+	diff := cmd.Flags().Bool("diff", false, "print what changes instead of the manifests, in colour on a terminal")
 	skipClasses := cmd.Flags().Bool("skip-classes", false, "print no managed classes: the injector in the cluster creates them")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		o, err := options()
@@ -170,18 +176,19 @@ Exit status: 0 fine, 1 something is rejected, 2 wrong usage or unreadable input.
 
 func lintCommand(status *cli.Status) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "lint -f FILE|DIR|-", Short: "Check manifests at hand", Args: filesByFlag,
-		Long: `Check manifests at hand as the webhooks would, policy included, and print nothing but errors and warnings. The Namespaces, ServiceAccounts,
-SecretProviderClasses and AzureIdentityBindings in the files stand for the cluster: what is not among them does not
-exist, but for a namespace, which then counts as opted in. With --cluster what the files don't hold is asked of the
-cluster.
+		Use: "lint -f FILE|DIR|-", Short: "Check manifests", Args: filesByFlag,
+		Long: `Check manifests as the webhooks do, policy included, and print errors and warnings only.
+
+The Namespaces, ServiceAccounts, SecretProviderClasses and AzureIdentityBindings in the files
+replace the cluster: other objects do not exist, and a namespace that is not in the files counts
+as opted in. With --cluster, lint looks up what is not in the files in the cluster.
 
 Exit status: 0 fine, 1 something is rejected, 2 wrong usage or unreadable input.`,
 		Example: "  akv-injector lint -f k8s/\n  akv-injector lint --level required -f k8s/\n  akv-injector lint -o github --cluster -R -f k8s/",
 	}
-	options := previewFlags(cmd)
-	level := cmd.Flags().String("level", "", "level of policy that is enforced in namespaces without a label that says one: "+string(policy.Bound)+", "+string(policy.Required))
-	format := cmd.Flags().StringP("output", "o", string(cli.Text), "how findings are printed: text, json, github")
+	options := manifestFlags(cmd)
+	level := cmd.Flags().String("level", "", "policy level to enforce in namespaces without a policy label: "+string(policy.Bound)+", "+string(policy.Required))
+	format := cmd.Flags().StringP("output", "o", string(cli.Text), "output format: text, json, github")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		o, err := options()
 		if err != nil {
@@ -197,19 +204,19 @@ Exit status: 0 fine, 1 something is rejected, 2 wrong usage or unreadable input.
 	return cmd
 }
 
-// clusterConfig is how to reach the cluster: by the kubeconfig file, else by what kubectl would use, else from inside a pod. Otherwise
-// says what helps where there is neither.
+// clusterConfig returns the configuration of the cluster: from the kubeconfig, else by kubectl's rules, else that of a pod. The error
+// without any of them names otherwise as a fix.
 func clusterConfig(kubeconfig, otherwise string) (*rest.Config, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = kubeconfig
 	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
 	if clientcmd.IsEmptyConfig(err) {
-		return nil, errors.New("find the cluster: there is no kubeconfig; set --kubeconfig, or " + otherwise) // the library's own text is about a flag that is not ours
+		return nil, errors.New("find the cluster: there is no kubeconfig; set --kubeconfig, or " + otherwise) // the library's text names a flag that this program does not have
 	}
 	if err != nil {
 		return nil, fmt.Errorf("find the cluster: %w", err)
 	}
 	config.UserAgent = name + "/" + buildVersion()
-	config.QPS = -1 // the API server knows its own limits
+	config.QPS = -1 // the API server limits requests
 	return config, nil
 }

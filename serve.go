@@ -65,46 +65,47 @@ func serveCommand() *cobra.Command {
 	var o serveOptions
 	cmd := &cobra.Command{
 		Use: "serve", Short: "Serve the admission webhook", Args: cobra.NoArgs,
-		Long: `Serve the admission webhook until SIGTERM or SIGINT: inject pods on creation, and hand the annotations of workloads down
-to their pod templates, and hold all pods against their namespaces' policy. It needs a MutatingWebhookConfiguration and a
-ValidatingWebhookConfiguration named akv-injector that call it. Beside that, make the managed classes that injected pods
-mount, and keep them as long as these do.
+		Long: `Serve the admission webhooks: inject pods, let pod templates inherit the annotations of their
+workloads, and check pods against the policy of their namespaces. The API server calls them by a
+MutatingWebhookConfiguration and a ValidatingWebhookConfiguration named akv-injector. The
+controller in the same program creates the managed SecretProviderClasses that injected pods mount.
 
-When told to end it is unready at once, and for another --drain-period answers reviews and keeps all else up, so that none
-is lost while the API server finds its way to other replicas. A second signal ends it at once.
+After SIGTERM or SIGINT, readiness fails at once, and the program answers reviews for another
+--drain-period, until the API server uses other replicas. A second signal ends it at once.
 
-With --certs=cert-manager it serves what cert-manager keeps in the Secret of a Certificate, and while there is none its
-readiness says why. With --certs=self-signed it makes its own serving certificate, keeps it in a Secret, renews it in time
-and writes the CA bundle into the webhook configurations. With --certs=files it serves what another program puts into
---cert-dir.`,
+Serving certificates:
+  --certs=cert-manager  the Secret of a Certificate; readiness fails while it does not exist
+  --certs=self-signed   a certificate that the injector creates, keeps in a Secret and renews; it
+                        writes the CA bundle into the webhook configurations
+  --certs=files         files in --cert-dir, which another program writes`,
 		Example: "  akv-injector serve --tenant-id 11111111-2222-3333-4444-555555555555\n" +
 			"  akv-injector serve --certs files --cert-dir /tls --log-level debug\n" +
 			"  akv-injector serve --kubeconfig ~/.kube/config --webhook-bind-address 192.0.2.7:9443 # outside the cluster",
 		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), &o, cmd.ErrOrStderr()) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.certs, "certs", certsCertManager, "where the serving certificate comes from: "+strings.Join([]string{certsCertManager, certsSelfSigned, certsFiles}, ", "))
-	f.StringVar(&o.certificate, "certificate", name, "with --certs=cert-manager: the Certificate, in --namespace")
-	f.StringVar(&o.certificateSecret, "certificate-secret", name+"-tls", "with --certs=cert-manager: the Secret that its spec.secretName says")
-	f.StringVar(&o.certDir, "cert-dir", "/tls", "with --certs=files: the folder of tls.crt and tls.key, read again when they change")
-	f.DurationVar(&o.propagationDelay, "propagation-delay", time.Minute, "with --certs=self-signed: how long API servers are given to learn of a new CA before its certificate is served")
-	f.StringVar(&o.clientCA, "client-ca", "", "file of CAs, in PEM: a caller must present a client certificate that one of them signed, or its review is rejected unread (default: callers need none)")
-	f.StringVar(&o.webhookAddress, "webhook-bind-address", ":9443", "where reviews are served, by HTTPS")
-	f.StringVar(&o.metricsAddress, "metrics-bind-address", ":8080", "where /metrics is served, by HTTP; 0 for nowhere")
-	f.StringVar(&o.probeAddr, "health-probe-bind-address", ":8081", "where /healthz and /readyz are served, by HTTP; 0 for nowhere")
-	f.DurationVar(&o.drainPeriod, "drain-period", 15*time.Second, "how long reviews are still answered after SIGTERM or SIGINT, while readiness is false already; 0 for not at all")
-	f.StringVar(&o.kubeconfig, "kubeconfig", "", "file that says how to reach the cluster; by default as kubectl does, or from inside a pod")
-	f.StringVar(&o.namespace, "namespace", name+"-system", "the injector's own namespace, which holds its certificate")
-	f.StringVar(&o.service, "service", name, "the Service by which the API server calls")
-	f.StringVar(&o.tlsMin, "tls-min-version", "1.3", "oldest TLS version that is served: 1.2, 1.3")
-	f.StringVar(&o.logLevel, "log-level", "info", "how much is logged: error, info, debug")
-	f.StringVar(&o.pprofAddress, "pprof-bind-address", "0", "where /debug/pprof is served, by HTTP and to anyone who reaches it; 0 for nowhere")
-	f.BoolVar(&o.tracing, "tracing", false, "send spans of reviews by OTLP over HTTP, as the environment variables OTEL_EXPORTER_OTLP_* and OTEL_TRACES_SAMPLER* say")
+	f.StringVar(&o.certs, "certs", certsCertManager, "source of the serving certificate: "+strings.Join([]string{certsCertManager, certsSelfSigned, certsFiles}, ", "))
+	f.StringVar(&o.certificate, "certificate", name, "with --certs=cert-manager: name of the Certificate, in --namespace")
+	f.StringVar(&o.certificateSecret, "certificate-secret", name+"-tls", "with --certs=cert-manager: name of its Secret, as in spec.secretName")
+	f.StringVar(&o.certDir, "cert-dir", "/tls", "with --certs=files: directory of tls.crt and tls.key, which are reloaded when they change")
+	f.DurationVar(&o.propagationDelay, "propagation-delay", time.Minute, "with --certs=self-signed: delay between a new CA bundle and the use of its certificate")
+	f.StringVar(&o.clientCA, "client-ca", "", "PEM file of CAs; callers must have a client certificate of one of them (default: any caller)")
+	f.StringVar(&o.webhookAddress, "webhook-bind-address", ":9443", "address for reviews, HTTPS")
+	f.StringVar(&o.metricsAddress, "metrics-bind-address", ":8080", "address for /metrics, HTTP; 0 turns it off")
+	f.StringVar(&o.probeAddr, "health-probe-bind-address", ":8081", "address for /healthz and /readyz, HTTP; 0 turns it off")
+	f.DurationVar(&o.drainPeriod, "drain-period", 15*time.Second, "how long reviews are answered after SIGTERM or SIGINT, while readiness fails")
+	f.StringVar(&o.kubeconfig, "kubeconfig", "", "path to a kubeconfig (default: kubectl's rules, then in-cluster)")
+	f.StringVar(&o.namespace, "namespace", name+"-system", "namespace of the injector and of its certificate")
+	f.StringVar(&o.service, "service", name, "Service that the API server calls")
+	f.StringVar(&o.tlsMin, "tls-min-version", "1.3", "minimum TLS version: 1.2, 1.3")
+	f.StringVar(&o.logLevel, "log-level", "info", "log level: error, info, debug")
+	f.StringVar(&o.pprofAddress, "pprof-bind-address", "0", "address for /debug/pprof, HTTP without authentication; 0 turns it off")
+	f.BoolVar(&o.tracing, "tracing", false, "send spans of reviews by OTLP over HTTP; OTEL_EXPORTER_OTLP_* and OTEL_TRACES_SAMPLER* configure it")
 	o.defaults = defaultsFlags(cmd)
 	return cmd
 }
 
-// serve wires the webhook server and what it needs, and runs them until ctx ends.
+// serve starts the webhook server and everything it needs, until ctx ends.
 func serve(ctx context.Context, o *serveOptions, logTo io.Writer) error {
 	defaults, err := o.defaults()
 	if err != nil {
@@ -218,7 +219,7 @@ func serve(ctx context.Context, o *serveOptions, logTo io.Writer) error {
 	return mgr.Start(ctx)
 }
 
-// newCertificates is the source of the serving certificate that the flags ask for.
+// newCertificates returns the serving certificates that the flags select.
 func newCertificates(o *serveOptions, config *rest.Config, host string) (certs.Certificates, error) {
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
@@ -240,14 +241,14 @@ func newCertificates(o *serveOptions, config *rest.Config, host string) (certs.C
 	service := o.service + "." + o.namespace
 	hosts := []string{service + ".svc", service + ".svc.cluster.local"}
 	if host != "" {
-		hosts = append(hosts, host) // outside a cluster the API server calls by the address itself
+		hosts = append(hosts, host) // outside a cluster, the API server calls the address
 	}
 	return certs.SelfSigned(certs.SelfSignedOptions{
 		Options: options, Namespace: o.namespace, SecretName: name + "-serving-cert", Hosts: hosts, PropagationDelay: o.propagationDelay,
 	})
 }
 
-// newLog makes the JSON log: a line an event, times in RFC 3339.
+// newLog returns a logger that writes JSON, one line for each event, with times in RFC 3339.
 func newLog(level string, to io.Writer) (logr.Logger, error) {
 	levels := map[string]zapcore.Level{"error": zapcore.ErrorLevel, "info": zapcore.InfoLevel, "debug": zapcore.DebugLevel}
 	enabled, ok := levels[level]

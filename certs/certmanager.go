@@ -9,39 +9,43 @@ import (
 
 	certmanagerclient "github.com/cert-manager/cert-manager/pkg/client/clientset/versioned/typed/certmanager/v1"
 	corev1 "k8s.io/api/core/v1"
-	coreinformers "k8s.io/client-go/informers/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 )
 
-// While a certificate is missing, cert-manager's objects are read again after pauses that grow between these.
+// While a certificate is missing, cert-manager's objects are read at growing intervals between
+// these.
 const (
 	shortestPause = 500 * time.Millisecond
 	longestPause  = 15 * time.Second
 )
 
-// CertManagerOptions say which Certificate of cert-manager's is served.
+// CertManagerOptions select the Certificate of cert-manager that is served.
 type CertManagerOptions struct {
 	// Options must have a Client.
 	Options
-	// CertManager reads cert-manager's own objects, to say why there is no certificate. Required.
+	// CertManager reads cert-manager's objects, to explain why there is no certificate. Required.
 	CertManager certmanagerclient.CertmanagerV1Interface
-	// Namespace holds all of these. Required.
+	// Namespace is the namespace of the Certificate and the Secret. Required.
 	Namespace string
-	// Certificate is the name of the Certificate, and Secret that of its spec.secretName. Both are required.
+	// Certificate is the name of the Certificate, and Secret its spec.secretName. Both are
+	// required.
 	Certificate, Secret string
 }
 
-// CertManager returns Certificates that serves what cert-manager keeps in one Secret, as soon as it changes there. The same
-// certificates are refused and held back as by Files. While there is none to serve, or the newest is refused, Ready says
-// why in the words of cert-manager's own objects: cert-manager or the Certificate is missing, its Issuer is missing or not
-// ready, its newest CertificateRequest was denied, is invalid or has failed. cert-manager may be installed later.
+// CertManager returns Certificates that serve the certificate in a Secret of cert-manager, as soon
+// as it changes. It rejects and holds back the same certificates as [Files]. While there is no
+// certificate, or the newest one is rejected, Ready returns the reason from cert-manager's objects:
+// cert-manager or the Certificate is missing, its Issuer is missing or not ready, or its newest
+// CertificateRequest was denied, is invalid or has failed. cert-manager may be installed later.
 //
-// It needs these verbs, where the last two lines serve the explanation alone and their absence is what it then says:
+// It needs these permissions. The last two lines are only for the reason; without them, the reason
+// is the missing permission.
 //
-//	secrets                                          get, list, watch   the one, by name
+//	secrets                                          get, list, watch   the Secret, by name
 //	mutating-, validatingwebhookconfigurations       get, list, watch   our own, by name
-//	certificates.cert-manager.io                     get                the one, by name
-//	issuers, clusterissuers, certificaterequests     get, get, list     in the Namespace, but for clusterissuers
+//	certificates.cert-manager.io                     get                the Certificate, by name
+//	issuers, clusterissuers, certificaterequests     get, get, list     in the Namespace, except clusterissuers
 func CertManager(o CertManagerOptions) (Certificates, error) {
 	if o.Client == nil || o.CertManager == nil || o.Namespace == "" || o.Certificate == "" || o.Secret == "" {
 		return nil, errors.New("certificate of cert-manager: must have clients, a namespace, a Certificate and a Secret")
@@ -52,12 +56,11 @@ func CertManager(o CertManagerOptions) (Certificates, error) {
 	if err != nil {
 		return nil, err
 	}
-	key := o.Namespace + "/" + o.Secret
+	secret := newSecretWatcher(types.NamespacedName{Namespace: o.Namespace, Name: o.Secret}, o.Client, s.changed)
 	return &certManager{
-		guard:    guard{serving: s, origin: "Secret " + key},
+		guard:    guard{serving: s, origin: secret.what},
 		issuance: issuance{client: o.CertManager, namespace: o.Namespace, certificate: o.Certificate, secret: o.Secret},
-		secret: newWatcher("Secret "+key, key,
-			coreinformers.NewFilteredSecretInformer(o.Client, o.Namespace, 0, nil, only(o.Secret))),
+		secret:   secret,
 	}, nil
 }
 
@@ -66,19 +69,19 @@ type certManager struct {
 	issuance issuance
 	secret   *watcher
 
-	want  string // what is wanted of cert-manager, empty for nothing
-	why   error  // why it is not there, as of the last look
+	want  string // what cert-manager must do; empty for nothing
+	why   error  // why cert-manager has not done it, when last read
 	next  time.Time
 	pause time.Duration
 }
 
-// Start follows the Secret until ctx ends.
+// Start watches the Secret until ctx ends.
 func (c *certManager) Start(ctx context.Context) error {
 	c.follow(log.IntoContext(ctx, log.FromContext(ctx).WithName("certs")), c.round, c.secret)
 	return nil
 }
 
-// Ready says why the API server would not accept the certificate that is served now, and what mends it.
+// Ready returns why the API server would not accept the served certificate, and how to fix it.
 func (c *certManager) Ready(*http.Request) error {
 	if c.presented() == nil {
 		if err := c.secret.synced(); err != nil {
@@ -99,7 +102,7 @@ func (c *certManager) round(ctx context.Context) {
 	c.report(ctx, c.Ready(nil))
 }
 
-// take serves what is in the Secret. Its error says what only cert-manager can mend.
+// take serves the certificate in the Secret. Its error is a problem that only cert-manager can fix.
 func (c *certManager) take(ctx context.Context) error {
 	secret, ok := c.secret.object().(*corev1.Secret)
 	if !ok {
@@ -108,7 +111,8 @@ func (c *certManager) take(ctx context.Context) error {
 	return c.offer(ctx, found{crt: secret.Data[corev1.TLSCertKey], key: secret.Data[corev1.TLSPrivateKeyKey]})
 }
 
-// explain asks cert-manager's objects, at first at once and then less and less often.
+// explain returns why cert-manager has not fixed a problem. It reads cert-manager's objects at once
+// for a new problem, and then less and less often.
 func (c *certManager) explain(ctx context.Context, wanting error) error {
 	if want := wanting.Error(); want != c.want {
 		c.want, c.next, c.pause = want, time.Time{}, shortestPause
@@ -116,7 +120,7 @@ func (c *certManager) explain(ctx context.Context, wanting error) error {
 	if now := c.clock.Now(); !now.Before(c.next) {
 		why := c.issuance.trouble(ctx)
 		if c.why != nil && why.Error() != c.why.Error() {
-			c.pause = shortestPause // where something has moved, more will
+			c.pause = shortestPause // one change is often followed by another
 		}
 		c.why = why
 		c.next, c.pause = now.Add(c.pause), min(2*c.pause, longestPause)

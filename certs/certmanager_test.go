@@ -31,7 +31,8 @@ import (
 	"github.com/akv-injector/akv-injector/certs"
 )
 
-// An issuance is a source that follows cert-manager, and the cluster in which the test plays cert-manager.
+// An issuance is a source that watches the Secret of cert-manager, and a cluster in which the test
+// acts as cert-manager.
 type issuance struct {
 	certs.Certificates
 	t        *testing.T
@@ -43,7 +44,7 @@ type issuance struct {
 	address  string
 }
 
-// startCertManager starts a source in a cluster that prepare has changed before.
+// startCertManager starts a source in a cluster that prepare has changed.
 func startCertManager(t *testing.T, prepare func(*fake.Clientset), objects ...runtime.Object) *issuance {
 	t.Helper()
 	i := &issuance{t: t, clock: newPacer(), registry: prometheus.NewPedanticRegistry()}
@@ -89,7 +90,7 @@ func tlsSecret(crt, key []byte) *corev1.Secret {
 	}
 }
 
-// meets waits until a client that trusts ca meets want.
+// meets waits until the source serves want to a client that trusts ca.
 func (i *issuance) meets(ca, want *keyPair, step func()) {
 	i.t.Helper()
 	eventually(i.t, "certificate "+want.cert.Subject.CommonName, func() error {
@@ -175,7 +176,7 @@ func forbid(verb, resource string) func(*fake.Clientset) {
 	}
 }
 
-// uninstall answers as an API server that has none of cert-manager's kinds.
+// uninstall answers as an API server without cert-manager's kinds.
 func uninstall(client *fake.Clientset) {
 	client.PrependReactor("get", "certificates", func(clienttesting.Action) (bool, runtime.Object, error) {
 		return true, nil, apierrors.NewGenericServerResponse(http.StatusNotFound, "get",
@@ -213,7 +214,7 @@ func TestCertManagerSaysWhyThereIsNoCertificate(t *testing.T) {
 			},
 			want: "read " + certificateName + ": connection refused",
 		},
-		"the Certificate keeps its certificate elsewhere": {
+		"the Certificate has another Secret": {
 			objects: []runtime.Object{certificate(func(c *certmanagerv1.Certificate) { c.Spec.SecretName = "other" })},
 			want:    certificateName + " keeps its certificate in Secret other; set its spec.secretName to " + secretName + ", or --certificate-secret to other",
 		},
@@ -231,9 +232,9 @@ func TestCertManagerSaysWhyThereIsNoCertificate(t *testing.T) {
 				ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "ca"},
 				Status:     issuerStatus(certmanagermetav1.ConditionFalse, "secret not found"),
 			}},
-			want: "Issuer " + namespace + "/ca is not ready: secret not found (Because); mend it",
+			want: "Issuer " + namespace + "/ca is not ready: secret not found (Because); fix it",
 		},
-		"the Issuer was never looked at": {
+		"the Issuer has no conditions": {
 			objects: []runtime.Object{certificate(), &certmanagerv1.Issuer{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "ca"}}},
 			want:    "Issuer " + namespace + "/ca has no condition Ready; does cert-manager's controller run?",
 		},
@@ -246,13 +247,13 @@ func TestCertManagerSaysWhyThereIsNoCertificate(t *testing.T) {
 				ObjectMeta: metav1.ObjectMeta{Name: "corporate"},
 				Status:     issuerStatus(certmanagermetav1.ConditionUnknown, "vault is sealed"),
 			}},
-			want: "ClusterIssuer corporate is not ready: vault is sealed (Because); mend it",
+			want: "ClusterIssuer corporate is not ready: vault is sealed (Because); fix it",
 		},
 		"cert-manager has no issuer of that kind": {
 			objects: []runtime.Object{certificate(issuedBy("", "Isuer", "ca"))},
 			want:    `issuerRef of ` + certificateName + `: kind must be Issuer or ClusterIssuer, is "Isuer"`,
 		},
-		"an issuer of another group is named and not read": {
+		"an issuer of another group is not read": {
 			objects: []runtime.Object{certificate(issuedBy("example.com", "Authority", "hsm")), request("akv-injector-1", 0, approved,
 				requestSays(certmanagerv1.CertificateRequestConditionReady, "Pending", "queued"))},
 			want: "CertificateRequest " + namespace + "/akv-injector-1 waits for Authority.example.com hsm: queued (Pending)",
@@ -284,7 +285,7 @@ func TestCertManagerSaysWhyThereIsNoCertificate(t *testing.T) {
 				certificate(), readyIssuer(),
 				request("akv-injector-1", 0, approved, requestSays(certmanagerv1.CertificateRequestConditionReady, "Failed", "the CA said no")),
 			},
-			want: "CertificateRequest " + namespace + "/akv-injector-1 failed: the CA said no; mend Issuer " + namespace + "/ca, " + renew,
+			want: "CertificateRequest " + namespace + "/akv-injector-1 failed: the CA said no; fix Issuer " + namespace + "/ca, " + renew,
 		},
 		"the request waits for approval": {
 			objects: []runtime.Object{certificate(), readyIssuer(), request("akv-injector-1", 0)},
@@ -294,14 +295,14 @@ func TestCertManagerSaysWhyThereIsNoCertificate(t *testing.T) {
 			objects: []runtime.Object{certificate(), readyIssuer(), request("akv-injector-1", 0, approved)},
 			want:    "CertificateRequest " + namespace + "/akv-injector-1 waits for Issuer " + namespace + "/ca; does its controller run?",
 		},
-		"of requests of one second the highest revision counts": {
+		"the highest revision counts if requests have the same time": {
 			objects: []runtime.Object{
 				certificate(), readyIssuer(),
 				revised(request("a", 0, approved), "9"), revised(request("b", 0, approved), "10"),
 			},
 			want: "CertificateRequest " + namespace + "/b waits",
 		},
-		"requests of other Certificates count for nothing": {
+		"requests of other Certificates do not count": {
 			objects: []runtime.Object{
 				certificate(certificateSays(certmanagerv1.CertificateConditionIssuing, certmanagermetav1.ConditionTrue, "DoesNotExist", "as Secret does not exist")),
 				readyIssuer(),
@@ -317,9 +318,9 @@ func TestCertManagerSaysWhyThereIsNoCertificate(t *testing.T) {
 					func(c *certmanagerv1.Certificate) { c.Status.LastFailureTime = &metav1.Time{Time: birth} }),
 				readyIssuer(),
 			},
-			want: certificateName + " was not issued: the key was bad (Failed); mend that, " + renew,
+			want: certificateName + " was not issued: the key was bad (Failed); fix that, " + renew,
 		},
-		"the Certificate was never looked at": {
+		"the Certificate has no conditions": {
 			objects: []runtime.Object{certificate(), readyIssuer()},
 			want:    certificateName + " has no condition Ready; does cert-manager's controller run?",
 		},
@@ -330,12 +331,12 @@ func TestCertManagerSaysWhyThereIsNoCertificate(t *testing.T) {
 			},
 			want: certificateName + " is not ready: expired in March (Expired)",
 		},
-		"the Certificate says that all is well": {
+		"the Certificate is ready": {
 			objects: []runtime.Object{
 				certificate(certificateSays(certmanagerv1.CertificateConditionReady, certmanagermetav1.ConditionTrue, "Ready", "up to date")),
 				readyIssuer(),
 			},
-			want: certificateName + " is ready, says cert-manager; a Secret that is gone or spoiled is written again when its controller runs",
+			want: certificateName + " is ready, says cert-manager; its controller writes a deleted or damaged Secret again when it runs",
 		},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
@@ -362,7 +363,7 @@ func TestCertManagerSaysWhyThereIsNoCertificate(t *testing.T) {
 	}
 }
 
-// logged is a text as the log quotes it.
+// logged returns a text as the log quotes it.
 func logged(text string) string { return strings.ReplaceAll(text, `"`, `\"`) }
 
 func revised(r *certmanagerv1.CertificateRequest, revision string) *certmanagerv1.CertificateRequest {
@@ -402,7 +403,7 @@ func TestCertManagerServesWhatTheSecretHas(t *testing.T) {
 
 			second := issue(t, "second", test.key, test.parent, false, expiry.Add(time.Hour))
 			i.put(slices.Concat(second.crt, test.chain), second.key)
-			i.meets(ca, second, i.tick) // a bundle that is learnt of only now begins to settle now
+			i.meets(ca, second, i.tick) // a bundle that arrives only now must settle first
 			says(t, i, "ready", nil)
 			got := []float64{
 				i.refused(),
@@ -505,7 +506,7 @@ func TestCertManagerThroughItsLife(t *testing.T) {
 	}
 	says(t, i, "has no condition Ready", i.tick)
 
-	// cert-manager issues it, and cainjector comes after.
+	// cert-manager issues the certificate, and cainjector writes the bundle later.
 	i.put(first.crt, first.key)
 	says(t, i, "does not verify the serving certificate: x509: certificate signed by unknown authority; "+
 		"cert-manager's cainjector writes that caBundle where the configuration has the annotation cert-manager.io/inject-ca-from: "+namespace+"/akv-injector", nil)
@@ -523,7 +524,7 @@ func TestCertManagerThroughItsLife(t *testing.T) {
 	setBundles(t, i.client, ca.crt)
 	says(t, i, "ready", nil)
 
-	// A deleted Secret takes nothing away.
+	// The certificate is served after its Secret is deleted.
 	if err := i.client.CoreV1().Secrets(namespace).Delete(t.Context(), secretName, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -536,7 +537,7 @@ func TestCertManagerThroughItsLife(t *testing.T) {
 	says(t, i, "ready", nil)
 	i.meets(ca, first, nil)
 
-	// Nobody renews it.
+	// The certificate is not renewed.
 	i.clock.Step(validity + time.Second)
 	says(t, i, "the serving certificate expired on "+expiry.Format(time.RFC3339)+" and none has replaced it\nSecret "+namespace+"/"+secretName+" does not exist: ", i.tick)
 	early := issue(t, "early", ecdsaKey(t), ca, false, expiry.Add(validity), notBefore(i.clock.Now().Add(time.Minute)))
@@ -557,7 +558,8 @@ func TestCertManagerSaysThatItMayNotReadTheSecret(t *testing.T) {
 	says(t, i, "no serving certificate: Secret "+namespace+"/"+secretName+" could not be read; it needs get, list and watch on it: ", i.tick)
 }
 
-// Nothing else would tell before the certificate expires.
+// TestCertManagerSaysThatItMayNoLongerReadTheSecret checks the log: the source stays ready until
+// the certificate expires.
 func TestCertManagerSaysThatItMayNoLongerReadTheSecret(t *testing.T) {
 	ca := issue(t, "root", ecdsaKey(t), nil, true, birth.Add(validity))
 	good := issue(t, "good", ecdsaKey(t), ca, false, birth.Add(validity))
@@ -571,7 +573,7 @@ func TestCertManagerSaysThatItMayNoLongerReadTheSecret(t *testing.T) {
 	i.client.PrependWatchReactor("secrets", clienttesting.DefaultWatchReactor(nil, apierrors.NewForbidden(schema.GroupResource{Resource: "secrets"}, secretName, nil)))
 	events.Stop()
 	eventually(t, "a line of the log", func() error {
-		if i.book.count("object not readable") == 0 {
+		if i.book.count("Objects may be out of date") == 0 {
 			return errors.New(i.book.String())
 		}
 		return nil
@@ -595,7 +597,8 @@ func TestCertManagerSaysThatTheAPIServerIsSilent(t *testing.T) {
 	}
 }
 
-// cert-manager renews under load, and in every other round another CA, whose bundle has the old one too, takes over.
+// TestCertManagerRotationLosesNoHandshake renews the certificate under load. In every other round,
+// another CA signs it, and the bundle has the old and the new CA.
 func TestCertManagerRotationLosesNoHandshake(t *testing.T) {
 	const rotations = 20
 	expiry := birth.AddDate(1, 0, 0)
@@ -634,7 +637,8 @@ func TestCertManagerRotationLosesNoHandshake(t *testing.T) {
 	}
 }
 
-// The fake clients above answer for an API server without cert-manager's kinds; here HTTP does, as the real one would.
+// TestCertManagerIsNotInstalled uses HTTP, because the real client recognizes an absent kind by the
+// answer's form.
 func TestCertManagerIsNotInstalled(t *testing.T) {
 	server := httptest.NewServer(http.NotFoundHandler())
 	t.Cleanup(server.Close)

@@ -1,12 +1,20 @@
-// Package certs supplies the serving certificate of an HTTPS admission webhook: where it comes from, when it is
-// replaced, and whether the API server would accept it. A Certificates is one way to come by it: CertManager follows a Secret
-// that cert-manager fills, Files a directory that somebody else fills, SelfSigned is its own authority and tells the API
-// server so.
+// Package certs supplies the serving certificate of an HTTPS admission webhook. It reads or creates
+// the certificate, replaces it while the server runs, and checks whether the API server accepts it.
+// There are three sources: [CertManager] watches a Secret that cert-manager writes, [Files] reads a
+// directory that another program writes, and [SelfSigned] is its own certificate authority and
+// writes the CA bundle to the webhook configurations.
 //
-// The rule that every implementation of Certificates keeps: no review is lost to a certificate. A bad certificate never replaces a good one,
-// and a good one never replaces another before API servers had time to learn of its CA.
+//	options := certs.Options{Client: client, WebhookConfigurations: []string{"akv-injector"}}
+//	source, err := certs.Files("/tls", options)
+//	mgr.Add(source)
+//	mgr.AddReadyzCheck("certificate", source.Ready)
+//	tlsOpts := []func(*tls.Config){certs.Configure(source, 0)}
+//	server := webhook.NewServer(webhook.Options{TLSOpts: tlsOpts})
 //
-// The package does not know what the webhook decides, nor anything of pods.
+// No source loses a review to a certificate: an invalid certificate never replaces a valid one, and
+// a valid one never replaces another before API servers have had time to receive its CA.
+//
+// The package does not serve requests and does not read pods.
 package certs
 
 import (
@@ -19,34 +27,38 @@ import (
 	"k8s.io/utils/clock"
 )
 
-// A Source supplies a serving certificate and replaces it while the server runs. It is a controller-runtime Runnable
-// that every replica runs, and its Ready is a healthz.Checker.
+// Certificates supplies a serving certificate and replaces it while the server runs. It is a
+// controller-runtime Runnable that runs in every replica. Its Ready is a healthz.Checker.
 type Certificates interface {
-	// Start keeps the certificate fresh until ctx ends. Trouble on the way is logged and retried, and shows in Ready.
+	// Start renews or reloads the certificate until ctx ends. It logs problems and retries. Ready
+	// reports them too.
 	Start(ctx context.Context) error
 	// NeedLeaderElection is always false: every replica serves.
 	NeedLeaderElection() bool
-	// GetCertificate is the hook of tls.Config. Its error says that there is no certificate yet.
+	// GetCertificate is for tls.Config. It returns an error while there is no certificate.
 	GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error)
-	// Ready says why the API server would not accept what is served now, and what mends it: there is no certificate,
-	// it has expired, or it does not verify against the CA bundle of one of our own webhook configurations.
+	// Ready returns why the API server would not accept the served certificate, and how to fix it:
+	// there is no certificate, it has expired, or the CA bundle of one of our webhook
+	// configurations does not verify it.
 	Ready(req *http.Request) error
 }
 
-// Options are what every implementation of Certificates takes.
+// Options configure every source of certificates.
 type Options struct {
-	// Client reads our own webhook configurations. Nil means that there is no cluster, and nothing to compare with.
+	// Client reads our webhook configurations. Nil means that there is no cluster; certificates are
+	// then not checked against CA bundles.
 	Client kubernetes.Interface
-	// WebhookConfigurations are the names of our own MutatingWebhookConfigurations and ValidatingWebhookConfigurations.
-	// Each is looked for in both kinds; one that does not exist calls nobody, which is no trouble.
+	// WebhookConfigurations are the names of our MutatingWebhookConfigurations and
+	// ValidatingWebhookConfigurations. Each name may exist in both kinds, in one, or in none.
 	WebhookConfigurations []string
-	// Metrics is where the Source's metrics are registered; nil registers none.
+	// Metrics is the registry for the metrics of the source; nil registers none.
 	Metrics prometheus.Registerer
-	// Clock tells validity and delays; nil is the wall clock.
+	// Clock measures validity and delays; nil is the wall clock.
 	Clock clock.WithTicker
 }
 
-// Configure makes a TLS server present what src supplies, for webhook.Options.TLSOpts. A zero minVersion means TLS 1.3.
+// Configure returns an option for webhook.Options.TLSOpts that makes a TLS server present the
+// certificate of src. A zero minVersion means TLS 1.3.
 func Configure(src Certificates, minVersion uint16) func(*tls.Config) {
 	if minVersion == 0 {
 		minVersion = tls.VersionTLS13

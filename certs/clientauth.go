@@ -13,18 +13,20 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 )
 
-// ClientAuth verifies the client certificates of a TLS server's callers by the CAs in a file. API servers
-// present one to webhooks only where their admission configuration has a kubeConfigFile that says so. It is a
-// controller-runtime Runnable that reads the file again when it changes; a bad file is logged and changes nothing.
+// ClientAuth verifies client certificates with the CAs in a file. API servers present a client
+// certificate to a webhook only if the kubeConfigFile of their admission configuration has one.
+// ClientAuth is a controller-runtime Runnable that reads the file again when it changes. It logs an
+// invalid file, and continues with the previous content.
 type ClientAuth struct {
 	file  string
 	clock clock.WithTicker
 	pool  atomic.Pointer[x509.CertPool]
 	read  []byte
-	flaw  string // logged last
+	flaw  string // the latest error that was logged
 }
 
-// NewClientAuth reads the CA bundle in file, in PEM. Without a file every client is let in. A nil clock is the wall clock.
+// NewClientAuth reads the CA bundle in file, in PEM. An empty file name admits every client. A nil
+// clock is the wall clock.
 func NewClientAuth(file string, c clock.WithTicker) (*ClientAuth, error) {
 	if c == nil {
 		c = clock.RealClock{}
@@ -42,7 +44,7 @@ func NewClientAuth(file string, c clock.WithTicker) (*ClientAuth, error) {
 // NeedLeaderElection is always false: every replica serves.
 func (a *ClientAuth) NeedLeaderElection() bool { return false }
 
-// Start follows the file until ctx ends.
+// Start reads the file every second until ctx ends.
 func (a *ClientAuth) Start(ctx context.Context) error {
 	if a.file == "" {
 		<-ctx.Done()
@@ -88,22 +90,22 @@ func (a *ClientAuth) reload() (changed bool, err error) {
 	return true, nil
 }
 
-// Configure makes a TLS server request client certificates and verify those that it gets. A client without one completes the handshake; the
-// server's handler has to reject its requests.
+// Configure makes a TLS server request client certificates and verify those that it gets. A client
+// without one completes the handshake; the server's handler must reject its requests.
 func (a *ClientAuth) Configure(c *tls.Config) {
 	if a.file == "" {
 		return
 	}
 	c.ClientAuth = tls.VerifyClientCertIfGiven
 	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
-		now := c.Clone() // at the handshake, when every option of the server has been applied
+		now := c.Clone() // at the handshake, after all options have been applied
 		now.ClientCAs = a.pool.Load()
 		return now, nil
 	}
 }
 
-// wholePool makes a pool of a bundle in PEM. Half a bundle would shut out half of the API servers, so all of it must be
-// readable.
+// wholePool returns a pool of the certificates in a PEM bundle. All blocks must be certificates:
+// half a bundle would reject half of the API servers.
 func wholePool(text []byte) (*x509.CertPool, error) {
 	all := parseCertificates(text)
 	if blocks := bytes.Count(text, []byte("-----BEGIN ")); len(all) == 0 || len(all) != blocks {

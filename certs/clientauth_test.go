@@ -65,7 +65,7 @@ func TestClientAuth(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// Whatever the server says that it accepts, as an attacker would.
+			// Ignore the list of CAs that the server accepts, as an attacker would.
 			config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
 		}
 		if _, err := dial(address, config); (err == nil) != want {
@@ -124,7 +124,7 @@ func TestNoFileLetsEveryClientIn(t *testing.T) {
 	c := &tls.Config{}
 	clients.Configure(c)
 	if c.ClientAuth != tls.NoClientCert {
-		t.Errorf("asks for a client certificate: %s", c.ClientAuth)
+		t.Errorf("requests a client certificate: %s", c.ClientAuth)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

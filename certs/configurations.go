@@ -11,32 +11,28 @@ import (
 	"net/url"
 	"regexp"
 	"strconv"
-	"sync"
 	"time"
 
 	"gomodules.xyz/jsonpatch/v2"
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	admissionregistrationinformers "k8s.io/client-go/informers/admissionregistration/v1"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 )
 
-// errUnread is the end of what synced says before a first answer.
-var errUnread = errors.New("has not been read yet")
-
-// attempts is how often a write that met another one is tried again before it is left to the next round.
+// attempts is the number of attempts of a write that conflicts with others, before the next round
+// tries again.
 const attempts = 5
 
-// currentTime is what crypto/x509 says of the clock, by which one and the same trouble would be news every second.
+// currentTime matches the time in errors of crypto/x509, which would make the same problem a new
+// message every second.
 var currentTime = regexp.MustCompile(`current time \S+ is`)
 
-// A configuration is what this package reads of a webhook configuration, of either kind.
+// A configuration has the fields of a webhook configuration, of either kind, that this package
+// needs.
 type configuration struct {
 	kind, name, resourceVersion string
 	webhooks                    []webhook
@@ -46,10 +42,10 @@ type configuration struct {
 type webhook struct {
 	name     string
 	host     string // the name or address that the API server expects in the certificate
-	caBundle []byte // empty: the API server trusts the roots of its own system
+	caBundle []byte // empty: the API server uses the root CAs of its system
 }
 
-// callersOf are the webhooks of several configurations.
+// callersOf returns the webhooks of several configurations.
 func callersOf(known []configuration) []webhook {
 	var all []webhook
 	for _, conf := range known {
@@ -64,28 +60,31 @@ func (w webhook) equal(v webhook) bool {
 
 func (c configuration) String() string { return c.kind + " " + c.name }
 
-// configurations watches our own webhook configurations, each by name, so that RBAC can be limited to them.
+// configurations watches our webhook configurations by name, so that RBAC can be limited to them.
 type configurations struct {
 	client   kubernetes.Interface
 	watchers []*watcher
 }
 
-func newConfigurations(client kubernetes.Interface, names []string) *configurations {
+// newConfigurations returns watchers that call changed; none for a nil client.
+func newConfigurations(client kubernetes.Interface, names []string, changed func()) *configurations {
 	c := &configurations{client: client}
 	if client == nil {
 		return c
 	}
+	admission := client.AdmissionregistrationV1()
 	for _, name := range names {
+		key := types.NamespacedName{Name: name}
 		c.watchers = append(c.watchers,
-			newWatcher("MutatingWebhookConfiguration "+name, name,
-				admissionregistrationinformers.NewFilteredMutatingWebhookConfigurationInformer(client, 0, nil, only(name))),
-			newWatcher("ValidatingWebhookConfiguration "+name, name,
-				admissionregistrationinformers.NewFilteredValidatingWebhookConfigurationInformer(client, 0, nil, only(name))))
+			newWatcher("MutatingWebhookConfiguration "+name, key, client, admission.MutatingWebhookConfigurations(),
+				&admissionregistrationv1.MutatingWebhookConfiguration{}, changed),
+			newWatcher("ValidatingWebhookConfiguration "+name, key, client, admission.ValidatingWebhookConfigurations(),
+				&admissionregistrationv1.ValidatingWebhookConfiguration{}, changed))
 	}
 	return c
 }
 
-// synced says which configuration has not been read yet, and why.
+// synced returns which configurations have not been read yet, and why, or nil.
 func (c *configurations) synced() error {
 	var errs []error
 	for _, w := range c.watchers {
@@ -94,7 +93,7 @@ func (c *configurations) synced() error {
 	return errors.Join(errs...)
 }
 
-// known are the configurations that exist, as last seen.
+// known returns the configurations that exist, as the watchers have them.
 func (c *configurations) known() []configuration {
 	var known []configuration
 	for _, w := range c.watchers {
@@ -105,7 +104,8 @@ func (c *configurations) known() []configuration {
 	return known
 }
 
-// mismatches has an error for each webhook whose API server would not accept cert at that time. It speaks of cert as what.
+// mismatches returns an error for each webhook for which the API server would not accept cert at
+// that time. The errors call cert what.
 func mismatches(known []configuration, what string, cert *tls.Certificate, now time.Time) []error {
 	intermediates := x509.NewCertPool()
 	for _, der := range cert.Certificate[1:] {
@@ -132,7 +132,7 @@ func mismatches(known []configuration, what string, cert *tls.Certificate, now t
 	return errs
 }
 
-// contain says whether every webhook of every configuration that exists trusts ca.
+// contain reports whether the CA bundle of every webhook of every existing configuration has ca.
 func (c *configurations) contain(ca *x509.Certificate) bool {
 	for _, conf := range c.known() {
 		for _, w := range conf.webhooks {
@@ -144,8 +144,9 @@ func (c *configurations) contain(ca *x509.Certificate) bool {
 	return true
 }
 
-// setBundle writes the CA bundle of every webhook of conf, and nothing else of it: selectors belong to whoever
-// installed the configuration, and AKS adds to them. bundle makes the wanted bundle from all those that are there.
+// setBundle writes the CA bundle of every webhook of conf. It writes no other field: the selectors
+// are the installer's, and AKS adds to them. Bundle returns the wanted bundle, given all present
+// ones.
 func (c *configurations) setBundle(ctx context.Context, conf configuration, bundle func(present []byte) []byte) error {
 	for range attempts {
 		var present []byte
@@ -153,7 +154,7 @@ func (c *configurations) setBundle(ctx context.Context, conf configuration, bund
 			present = append(append(present, w.caBundle...), '\n')
 		}
 		want := bundle(present)
-		// The indexes below are right only in the version that was read.
+		// The indexes are valid only in the version that was read.
 		patch := []jsonpatch.Operation{jsonpatch.NewOperation("test", "/metadata/resourceVersion", conf.resourceVersion)}
 		for i, w := range conf.webhooks {
 			if !bytes.Equal(w.caBundle, want) {
@@ -170,7 +171,8 @@ func (c *configurations) setBundle(ctx context.Context, conf configuration, bund
 			return nil
 		case apierrors.IsNotFound(err):
 			return nil
-		// A failed test is a 422, like a patch that the API server finds invalid; only the version tells them apart.
+		// The API server answers 422 both for a failed test operation and for an invalid patch. The
+		// version shows which it was.
 		case !apierrors.IsConflict(err) && !apierrors.IsInvalid(err):
 			return fmt.Errorf("patch the CA bundle of %s: %w", conf, err)
 		}
@@ -245,70 +247,4 @@ func host(c admissionregistrationv1.WebhookClientConfig) string {
 		}
 	}
 	return ""
-}
-
-// A watcher follows the one object of a name.
-type watcher struct {
-	cache.SharedIndexInformer
-	what, key string
-
-	mu  sync.Mutex
-	err error // of the last list or watch
-}
-
-func newWatcher(what, key string, informer cache.SharedIndexInformer) *watcher {
-	return &watcher{SharedIndexInformer: informer, what: what, key: key}
-}
-
-// run follows the object until ctx ends and calls changed after each change.
-func (w *watcher) run(ctx context.Context, changed func()) error {
-	if err := w.SetWatchErrorHandlerWithContext(func(ctx context.Context, _ *cache.Reflector, err error) {
-		w.mu.Lock()
-		w.err = err
-		w.mu.Unlock()
-		if !w.HasSynced() || apierrors.IsForbidden(err) { // which waiting does not mend
-			log.FromContext(ctx).Error(err, "object not readable", "object", w.what)
-			return
-		}
-		log.FromContext(ctx).V(1).Info("watch interrupted", "object", w.what, "reason", err.Error())
-	}); err != nil {
-		return fmt.Errorf("watch %s: %w", w.what, err)
-	}
-	if _, err := w.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(any) { changed() },
-		UpdateFunc: func(any, any) { changed() },
-		DeleteFunc: func(any) { changed() },
-	}); err != nil {
-		return fmt.Errorf("watch %s: %w", w.what, err)
-	}
-	w.RunWithContext(ctx)
-	return nil
-}
-
-// synced says why the object has not been read yet.
-func (w *watcher) synced() error {
-	if w.HasSynced() {
-		return nil
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.err != nil {
-		return fmt.Errorf("%s could not be read; it needs get, list and watch on it: %w", w.what, w.err)
-	}
-	return fmt.Errorf("%s %w", w.what, errUnread)
-}
-
-// object is nil while there is none.
-func (w *watcher) object() any {
-	obj, exists, err := w.GetStore().GetByKey(w.key)
-	if err != nil || !exists {
-		return nil
-	}
-	return obj
-}
-
-// only limits a list or watch to one name, which is what RBAC's resourceNames need to allow it.
-func only(name string) func(*metav1.ListOptions) {
-	selector := fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()
-	return func(o *metav1.ListOptions) { o.FieldSelector = selector }
 }

@@ -10,13 +10,15 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 )
 
-// Files returns Certificates that reads the PEM files tls.crt (the certificate, then its intermediates) and tls.key in dir,
-// and reads them again whenever they change. A pair that is unreadable, half-written, not valid now, for other names
-// than API servers call or of two different keys is refused, and the one before keeps serving. So does one that the CA
-// bundles of our own webhook configurations do not verify, until they do.
+// Files returns Certificates that serve the PEM files tls.crt (the certificate, then its
+// intermediates) and tls.key in dir, as soon as they change. It rejects a pair that is unreadable,
+// half-written, not valid now, for other names than API servers call, or of two different keys, and
+// continues to serve the previous pair. It holds back a pair that the CA bundles of our webhook
+// configurations do not verify, until they do.
 //
-// Files are read every second and not watched: the price is two small reads, while inotify has a limit per node that
-// other pods can use up, sees nothing on network file systems, and loses the file behind the symlinks that kubelet swaps.
+// Files reads the files every second and does not watch them. This costs two small reads. inotify
+// has a limit per node that other pods can use up, sends no events on network file systems, and
+// loses a file behind the symlinks that the kubelet replaces.
 func Files(dir string, o Options) (Certificates, error) {
 	crt, key := filepath.Join(dir, corev1.TLSCertKey), filepath.Join(dir, corev1.TLSPrivateKeyKey)
 	s, err := newServing(o, "set that caBundle to the CA that signed "+crt)
@@ -39,11 +41,11 @@ func (f *files) Start(ctx context.Context) error {
 
 func (f *files) reload(ctx context.Context) {
 	now := f.look()
-	// The two reads may have met an exchange of both files between them. Judge only what stands still.
+	// Both files may have been replaced between the two reads. Use only a pair that was read twice.
 	if !now.equal(f.found) && !now.equal(f.look()) {
 		return
 	}
-	_ = f.offer(ctx, now) // Ready tells it
+	_ = f.offer(ctx, now) // Ready returns the error
 	f.report(ctx, f.Ready(nil))
 }
 

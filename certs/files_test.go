@@ -22,7 +22,8 @@ import (
 	"github.com/akv-injector/akv-injector/certs"
 )
 
-// mount is a directory as kubelet fills it: tls.crt and tls.key are links through ..data, which is exchanged at once.
+// mount is a directory as the kubelet writes it: tls.crt and tls.key are links through ..data,
+// which is replaced atomically.
 type mount struct {
 	t       *testing.T
 	dir     string
@@ -45,7 +46,7 @@ func (m *mount) must(err error) {
 	}
 }
 
-// swap puts a pair in place and removes the one before, as kubelet does.
+// swap replaces the pair as the kubelet does.
 func (m *mount) swap(crt, key []byte) {
 	m.t.Helper()
 	m.version++
@@ -58,7 +59,7 @@ func (m *mount) swap(crt, key []byte) {
 	m.must(os.RemoveAll(filepath.Join(m.dir, fmt.Sprintf("..version_%d", m.version-1))))
 }
 
-// tamper writes a file in place, as somebody who copies files does.
+// tamper writes a file in place, as cp does.
 func (m *mount) tamper(name string, data []byte) {
 	m.t.Helper()
 	m.must(os.WriteFile(filepath.Join(m.dir, name), data, 0o600))
@@ -91,7 +92,7 @@ func (s *fileSource) refused(t *testing.T) float64 {
 	return metric(t, s.registry, "akv_injector_certificate_reload_errors_total")
 }
 
-// meets waits until a client that trusts ca meets want.
+// meets waits until the source serves want to a client that trusts ca.
 func (s *fileSource) meets(t *testing.T, address string, ca, want *keyPair) {
 	t.Helper()
 	eventually(t, "new certificate", func() error {
@@ -156,7 +157,7 @@ func TestFilesReload(t *testing.T) {
 	})
 }
 
-// The two files are read one after the other, and kubelet may exchange both in between.
+// TestFilesRefuseNoPairThatWasExchangedMeanwhile replaces both files between the two reads.
 func TestFilesRefuseNoPairThatWasExchangedMeanwhile(t *testing.T) {
 	expiry := birth.AddDate(100, 0, 0) // the clock below runs fast
 	ca := issue(t, "root", ecdsaKey(t), nil, true, expiry)
@@ -182,7 +183,7 @@ func TestFilesRefuseNoPairThatWasExchangedMeanwhile(t *testing.T) {
 		}
 	})
 	for n := range 1000 {
-		// At most one exchange a tick, at any moment of it: nobody exchanges files that are not read in between.
+		// At most one exchange for each tick, at a random time.
 		for begin := ticks.Load(); ticks.Load() < begin+2; {
 			runtime.Gosched()
 		}
@@ -250,8 +251,8 @@ func TestFilesRefuse(t *testing.T) {
 				}
 			}
 
-			mended := newMountLike(m)
-			mended.swap(other.crt, other.key)
+			repaired := newMountLike(m)
+			repaired.swap(other.crt, other.key)
 			src.meets(t, address, ca, other)
 		})
 	}
@@ -296,7 +297,7 @@ func TestACertificateThatIsValidInAMomentIsServedThen(t *testing.T) {
 	}
 }
 
-// newMountLike makes the links of m whole again.
+// newMountLike creates the links of m again.
 func newMountLike(m *mount) *mount {
 	m.t.Helper()
 	for _, name := range []string{"tls.crt", "tls.key"} {

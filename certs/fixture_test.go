@@ -50,7 +50,7 @@ const (
 	serviceHost   = "akv-injector.akv-injector-system.svc"
 )
 
-// apiServer is client-go's fake with what agreement rests on: resource versions that change, and conflicts.
+// apiServer is client-go's fake with resource versions and conflicts, which replicas need to agree.
 type apiServer struct {
 	clienttesting.ObjectTracker
 
@@ -77,7 +77,7 @@ func newAPIServer(t *testing.T, objects ...runtime.Object) (*apiServer, *fake.Cl
 		handled, obj, err := react(action)
 		var status apierrors.APIStatus
 		if err != nil && action.GetVerb() == "patch" && !errors.As(err, &status) {
-			// What the API server answers to a patch whose test fails.
+			// The API server's answer to a patch whose test operation fails.
 			err = apierrors.NewGenericServerResponse(http.StatusUnprocessableEntity, "", schema.GroupResource{}, "", err.Error(), 0, false)
 		}
 		return handled, obj, err
@@ -139,7 +139,7 @@ func (s *apiServer) replace(gvr schema.GroupVersionResource, obj runtime.Object,
 	return write()
 }
 
-// webhookConfigurations are one of each kind, one called by service and one by URL.
+// webhookConfigurations returns one of each kind: one calls a Service, the other a URL.
 func webhookConfigurations() []runtime.Object {
 	url := "https://127.0.0.1:9443/validate/pods"
 	return []runtime.Object{
@@ -170,7 +170,7 @@ func webhookConfigurations() []runtime.Object {
 	}
 }
 
-// bundles are the CA bundles of all webhooks, in order.
+// bundles returns the CA bundles of all webhooks, in order.
 func bundles(t *testing.T, client *fake.Clientset) []string {
 	t.Helper()
 	mutating, err := client.AdmissionregistrationV1().MutatingWebhookConfigurations().Get(t.Context(), configuration, metav1.GetOptions{})
@@ -191,7 +191,7 @@ func bundles(t *testing.T, client *fake.Clientset) []string {
 	return all
 }
 
-// setBundles gives every webhook the same CA bundle.
+// setBundles sets the CA bundle of every webhook.
 func setBundles(t *testing.T, client *fake.Clientset, bundle []byte) {
 	t.Helper()
 	setMutatingBundles(t, client, bundle)
@@ -221,18 +221,18 @@ func setMutatingBundles(t *testing.T, client *fake.Clientset, bundle []byte) {
 	}
 }
 
-// silenceSecrets makes client never answer a list of Secrets.
+// silenceSecrets blocks lists of Secrets until the test ends.
 func silenceSecrets(t *testing.T, client *fake.Clientset) {
 	t.Helper()
 	client.PrependReactor("list", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
-		client.Unlock() // which the reactor's caller holds
+		client.Unlock() // the reactor's caller holds the lock
 		defer client.Lock()
 		<-t.Context().Done()
 		return true, nil, t.Context().Err()
 	})
 }
 
-// verbs are those that were used, but for some that the test itself used.
+// verbs returns the verbs of actions, except some that the test itself used.
 func verbs(actions []clienttesting.Action, except ...string) []string {
 	var used []string
 	for _, action := range actions {
@@ -253,7 +253,7 @@ func readSecret(t *testing.T, client *fake.Clientset) *corev1.Secret {
 	return secret
 }
 
-// A pacer is a clock that only the test moves, and whose tickers tick when the test says so.
+// A pacer is a clock that only the test moves, with tickers that tick when the test calls round.
 type pacer struct {
 	*testingclock.FakeClock
 	ticks chan time.Time
@@ -270,10 +270,10 @@ type ticker chan time.Time
 func (t ticker) C() <-chan time.Time { return t }
 func (t ticker) Stop()               {}
 
-// round returns when whoever listens has taken a whole round since.
+// round returns when the source has done a whole round.
 func (p *pacer) round(t *testing.T) {
 	t.Helper()
-	for range 2 { // the second is taken when the first has been seen to
+	for range 2 { // the second tick is received after the round of the first
 		select {
 		case p.ticks <- p.Now():
 		case <-t.Context().Done():
@@ -282,14 +282,14 @@ func (p *pacer) round(t *testing.T) {
 	}
 }
 
-// tick moves the clock by a second, and takes a round.
+// tick moves the clock by a second, and waits for a round.
 func (p *pacer) tick(t *testing.T) {
 	t.Helper()
 	p.Step(time.Second)
 	p.round(t)
 }
 
-// logbook keeps what was logged, at every verbosity.
+// logbook keeps log lines, of every verbosity.
 type logbook struct {
 	mu    sync.Mutex
 	lines []string
@@ -303,7 +303,7 @@ func (l *logbook) into(ctx context.Context) context.Context {
 	}, funcr.Options{Verbosity: 1}))
 }
 
-// count is how many lines contain a text.
+// count returns the number of lines that contain a text.
 func (l *logbook) count(text string) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -344,7 +344,7 @@ func start(t *testing.T, src certs.Certificates) (book *logbook, stop func()) {
 	return book, stop
 }
 
-// says waits until what readiness says contains a text; a source that is ready says ready.
+// says waits until the error of Ready contains a text; without an error, the text is "ready".
 func says(t *testing.T, src certs.Certificates, want string, step func()) {
 	t.Helper()
 	eventually(t, "readiness", func() error {
@@ -376,10 +376,10 @@ func eventually(t *testing.T, what string, check func() error, step func()) {
 		case <-time.After(2 * time.Millisecond):
 		}
 	}
-	t.Fatalf("%s: not in time: %v", what, err)
+	t.Fatalf("%s: timed out: %v", what, err)
 }
 
-// serveTLS serves handshakes on loopback with what src supplies.
+// serveTLS serves handshakes on loopback with the certificate of src.
 func serveTLS(t *testing.T, src certs.Certificates, minVersion uint16, options ...func(*tls.Config)) (address string) {
 	t.Helper()
 	config := &tls.Config{}
@@ -415,7 +415,8 @@ func serveTLS(t *testing.T, src certs.Certificates, minVersion uint16, options .
 	return listener.Addr().String()
 }
 
-// handshake connects as an API server with that CA bundle would at that time, and returns the certificate it met.
+// handshake connects as an API server with a CA bundle at a time, and returns the server's
+// certificate.
 func handshake(address, host string, bundle []byte, now time.Time) (*x509.Certificate, error) {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(bundle)
@@ -436,14 +437,14 @@ func dial(address string, config *tls.Config) (*x509.Certificate, error) {
 	return conn.ConnectionState().PeerCertificates[0], nil
 }
 
-// A keyPair is a certificate made by the test, in PEM.
+// A keyPair is a certificate that the test issued, in PEM.
 type keyPair struct {
 	cert     *x509.Certificate
 	signer   crypto.Signer
 	crt, key []byte
 }
 
-// issue makes a certificate that parent signs, or a self-signed CA without one.
+// issue returns a certificate that parent signs; a nil parent means self-signed.
 func issue(t *testing.T, name string, signer crypto.Signer, parent *keyPair, isCA bool, notAfter time.Time, change ...func(*x509.Certificate)) *keyPair {
 	t.Helper()
 	template := &x509.Certificate{

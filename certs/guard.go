@@ -15,33 +15,34 @@ import (
 )
 
 const (
-	// lookInterval is how long a changed file waits to be noticed, and a decision that hangs on the clock to be taken.
+	// lookInterval is the interval at which files are read and decisions that depend on the clock
+	// are made.
 	lookInterval = time.Second
-	// propagation is how long API servers are given to learn of a CA bundle that somebody else wrote. Their watches
-	// usually take milliseconds.
+	// propagation is the time that API servers get to receive a CA bundle that another program
+	// wrote. Their watches usually take milliseconds.
 	propagation = 5 * time.Second
-	// skew is how much the clock of an issuer may be ahead of ours without a line in the log: cert-manager's certificates
-	// are valid from the very second in which they are made.
+	// skew is how far the clock of an issuer may be ahead without a line in the log: cert-manager's
+	// certificates are valid from the second in which they are issued.
 	skew = 10 * time.Second
 )
 
-// A guard stands between the certificates that somebody else supplies and the one that is served. It refuses those that
-// no API server would accept, and holds back those that API servers would not accept yet. Only the goroutine of Start
-// uses it.
+// A guard decides which of the certificates that another program supplies are served. It rejects
+// those that no API server would accept, and holds back those that API servers would not accept
+// yet. Only the goroutine of Start uses it.
 type guard struct {
 	*serving
 	origin string // where the certificates come from, for errors
 
 	found   found
-	newest  *tls.Certificate // what was found, nil while that can't be read
-	flaw    error            // why it can't be read
-	refusal string           // what was counted and logged last
+	newest  *tls.Certificate // the certificate in found; nil if it cannot be read
+	flaw    error            // why it cannot be read
+	refusal string           // the latest error that was counted and logged
 
 	known []configuration // as of this round
-	since time.Time       // since when their webhooks trust what they trust
+	since time.Time       // of the latest change of their CA bundles
 }
 
-// found is what one look at the origin gave.
+// found is the content of the origin.
 type found struct {
 	crt, key []byte // PEM
 	err      string
@@ -51,7 +52,8 @@ func (f found) equal(g found) bool {
 	return bytes.Equal(f.crt, g.crt) && bytes.Equal(f.key, g.key) && f.err == g.err
 }
 
-// follow takes a round at once, after each change of what is watched and every second, until ctx ends.
+// follow calls round at once, after each change of a watched object, and every second, until ctx
+// ends.
 func (g *guard) follow(ctx context.Context, round func(context.Context), watchers ...*watcher) {
 	defer g.watch(ctx, append(watchers, g.configurations.watchers...))()
 	ticker := g.clock.NewTicker(lookInterval)
@@ -67,17 +69,18 @@ func (g *guard) follow(ctx context.Context, round func(context.Context), watcher
 	}
 }
 
-// offer presents the certificate that was found, as soon as that does no harm. Its error says why that can't be.
+// offer serves a certificate that was found, as soon as API servers accept it. Its error says why
+// no API server would.
 func (g *guard) offer(ctx context.Context, now found) error {
 	g.observe()
-	unjudged := g.newest == nil && g.flaw == nil // the zero found is one too: empty files, an empty Secret
+	unjudged := g.newest == nil && g.flaw == nil // a zero found is possible: empty files, an empty Secret
 	if unjudged || !now.equal(g.found) {
 		g.found, g.refusal = now, ""
 		g.newest, g.flaw = g.read(now)
 	}
 	served := g.presented()
 	same := served != nil && g.newest != nil && slices.EqualFunc(served.Certificate, g.newest.Certificate, bytes.Equal)
-	at := g.clock.Now() // one moment for both: what is too early for the one must not be in time for the other
+	at := g.clock.Now() // the same time for judge and early
 	if err := g.judge(at); err != nil {
 		if text := err.Error(); !same && text != g.refusal && !g.early(at) {
 			g.refusal = text
@@ -112,7 +115,7 @@ func (g *guard) read(now found) (*tls.Certificate, error) {
 	return &cert, nil
 }
 
-// judge says why no API server would accept what was found, whatever it trusts.
+// judge returns why no API server would accept the newest certificate, with any CA bundle, or nil.
 func (g *guard) judge(now time.Time) error {
 	if g.flaw != nil {
 		return g.flaw
@@ -122,7 +125,7 @@ func (g *guard) judge(now time.Time) error {
 	case now.After(leaf.NotAfter):
 		return fmt.Errorf("%s: expired on %s; renew it", g.origin, leaf.NotAfter.UTC().Format(time.RFC3339))
 	case now.Before(leaf.NotBefore):
-		return fmt.Errorf("%s: not valid before %s; it is then served, or see to the clocks of this node and of the issuer",
+		return fmt.Errorf("%s: not valid before %s; it is served then; otherwise correct the clocks of this node and of the issuer",
 			g.origin, leaf.NotBefore.UTC().Format(time.RFC3339))
 	}
 	var names []string
@@ -141,7 +144,7 @@ func (g *guard) judge(now time.Time) error {
 	return nil
 }
 
-// early says whether the newest certificate is valid in a moment.
+// early reports whether the newest certificate becomes valid within skew.
 func (g *guard) early(now time.Time) bool {
 	if g.newest == nil {
 		return false
@@ -150,7 +153,7 @@ func (g *guard) early(now time.Time) bool {
 	return 0 < wait && wait <= skew
 }
 
-// named are the names that a certificate is for, in words.
+// named returns the names that a certificate is for, as text.
 func named(leaf *x509.Certificate) string {
 	if names := hosts(leaf); len(names) > 0 {
 		return strings.Join(names, ", ")
@@ -158,7 +161,7 @@ func named(leaf *x509.Certificate) string {
 	return "no names"
 }
 
-// hold says why the newest certificate should not replace the served one now.
+// hold returns why the newest certificate must not replace the served one now, or nil.
 func (g *guard) hold(served *tls.Certificate) error {
 	if !g.usable() {
 		return nil
@@ -168,7 +171,7 @@ func (g *guard) hold(served *tls.Certificate) error {
 	settled := g.since.Add(propagation)
 	switch {
 	case len(amiss) < len(mismatches(g.known, "the other", served, now)):
-		return nil // for some webhook nothing else will do
+		return nil // some webhook verifies only the newest
 	case len(amiss) > 0:
 		return fmt.Errorf("%w; %s", amiss[0], g.remedy)
 	case now.Before(settled):
@@ -177,7 +180,7 @@ func (g *guard) hold(served *tls.Certificate) error {
 	return nil
 }
 
-// observe looks at our webhook configurations, and notes when their CA bundles changed last.
+// observe reads our webhook configurations, and records when their CA bundles last changed.
 func (g *guard) observe() {
 	known := g.configurations.known()
 	if !slices.EqualFunc(callersOf(known), callersOf(g.known), webhook.equal) {

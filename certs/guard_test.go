@@ -14,10 +14,11 @@ import (
 	"github.com/akv-injector/akv-injector/certs"
 )
 
-// settling is how long a CA bundle must have stood before it moves a source to another certificate that is no better.
+// settling is the time for which CA bundles must be unchanged before a source serves another
+// certificate that they verify as well.
 const settling = 5 * time.Second
 
-// TestGuard puts a newcomer before a source that serves another certificate.
+// TestGuard offers a new certificate to a source that serves another one.
 func TestGuard(t *testing.T) {
 	expiry := birth.Add(validity)
 	ca := issue(t, "old CA", ecdsaKey(t), nil, true, expiry.Add(validity))
@@ -28,50 +29,50 @@ func TestGuard(t *testing.T) {
 	newcomer := issue(t, "newcomer", ecdsaKey(t), otherCA, false, expiry.Add(time.Hour))
 	both := slices.Concat(ca.crt, otherCA.crt)
 	for behaviour, test := range map[string]struct {
-		before []byte                            // the CA bundle that the old certificate is met with
-		next   *keyPair                          // what is supplied then
-		change func(*testing.T, *fake.Clientset) // of the CA bundle, after that
-		step   time.Duration                     // of the clock, after that
-		want   *keyPair                          // what is served in the end
-		held   string                            // what the log says meanwhile
-		ready  string                            // what readiness says in the end
+		before []byte                            // the CA bundle while the old certificate is served
+		next   *keyPair                          // the new certificate
+		change func(*testing.T, *fake.Clientset) // of the CA bundle, later
+		step   time.Duration                     // of the clock, later
+		want   *keyPair                          // the certificate that is served at the end
+		held   string                            // text in the log in between
+		ready  string                            // readiness at the end
 	}{
-		"a newcomer of the same CA is served at once": {
+		"a new certificate of the same CA is served at once": {
 			before: ca.crt, next: sibling, want: sibling, ready: "ready",
 		},
-		"a newcomer of another CA waits for the CA bundle": {
+		"a new certificate of another CA waits for the CA bundle": {
 			before: ca.crt, next: newcomer, step: validity / 2, want: old, ready: "ready",
 			held: "is held back: the CA bundle of MutatingWebhookConfiguration akv-injector, webhook pods.keyvault.io, does not verify it: " +
 				"x509: certificate signed by unknown authority",
 		},
-		"a newcomer is served at once when the CA bundle verifies it instead of the old one": {
+		"a new certificate is served at once when the CA bundle verifies it instead of the old one": {
 			before: ca.crt, next: newcomer, want: newcomer, ready: "ready", held: "is held back: the CA bundle of",
 			change: func(t *testing.T, c *fake.Clientset) { t.Helper(); setBundles(t, c, otherCA.crt) },
 		},
-		"a newcomer is served at once where a CA bundle of both has stood for long": {
+		"a new certificate is served at once if the CA bundle has long had both CAs": {
 			before: both, next: newcomer, want: newcomer, ready: "ready",
 		},
-		"a newcomer waits for a CA bundle of both to be learnt": {
+		"a new certificate waits while API servers receive a CA bundle of both": {
 			before: ca.crt, next: newcomer, step: settling - 1, want: old, ready: "ready", held: "the CA bundle changed a moment ago",
 			change: func(t *testing.T, c *fake.Clientset) { t.Helper(); setBundles(t, c, both) },
 		},
-		"a newcomer is served when a CA bundle of both has been learnt": {
+		"a new certificate is served after API servers have received a CA bundle of both": {
 			before: ca.crt, next: newcomer, step: settling, want: newcomer, ready: "ready", held: "the CA bundle changed a moment ago",
 			change: func(t *testing.T, c *fake.Clientset) { t.Helper(); setBundles(t, c, both) },
 		},
-		"a newcomer is served when the old one has expired, trusted or not": {
+		"a new certificate is served when the old one has expired, even if not trusted": {
 			before: ca.crt, next: newcomer, step: validity + time.Second, want: newcomer,
 			ready: "does not verify the serving certificate: x509: certificate signed by unknown authority",
 		},
-		"a newcomer that one webhook more trusts is served": {
+		"a new certificate that one more webhook trusts is served": {
 			before: ca.crt, next: newcomer, want: newcomer, held: "is held back",
 			change: func(t *testing.T, c *fake.Clientset) { t.Helper(); setMutatingBundles(t, c, otherCA.crt) },
 			ready:  "the CA bundle of ValidatingWebhookConfiguration akv-injector, webhook pods.keyvault.io, does not verify the serving certificate",
 		},
-		"a newcomer that mends what was not trusted is served at once": {
+		"a new certificate that is trusted, unlike the old one, is served at once": {
 			before: otherCA.crt, next: newcomer, want: newcomer, ready: "ready",
 		},
-		"a newcomer that is no more trusted than the old one waits": {
+		"a new certificate that no more webhooks trust waits": {
 			before: stranger.crt, next: newcomer, want: old, held: "", ready: "is held back",
 		},
 	} {
@@ -93,7 +94,7 @@ func TestGuard(t *testing.T) {
 				}, step)
 			}
 			serves(old, src.tick)
-			// The source must have seen the CA bundle, and that it stood.
+			// The source must have seen the CA bundle, and that it did not change.
 			eventually(t, "the CA bundle", func() error {
 				if src.book.count("certificate ready")+src.book.count("does not verify the serving certificate") == 0 {
 					return errors.New(src.book.String())
@@ -132,7 +133,8 @@ func TestGuard(t *testing.T) {
 	}
 }
 
-// Replicas read a volume that kubelet refreshes on each node at a time of its own.
+// TestReplicasThatDisagreeAreBothTrusted has replicas with different certificates: the kubelet
+// updates a volume at a different time on each node.
 func TestReplicasThatDisagreeAreBothTrusted(t *testing.T) {
 	expiry := birth.Add(validity)
 	ca, otherCA := issue(t, "old CA", ecdsaKey(t), nil, true, expiry), issue(t, "new CA", ecdsaKey(t), nil, true, expiry)
@@ -172,7 +174,7 @@ func TestReplicasThatDisagreeAreBothTrusted(t *testing.T) {
 	meets(next, next)
 }
 
-// A file that is lost and comes back is no news.
+// TestTheSameCertificateIsLoadedOnce removes a file and writes the same content again.
 func TestTheSameCertificateIsLoadedOnce(t *testing.T) {
 	ca := issue(t, "root", ecdsaKey(t), nil, true, birth.Add(validity))
 	pair := issue(t, "pair", ecdsaKey(t), ca, false, birth.Add(validity))

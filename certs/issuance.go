@@ -18,22 +18,23 @@ import (
 )
 
 const (
-	// patience bounds one look at cert-manager's objects, which a new certificate waits for.
-	patience = 5 * time.Second
-	// again is what ends the pause that cert-manager makes after a failure, an hour and more.
+	// readTimeout is the timeout for reading cert-manager's objects. A new certificate is not
+	// served meanwhile.
+	readTimeout = 5 * time.Second
+	// again ends the delay of cert-manager after a failure, which is an hour or more.
 	again = "then `cmctl renew %s -n %s`, or wait: cert-manager tries again after an hour, and after each failure later"
 )
 
-// An issuance finds out why a Certificate has not been issued, from what cert-manager's objects say of themselves.
-// Objects are read when asked for and not watched: their kinds may not exist yet.
+// An issuance finds out from cert-manager's objects why a Certificate has not been issued. It reads
+// objects when needed and does not watch them, because their kinds may not exist yet.
 type issuance struct {
 	client                         certmanagerclient.CertmanagerV1Interface
 	namespace, certificate, secret string
 }
 
-// trouble is the first thing that stands in the way, on the path that a certificate takes.
+// trouble returns the first obstacle, in the order in which a certificate is issued.
 func (i issuance) trouble(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
 	what := "Certificate " + i.namespace + "/" + i.certificate
 	cert, err := i.client.Certificates(i.namespace).Get(ctx, i.certificate, metav1.GetOptions{})
@@ -53,11 +54,11 @@ func (i issuance) trouble(ctx context.Context) error {
 	return i.status(what, cert)
 }
 
-// issuer says why an Issuer or ClusterIssuer issues nothing, and how it is called.
+// issuer returns the kind and name of an issuer, or why an Issuer or ClusterIssuer issues nothing.
 func (i issuance) issuer(ctx context.Context, ref certmanagermetav1.IssuerReference) (what string, err error) {
 	kind := cmp.Or(ref.Kind, certmanagerv1.IssuerKind)
 	if ref.Group != "" && ref.Group != certmanager.GroupName {
-		return kind + "." + ref.Group + " " + ref.Name, nil // others' kinds are not ours to read
+		return kind + "." + ref.Group + " " + ref.Name, nil // an external issuer, which the injector may not read
 	}
 	var status certmanagerv1.IssuerStatus
 	switch kind {
@@ -84,13 +85,13 @@ func (i issuance) issuer(ctx context.Context, ref certmanagermetav1.IssuerRefere
 		if c.Type == certmanagerv1.IssuerConditionReady && c.Status == certmanagermetav1.ConditionTrue {
 			return what, nil
 		} else if c.Type == certmanagerv1.IssuerConditionReady {
-			return "", fmt.Errorf("%s is not ready: %s; mend it", what, said(c.Reason, c.Message))
+			return "", fmt.Errorf("%s is not ready: %s; fix it", what, said(c.Reason, c.Message))
 		}
 	}
 	return "", fmt.Errorf("%s has no condition Ready; does cert-manager's controller run?", what)
 }
 
-// request says why the newest CertificateRequest of cert was not granted.
+// request returns why the newest CertificateRequest of cert was not granted, or nil.
 func (i issuance) request(ctx context.Context, cert *certmanagerv1.Certificate, issuer string) error {
 	list, err := i.client.CertificateRequests(i.namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -113,7 +114,7 @@ func (i issuance) request(ctx context.Context, cert *certmanagerv1.Certificate, 
 	}
 	renew := fmt.Sprintf(again, i.certificate, i.namespace)
 	if c, ok := holds(certmanagerv1.CertificateRequestConditionDenied); ok {
-		// cert-manager deletes requests that failed before it makes another, and keeps those that were denied.
+		// cert-manager deletes failed requests before it creates another, but keeps denied ones.
 		return fmt.Errorf("%s was denied: %s; have such requests approved, delete this one, %s", what, said(c.Reason, c.Message), renew)
 	}
 	if c, ok := holds(certmanagerv1.CertificateRequestConditionInvalidRequest); ok {
@@ -125,7 +126,7 @@ func (i issuance) request(ctx context.Context, cert *certmanagerv1.Certificate, 
 	case issued:
 		return nil
 	case ready.Reason == certmanagerv1.CertificateRequestReasonFailed:
-		return fmt.Errorf("%s failed: %s; mend %s, %s", what, said("", ready.Message), issuer, renew)
+		return fmt.Errorf("%s failed: %s; fix %s, %s", what, said("", ready.Message), issuer, renew)
 	case !approved:
 		return fmt.Errorf("%s waits for approval; does cert-manager's approver, or the one that replaces it, run and know its issuer?", what)
 	case ready.Reason == "":
@@ -134,7 +135,7 @@ func (i issuance) request(ctx context.Context, cert *certmanagerv1.Certificate, 
 	return fmt.Errorf("%s waits for %s: %s", what, issuer, said(ready.Reason, ready.Message))
 }
 
-// status says what is left for the Certificate itself to tell.
+// status returns the obstacle that the Certificate's own conditions report.
 func (i issuance) status(what string, cert *certmanagerv1.Certificate) error {
 	var ready, issuing certmanagerv1.CertificateCondition
 	for _, c := range cert.Status.Conditions {
@@ -149,19 +150,19 @@ func (i issuance) status(what string, cert *certmanagerv1.Certificate) error {
 	case issuing.Status == certmanagermetav1.ConditionTrue:
 		return fmt.Errorf("%s is being issued: %s", what, said(issuing.Reason, issuing.Message))
 	case cert.Status.LastFailureTime != nil && issuing.Message != "":
-		return fmt.Errorf("%s was not issued: %s; mend that, %s", what, said(issuing.Reason, issuing.Message), fmt.Sprintf(again, i.certificate, i.namespace))
+		return fmt.Errorf("%s was not issued: %s; fix that, %s", what, said(issuing.Reason, issuing.Message), fmt.Sprintf(again, i.certificate, i.namespace))
 	case ready.Status == "":
 		return fmt.Errorf("%s has no condition Ready; does cert-manager's controller run?", what)
 	case ready.Status != certmanagermetav1.ConditionTrue:
 		return fmt.Errorf("%s is not ready: %s", what, said(ready.Reason, ready.Message))
 	}
-	return fmt.Errorf("%s is ready, says cert-manager; a Secret that is gone or spoiled is written again when its controller runs", what)
+	return fmt.Errorf("%s is ready, says cert-manager; its controller writes a deleted or damaged Secret again when it runs", what)
 }
 
-// unread says what a failed read means.
+// unread returns what a failed read means.
 func unread(what string, err error, remedy string) error {
 	switch {
-	case apierrors.IsNotFound(err) && apierrors.IsUnexpectedServerError(err): // a path, not an object, is not found
+	case apierrors.IsNotFound(err) && apierrors.IsUnexpectedServerError(err): // the path was not found, not the object
 		return errors.New("cert-manager is not installed: the API server does not know its kinds; install it, or choose another --certs")
 	case apierrors.IsNotFound(err):
 		return fmt.Errorf("%s does not exist; %s", what, remedy)
@@ -171,7 +172,7 @@ func unread(what string, err error, remedy string) error {
 	return fmt.Errorf("read %s: %w", what, err)
 }
 
-// said is a condition in its own words.
+// said returns the message and reason of a condition.
 func said(reason, message string) string {
 	switch {
 	case message == "":

@@ -12,54 +12,62 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
-	coreinformers "k8s.io/client-go/informers/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 )
 
-// resync is how long a change that no watch reported can go unnoticed.
+// resync is the longest time between two rounds, in case a watch misses a change.
 const resync = 10 * time.Minute
 
-// SelfSignedOptions say whom a self-signed certificate is for and where it is kept.
+// SelfSignedOptions configure a self-signed certificate and the Secret that holds it.
 type SelfSignedOptions struct {
-	// Options may lack a Client; then CA and certificate are in memory only and CABundle is the way to trust them.
+	// Options may lack a Client. CA and certificate are then in memory only, and clients need the
+	// bundle from [Authority.CABundle].
 	Options
-	// Namespace and SecretName are where replicas agree on one certificate. The Secret belongs to the Source: whatever
-	// else is in it is overwritten. Both are required with a Client.
+	// Namespace and SecretName name the Secret by which replicas agree on one certificate. The
+	// Authority overwrites all other content of the Secret. Both are required with a Client.
 	Namespace, SecretName string
-	// Hosts are the DNS names and IP addresses by which the API server calls: SERVICE.NAMESPACE.svc, or the host of
-	// clientConfig.url. At least one is required.
+	// Hosts are the DNS names and IP addresses by which the API server calls:
+	// SERVICE.NAMESPACE.svc, or the host of clientConfig.url. At least one is required.
 	Hosts []string
-	// Validity is how long a certificate and its CA live; they are renewed after two thirds. 0 means 90 days.
+	// Validity is the validity of a certificate and its CA. They are renewed after two thirds of
+	// it. 0 means 90 days.
 	Validity time.Duration
-	// PropagationDelay is how long a new CA must have been seen in every webhook configuration before its certificate
-	// is served: the time that API servers may take to learn of it. 0 means a minute.
+	// PropagationDelay is the time for which a new CA must have been in every webhook configuration
+	// before its certificate is served, so that all API servers have received it. 0 means a minute.
 	PropagationDelay time.Duration
 }
 
-// An Authority is Certificates that signs its certificate itself, keeps it in a Secret, and publishes the CA in our own
-// webhook configurations. Renewal takes these steps, each of which any replica can take and all see in the Secret:
+// An Authority is Certificates that signs its certificate itself, keeps it in a Secret, and writes
+// the CA to our webhook configurations. Renewal has these steps. Any replica can do each of them,
+// and all replicas see the result in the Secret:
 //
-//  1. A new CA and certificate are made and kept as next.crt and next.key. The old certificate is served.
-//  2. The CA bundle of every webhook becomes old and new CA.
-//  3. When that has been seen for the propagation delay, next becomes tls.crt and tls.key.
-//  4. The old CA leaves the bundle when it expires, long after the last replica stopped serving what it signed.
+//  1. Create a new CA and certificate, and store them as next.crt and next.key. Replicas serve the
+//     old certificate.
+//  2. Set the CA bundle of every webhook to the old and the new CA.
+//  3. When the bundles have had both for the propagation delay, move the next certificate to
+//     tls.crt and tls.key.
+//  4. Remove the old CA from the bundle when it expires, long after the last replica stopped serving
+//     its certificate.
 //
-// A replica never serves another certificate before it has seen its CA in all webhook configurations for that delay
-// itself, whatever the Secret says, unless it has none that is valid. So a Secret that was lost, edited or restored
-// from a backup goes through the same steps. A deleted Secret comes back with the old certificate and a next one:
-// that is how to ask for a new key.
+// Independently of the Secret, a replica serves another certificate only after it has itself seen
+// the CA in all webhook configurations for that delay, unless it has no valid certificate. So a
+// Secret that was lost, edited or restored from a backup goes through the same steps. After the
+// Secret is deleted, it is created again with the old certificate and a next one. Delete it to
+// request a new key.
 type Authority struct {
 	*serving
 	o      SelfSignedOptions
-	secret *watcher
-	seen   map[string]time.Time // since when all webhook configurations have a CA, by its raw bytes
+	secret *watcher             // nil without a Client
+	seen   map[string]time.Time // when all webhook configurations got a CA, by its raw bytes
 
-	mu    sync.Mutex // guards changes of state against CABundle; only Start's goroutine makes them
+	mu    sync.Mutex // protects writes of state, by Start's goroutine, from CABundle
 	state state
 }
 
-// SelfSigned returns Certificates that is its own certificate authority.
+// SelfSigned returns an [Authority]. It returns an error if the options are incomplete or
+// contradict each other, or if the metrics are registered already.
 func SelfSigned(o SelfSignedOptions) (*Authority, error) {
 	switch {
 	case len(o.Hosts) == 0:
@@ -82,20 +90,20 @@ func SelfSigned(o SelfSignedOptions) (*Authority, error) {
 	}
 	a := &Authority{serving: s, o: o, seen: map[string]time.Time{}}
 	if o.Client != nil {
-		a.secret = newWatcher("Secret "+o.Namespace+"/"+o.SecretName, o.Namespace+"/"+o.SecretName,
-			coreinformers.NewFilteredSecretInformer(o.Client, o.Namespace, 0, nil, only(o.SecretName)))
+		a.secret = newSecretWatcher(types.NamespacedName{Namespace: o.Namespace, Name: o.SecretName}, o.Client, s.changed)
 	}
 	return a, nil
 }
 
-// CABundle is the PEM bundle of CAs that clients must trust, empty before the first certificate.
+// CABundle returns the PEM bundle of the CAs that clients must trust. It is empty before the first
+// certificate.
 func (a *Authority) CABundle() []byte {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return encodeCertificates(a.state.authorities)
 }
 
-// Ready says why the API server would not accept the certificate that is served now, and what mends it.
+// Ready returns why the API server would not accept the served certificate, and how to fix it.
 func (a *Authority) Ready(*http.Request) error {
 	if a.secret != nil && a.presented() == nil {
 		if err := errors.Join(a.secret.synced(), a.configurations.synced()); err != nil {
@@ -105,7 +113,7 @@ func (a *Authority) Ready(*http.Request) error {
 	return a.serving.Ready(nil)
 }
 
-// Start makes, publishes, renews and repairs the certificate until ctx ends.
+// Start creates, publishes, renews and repairs the certificate until ctx ends.
 func (a *Authority) Start(ctx context.Context) error {
 	ctx = log.IntoContext(ctx, log.FromContext(ctx).WithName("certs"))
 	watchers := slices.Clone(a.configurations.watchers)
@@ -143,7 +151,8 @@ func (a *Authority) Start(ctx context.Context) error {
 	}
 }
 
-// readFirst waits until everything has been read once, and says what has not. It is false when ctx ends before.
+// readFirst waits until all watchers have read their objects, and logs which have not. It returns
+// false if ctx ends first.
 func (a *Authority) readFirst(ctx context.Context, watchers []*watcher) bool {
 	ticker := a.clock.NewTicker(lookInterval)
 	defer ticker.Stop()
@@ -151,7 +160,7 @@ func (a *Authority) readFirst(ctx context.Context, watchers []*watcher) bool {
 		select {
 		case <-ctx.Done():
 			return false
-		case <-watchers[0].HasSyncedChecker().Done():
+		case <-watchers[0].Filled():
 			watchers = watchers[1:]
 		case <-ticker.C():
 			a.report(ctx, a.Ready(nil))
@@ -160,7 +169,7 @@ func (a *Authority) readFirst(ctx context.Context, watchers []*watcher) bool {
 	return true
 }
 
-// reconcile takes one round and returns how long the next can wait.
+// reconcile does one round and returns the time until the next.
 func (a *Authority) reconcile(ctx context.Context) (time.Duration, error) {
 	now := a.clock.Now()
 	if err := a.agree(ctx, now); err != nil {
@@ -170,7 +179,7 @@ func (a *Authority) reconcile(ctx context.Context) (time.Duration, error) {
 	for _, conf := range a.configurations.known() {
 		errs = append(errs, a.configurations.setBundle(ctx, conf, func(present []byte) []byte {
 			pairs := []*pair{a.state.current, a.state.next}
-			// A CA of ours that we do not know may be that of a replica which has not met us in the Secret yet.
+			// An unknown CA of ours may belong to a replica that has not written the Secret yet.
 			return encodeCertificates(authorities(now, pairs, append(ours(present), a.state.authorities...)...))
 		}))
 	}
@@ -179,7 +188,8 @@ func (a *Authority) reconcile(ctx context.Context) (time.Duration, error) {
 	return a.rest(now), errors.Join(errs...)
 }
 
-// agree makes the Secret and our state the same: what the Secret says counts, unless it is lost, spoiled or due.
+// agree makes the Secret and the state equal. The Secret wins, unless it is missing, damaged or due
+// for renewal.
 func (a *Authority) agree(ctx context.Context, now time.Time) error {
 	if a.secret == nil {
 		want, err := a.plan(now, state{}, false)
@@ -220,7 +230,7 @@ func (a *Authority) agree(ctx context.Context, now time.Time) error {
 		case !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) && !apierrors.IsNotFound(err):
 			return fmt.Errorf("write %s: %w", a.secret.what, err)
 		}
-		// Another replica, or somebody else, was first.
+		// Another client has written the Secret.
 		secret, err = a.o.Client.CoreV1().Secrets(a.o.Namespace).Get(ctx, a.o.SecretName, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
 			secret = nil
@@ -231,7 +241,7 @@ func (a *Authority) agree(ctx context.Context, now time.Time) error {
 	return fmt.Errorf("write %s: others changed it %d times meanwhile", a.secret.what, attempts)
 }
 
-// plan is the state that should follow the one that the Secret has.
+// plan returns the state that must follow the Secret's.
 func (a *Authority) plan(now time.Time, have state, exists bool) (state, error) {
 	want := state{current: have.current, next: have.next}
 	if !want.current.valid(now) && a.state.current.valid(now) {
@@ -252,7 +262,8 @@ func (a *Authority) plan(now time.Time, have state, exists bool) (state, error) 
 	case want.next == nil && (a.due(want.current, now) || (a.secret != nil && !exists)):
 		names := a.o.Hosts
 		if !want.current.covers(names) {
-			// A replica with other options made it, and its names must stay or the two would renew in turns.
+			// A replica with other options created it. Keep its names, or the two replicas would
+			// renew in turns.
 			names = slices.Concat(names, hosts(want.current.cert.Leaf))
 			slices.Sort(names)
 			names = slices.Compact(names)
@@ -267,14 +278,14 @@ func (a *Authority) plan(now time.Time, have state, exists bool) (state, error) 
 	return want, nil
 }
 
-// due says whether p is to be renewed.
+// due reports whether p must be renewed.
 func (a *Authority) due(p *pair, now time.Time) bool {
 	return !now.Before(a.renewal(p)) || !p.covers(a.o.Hosts)
 }
 
 func (a *Authority) renewal(p *pair) time.Time { return p.cert.Leaf.NotAfter.Add(-a.o.Validity / 3) }
 
-// settled says whether API servers have had the time to learn of p's CA.
+// settled reports whether API servers have had the time to receive p's CA.
 func (a *Authority) settled(p *pair, now time.Time) bool {
 	since, seen := a.seen[string(p.ca.Raw)]
 	return seen && now.Sub(since) >= a.o.PropagationDelay
@@ -302,7 +313,7 @@ func (a *Authority) write(ctx context.Context, secret *corev1.Secret, data map[s
 	return err
 }
 
-// observe notes since when every webhook configuration has had each CA.
+// observe records when all webhook configurations got each CA.
 func (a *Authority) observe() {
 	now := a.clock.Now()
 	seen := map[string]time.Time{}
@@ -319,7 +330,7 @@ func (a *Authority) observe() {
 	a.seen = seen
 }
 
-// serve presents the agreed certificate as soon as that is safe.
+// serve serves the agreed certificate as soon as API servers accept it.
 func (a *Authority) serve(ctx context.Context, now time.Time) {
 	old, agreed := a.presented(), a.state.current
 	switch {
@@ -329,11 +340,11 @@ func (a *Authority) serve(ctx context.Context, now time.Time) {
 	}
 }
 
-// rest is how long after a round at now the clock alone makes a difference.
+// rest returns the time until the clock alone requires another round after one at now.
 func (a *Authority) rest(now time.Time) time.Duration {
 	next := now.Add(resync)
 	sooner := func(t time.Time) {
-		if t.After(now) && t.Before(next) { // what is past was seen to in this round
+		if t.After(now) && t.Before(next) { // this round did what was due
 			next = t
 		}
 	}

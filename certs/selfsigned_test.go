@@ -35,7 +35,7 @@ const (
 
 var birth = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// cluster is a fake API server, a clock that only the test moves, and the replicas in between.
+// cluster is a fake API server, a clock that only the test moves, and replicas.
 type cluster struct {
 	t      *testing.T
 	api    *apiServer
@@ -100,7 +100,7 @@ func served(r *replica) string {
 	return cert.Leaf.SerialNumber.Text(16)
 }
 
-// authoritiesIn counts the CAs of a bundle.
+// authoritiesIn returns the number of CAs in a bundle.
 func authoritiesIn(bundle string) int { return strings.Count(bundle, "BEGIN CERTIFICATE") }
 
 func TestSelfSignedAgrees(t *testing.T) {
@@ -154,19 +154,19 @@ func TestSelfSignedWritesNothingButTheBundle(t *testing.T) {
 	}
 }
 
-// TestRotationLosesNoHandshake rotates under load, with API servers that learn of a bundle late.
+// TestRotationLosesNoHandshake rotates under load, with API servers that receive a bundle late.
 func TestRotationLosesNoHandshake(t *testing.T) {
 	const rotations = 20
 	c := newCluster(t)
 	replicas := []*replica{c.replica(), c.replica()}
 	c.ready(replicas...)
 
-	// The slowest API server knows the bundles of nine tenths of the delay ago.
+	// The slowest API server has the bundles of nine tenths of the delay ago.
 	type published struct {
 		at      time.Time
 		bundles []string
 	}
-	var mu sync.RWMutex // the clock stands still during a handshake
+	var mu sync.RWMutex // held so that the clock does not move during a handshake
 	var history []published
 	record := func() {
 		if now := bundles(t, c.client); len(history) == 0 || !slices.Equal(history[len(history)-1].bundles, now) {
@@ -278,7 +278,7 @@ func TestNextCertificateWaits(t *testing.T) {
 	c.ready(r)
 	old := served(r)
 
-	// API servers can't learn of the new CA while its publication fails.
+	// API servers cannot receive the new CA while writing it fails.
 	forbidden.Store(true)
 	c.clock.Step(validity * 2 / 3)
 	eventually(t, "half published", func() error {
@@ -316,7 +316,7 @@ func TestNextCertificateWaits(t *testing.T) {
 		}
 		return nil
 	}, c.tick)
-	// The Secret follows, and the old CA goes when it expires.
+	// The Secret is updated, and the old CA is removed when it expires.
 	eventually(t, "old CA dropped", func() error {
 		data, got := readSecret(t, c.client).Data, bundles(t, c.client)
 		if data["next.crt"] != nil || authoritiesIn(string(data["ca.crt"])) != 1 || authoritiesIn(got[0]) != 1 {
@@ -327,7 +327,8 @@ func TestNextCertificateWaits(t *testing.T) {
 	c.ready(r)
 }
 
-// A replica that can't reach the API server serves the old certificate for as long as it is valid.
+// TestOldCAComesBackToAnOverwrittenBundle has a replica that cannot reach the API server, and
+// serves the old certificate while it is valid.
 func TestOldCAComesBackToAnOverwrittenBundle(t *testing.T) {
 	c := newCluster(t)
 	r := c.replica()
@@ -341,7 +342,7 @@ func TestOldCAComesBackToAnOverwrittenBundle(t *testing.T) {
 		return nil
 	}, c.tick)
 
-	// A replica that started since knows the old CA from the Secret alone.
+	// A replica that started later has the old CA only from the Secret.
 	r.stop()
 	configurations := c.client.AdmissionregistrationV1().MutatingWebhookConfigurations()
 	conf, err := configurations.Get(t.Context(), configuration, metav1.GetOptions{})
@@ -386,7 +387,7 @@ func TestSelfSignedRepairs(t *testing.T) {
 	stranger := issue(t, "stranger", ecdsaKey(t), nil, true, birth.Add(validity))
 	for behaviour, test := range map[string]struct {
 		harm    func(*testing.T, *cluster)
-		refused float64 // by all replicas together
+		refused float64 // by all replicas in total
 		renewed bool
 	}{
 		"a deleted Secret comes back with a next certificate": {
@@ -474,7 +475,7 @@ func TestSelfSignedRepairs(t *testing.T) {
 	}
 }
 
-// secretKeys are a line of each private key in a Secret.
+// secretKeys returns a line of each private key in a Secret.
 func secretKeys(secret *corev1.Secret) []string {
 	var lines []string
 	for _, name := range []string{"tls.key", "next.key"} {
@@ -500,14 +501,15 @@ func metric(t *testing.T, registry *prometheus.Registry, name string) float64 {
 	return 0
 }
 
-// A replica that starts between the loss of the Secret and its repair makes a certificate that nobody trusts yet.
+// TestReplicaKeepsItsCertificateUntilTheNextIsTrusted has a replica that starts after the Secret
+// was lost and before it is repaired. Its certificate is not trusted yet.
 func TestReplicaKeepsItsCertificateUntilTheNextIsTrusted(t *testing.T) {
 	c := newCluster(t)
 	r := c.replica()
 	c.ready(r)
 	old, oldBundle := served(r), bundles(t, c.client)[0]
 
-	// What the other replica writes, in one step.
+	// The writes of the other replica, in one step.
 	other := newCluster(t)
 	other.ready(other.replica())
 	secret := readSecret(t, c.client)
@@ -543,7 +545,7 @@ func TestABundleNeverLosesACAThatMayBeServed(t *testing.T) {
 	if err := c.client.CoreV1().Secrets(namespace).Delete(t.Context(), secretName, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	// To the second replica the first is not stopped but cut off.
+	// For the second replica, this is as if the first were disconnected, not stopped.
 	c.ready(c.replica())
 	if got := bundles(t, c.client)[0]; !strings.Contains(got, bundle) || authoritiesIn(got) != 2 {
 		t.Errorf("the bundle has %d CAs, want the new one and that of a replica which may still serve", authoritiesIn(got))
@@ -756,7 +758,7 @@ func TestSelfSignedCertificate(t *testing.T) {
 	if want := birth.Add(validity); !cert.Leaf.NotAfter.Equal(want) {
 		t.Errorf("expires %s, want %s", cert.Leaf.NotAfter, want)
 	}
-	// The CA's own key must be nowhere: the Secret has the serving key alone.
+	// The key of the CA must not be stored: the Secret has only the serving key.
 	for name, data := range readSecret(t, c.client).Data {
 		if block, _ := pem.Decode(data); block != nil && block.Type == "PRIVATE KEY" && name != "tls.key" {
 			t.Errorf("%s holds a private key", name)
@@ -768,7 +770,7 @@ func TestSelfSignedOptionsAreChecked(t *testing.T) {
 	_, client := newAPIServer(t)
 	for behaviour, o := range map[string]certs.SelfSignedOptions{
 		"a host is required":                        {},
-		"a Secret is required where there is one":   {Options: certs.Options{Client: client}, Hosts: []string{serviceHost}},
+		"a Secret is required with a client":        {Options: certs.Options{Client: client}, Hosts: []string{serviceHost}},
 		"a delay must leave room within a validity": {Hosts: []string{serviceHost}, Validity: time.Minute, PropagationDelay: time.Minute},
 	} {
 		t.Run(behaviour, func(t *testing.T) {

@@ -14,22 +14,22 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 )
 
-// startup is how long what has not been read yet is not worth a line in the log.
+// startup is the time after the start in which an object that has not been read yet is not logged.
 const startup = 10 * time.Second
 
-// serving is the certificate that is presented now, and the judgement over it. Every Source embeds one.
+// serving holds the served certificate and checks it. Every source embeds one.
 type serving struct {
 	clock          clock.WithTicker
 	configurations *configurations
-	remedy         string // what mends a certificate that the CA bundle does not cover
+	remedy         string // how to fix a CA bundle that does not verify the certificate
 	refused        prometheus.Counter
 	wake           chan struct{}
 	born           time.Time
-	reported       string // the standing that was logged last; only Start's goroutine uses it
+	reported       string // the state that was logged last; only Start's goroutine uses it
 
 	mu      sync.RWMutex
 	cert    *tls.Certificate
-	trouble error // what stands between us and a newer certificate
+	trouble error // why there is no newer certificate
 }
 
 func newServing(o Options, remedy string) (*serving, error) {
@@ -37,10 +37,9 @@ func newServing(o Options, remedy string) (*serving, error) {
 		o.Clock = clock.RealClock{}
 	}
 	s := &serving{
-		clock:          o.Clock,
-		born:           o.Clock.Now(),
-		configurations: newConfigurations(o.Client, o.WebhookConfigurations),
-		remedy:         remedy,
+		clock:  o.Clock,
+		born:   o.Clock.Now(),
+		remedy: remedy,
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "akv_injector_certificate_reload_errors_total",
 			Help: "Certificates that were found and refused, because they were unreadable, not valid now, for other names or not of their key. The one before kept serving.",
@@ -48,6 +47,7 @@ func newServing(o Options, remedy string) (*serving, error) {
 		wake:    make(chan struct{}, 1),
 		trouble: errors.New("none has been loaded yet"),
 	}
+	s.configurations = newConfigurations(o.Client, o.WebhookConfigurations, s.changed)
 	if o.Metrics == nil {
 		return s, nil
 	}
@@ -72,7 +72,7 @@ func newServing(o Options, remedy string) (*serving, error) {
 // NeedLeaderElection is always false: every replica serves.
 func (s *serving) NeedLeaderElection() bool { return false }
 
-// GetCertificate returns the certificate that is served now, or an error while there is none.
+// GetCertificate returns the served certificate, or an error while there is none.
 func (s *serving) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -82,7 +82,7 @@ func (s *serving) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	return s.cert, nil
 }
 
-// Ready says why the API server would not accept the certificate that is served now, and what mends it.
+// Ready returns why the API server would not accept the served certificate, and how to fix it.
 func (s *serving) Ready(*http.Request) error {
 	cert, err := s.GetCertificate(nil)
 	if err != nil {
@@ -111,7 +111,7 @@ func (s *serving) mismatches() []error {
 	return mismatches(s.configurations.known(), "the serving certificate", cert, s.clock.Now())
 }
 
-// usable says whether what is served has not expired.
+// usable reports whether the served certificate has not expired.
 func (s *serving) usable() bool {
 	cert := s.presented()
 	return cert != nil && !s.clock.Now().After(cert.Leaf.NotAfter)
@@ -133,21 +133,21 @@ func (s *serving) present(ctx context.Context, cert *tls.Certificate) {
 		"serial", serial(cert), "notAfter", cert.Leaf.NotAfter.UTC())
 }
 
-// presented is what is served now, nil while there is none.
+// presented returns the served certificate; nil while there is none.
 func (s *serving) presented() *tls.Certificate {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.cert
 }
 
-// troubled remembers, for Ready, what stands between us and a newer certificate; nil is nothing.
+// troubled sets why there is no newer certificate, for Ready; nil for no problem.
 func (s *serving) troubled(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.trouble = err
 }
 
-// report logs how the certificate stands whenever that changed, which the health endpoint does not.
+// report logs the state of the certificate whenever it changes. The health endpoint logs nothing.
 func (s *serving) report(ctx context.Context, unready error) {
 	if errors.Is(unready, errUnread) && s.clock.Since(s.born) < startup {
 		return
@@ -173,21 +173,17 @@ func (s *serving) report(ctx context.Context, unready error) {
 	log.FromContext(ctx).Info(message, "reason", reason)
 }
 
-// watch follows objects until ctx ends, and wakes Start's goroutine when they have been read and after each change. It
-// returns at once; the function that it returns waits for the end.
+// watch runs watchers until ctx ends, and wakes Start's goroutine when a watcher has read its
+// object. It returns at once; the function that it returns waits for the end.
 func (s *serving) watch(ctx context.Context, watchers []*watcher) (wait func()) {
 	var watches sync.WaitGroup
 	for _, w := range watchers {
-		watches.Go(func() {
-			if err := w.run(ctx, s.changed); err != nil {
-				log.FromContext(ctx).Error(err, "certificate objects not watched")
-			}
-		})
+		watches.Go(func() { w.Run(ctx) })
 		watches.Go(func() {
 			select {
 			case <-ctx.Done():
-			case <-w.HasSyncedChecker().Done():
-				s.changed() // that there is no object is news too
+			case <-w.Filled():
+				s.changed() // the last change came before IsFilled became true
 			}
 		})
 	}
@@ -197,7 +193,7 @@ func (s *serving) watch(ctx context.Context, watchers []*watcher) (wait func()) 
 func (s *serving) changed() {
 	select {
 	case s.wake <- struct{}{}:
-	default: // a round is due already and will see this change too
+	default: // a round is due already, and will read this change too
 	}
 }
 

@@ -23,19 +23,20 @@ import (
 const (
 	// caName marks a CA as ours in a CA bundle.
 	caName = "akv-injector self-signed CA"
-	// maxAuthorities bounds a CA bundle when somebody keeps deleting the Secret. Two is what rotation needs.
+	// maxAuthorities limits a CA bundle in case the Secret is deleted again and again. Rotation
+	// needs two.
 	maxAuthorities = 16
-	// backdate lets an API server whose clock is slow accept a certificate at once.
+	// backdate lets an API server with a slow clock accept a certificate at once.
 	backdate = 5 * time.Minute
 
-	// What the Secret holds, besides tls.crt and tls.key.
+	// Keys of the Secret besides tls.crt and tls.key.
 	bundleKey  = "ca.crt"
 	nextCrtKey = "next.crt"
 	nextKeyKey = "next.key"
 )
 
-// A pair is a serving certificate with its key and the CA that signed it. The CA's key is gone: it signs one
-// certificate, so that an old CA in a bundle vouches for nothing but that.
+// A pair is a serving certificate with its key and the CA that signed it. The key of the CA is not
+// kept: a CA signs one certificate, so an old CA in a bundle verifies only that one.
 type pair struct {
 	cert     *tls.Certificate
 	ca       *x509.Certificate
@@ -50,14 +51,14 @@ func (p *pair) covers(hosts []string) bool {
 	return !slices.ContainsFunc(hosts, func(h string) bool { return p.cert.Leaf.VerifyHostname(h) != nil })
 }
 
-// A state is what replicas agree on through the Secret: what to serve, what to serve next as soon as API servers trust
-// it, and all the CAs to trust meanwhile.
+// A state is what replicas agree on through the Secret: the certificate to serve, the certificate
+// to serve as soon as API servers accept it, and the CAs of the bundle.
 type state struct {
 	current, next *pair
 	authorities   []*x509.Certificate
 }
 
-// encode is the Secret's data. Equal states have equal data.
+// encode returns the Secret's data. Equal states have equal data.
 func (s state) encode() map[string][]byte {
 	data := map[string][]byte{
 		bundleKey:               encodeCertificates(s.authorities),
@@ -70,7 +71,7 @@ func (s state) encode() map[string][]byte {
 	return data
 }
 
-// decodeState reads the Secret's data. What is unusable is left out, and the error names it.
+// decodeState reads the Secret's data. It omits unusable parts, and its error names them.
 func decodeState(data map[string][]byte) (state, error) {
 	s := state{authorities: ours(data[bundleKey])}
 	var err, nextErr error
@@ -98,14 +99,14 @@ func decodePair(crt, key []byte, authorities []*x509.Certificate) (*pair, error)
 	return nil, fmt.Errorf("signed by no CA of the injector in %s", bundleKey)
 }
 
-// sameData says whether a Secret holds just what it should.
+// sameData reports whether the data of two Secrets are equal.
 func sameData(a, b map[string][]byte) bool { return maps.EqualFunc(a, b, bytes.Equal) }
 
-// newPair makes a CA and the one certificate that it ever signs, for DNS names and IP addresses.
+// newPair creates a CA and the only certificate that it signs, for DNS names and IP addresses.
 func newPair(hosts []string, now time.Time, validity time.Duration) (*pair, error) {
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, fmt.Errorf("make CA key: %w", err)
+		return nil, fmt.Errorf("create CA key: %w", err)
 	}
 	caTemplate := &x509.Certificate{
 		Subject:               pkix.Name{CommonName: caName},
@@ -118,16 +119,16 @@ func newPair(hosts []string, now time.Time, validity time.Duration) (*pair, erro
 	}
 	caDER, err := x509.CreateCertificate(rand.Reader, caTemplate, caTemplate, caKey.Public(), caKey)
 	if err != nil {
-		return nil, fmt.Errorf("make CA: %w", err)
+		return nil, fmt.Errorf("create CA: %w", err)
 	}
 	ca, err := x509.ParseCertificate(caDER)
 	if err != nil {
-		return nil, fmt.Errorf("make CA: %w", err)
+		return nil, fmt.Errorf("create CA: %w", err)
 	}
 
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, fmt.Errorf("make serving key: %w", err)
+		return nil, fmt.Errorf("create serving key: %w", err)
 	}
 	template := &x509.Certificate{
 		Subject:     pkix.Name{CommonName: "akv-injector"},
@@ -145,7 +146,7 @@ func newPair(hosts []string, now time.Time, validity time.Duration) (*pair, erro
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, ca, key.Public(), caKey)
 	if err != nil {
-		return nil, fmt.Errorf("make serving certificate: %w", err)
+		return nil, fmt.Errorf("create serving certificate: %w", err)
 	}
 	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
@@ -157,7 +158,7 @@ func newPair(hosts []string, now time.Time, validity time.Duration) (*pair, erro
 		[]*x509.Certificate{ca})
 }
 
-// hosts are the names and addresses that a certificate is for.
+// hosts returns the names and addresses that a certificate is for.
 func hosts(cert *x509.Certificate) []string {
 	names := slices.Clone(cert.DNSNames)
 	for _, ip := range cert.IPAddresses {
@@ -166,8 +167,9 @@ func hosts(cert *x509.Certificate) []string {
 	return names
 }
 
-// authorities makes a CA bundle of the CAs of some pairs and of others that are still valid, in the one order that all
-// replicas arrive at. Only expiry takes a CA away, so a replica that is late to serve the next certificate loses nothing.
+// authorities returns the CAs of some pairs, and others that are still valid, in the same order in
+// every replica. It omits a CA only after its expiry, so a replica that is late to serve the next
+// certificate loses no connection.
 func authorities(now time.Time, pairs []*pair, others ...*x509.Certificate) []*x509.Certificate {
 	var all []*x509.Certificate
 	for _, p := range pairs {
@@ -185,7 +187,7 @@ func authorities(now time.Time, pairs []*pair, others ...*x509.Certificate) []*x
 	return all
 }
 
-// ours are the CAs in a bundle that an Authority made. Others have no place in what we publish.
+// ours returns the CAs in a bundle that an Authority created. An Authority does not publish others.
 func ours(bundle []byte) []*x509.Certificate {
 	return slices.DeleteFunc(parseCertificates(bundle), func(ca *x509.Certificate) bool {
 		return ca.Subject.CommonName != caName
@@ -200,7 +202,7 @@ func containsCertificate(all []*x509.Certificate, cert *x509.Certificate) bool {
 	return slices.ContainsFunc(all, cert.Equal)
 }
 
-// parseCertificates reads what certificates there are among PEM blocks and passes over the rest.
+// parseCertificates returns the certificates in PEM blocks. It ignores other and invalid blocks.
 func parseCertificates(data []byte) []*x509.Certificate {
 	var all []*x509.Certificate
 	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {

@@ -20,9 +20,10 @@ import (
 
 var update = flag.Bool("update", false, "rewrite what the archives of testdata want")
 
-// TestArchives runs over the files of each archive, in their order. Those under want/ say what comes of it: stdout, stderr and status of
-// inject, diff of inject --diff, and lint, lint.json and lint.github. Without diff, stdout is compared. A file named level has what --level
-// says; one named skip-classes stands for --skip-classes.
+// TestArchives runs over the files of each archive, in their order. Those under want/ say what
+// comes of it: stdout, stderr and status of inject, diff of inject --diff, and lint, lint.json and
+// lint.github. Without diff, stdout is compared. A file named level has what --level says; one
+// named skip-classes stands for --skip-classes.
 func TestArchives(t *testing.T) {
 	paths, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(paths) == 0 {
@@ -99,7 +100,8 @@ func checkInjectedAgain(t *testing.T, text, namespace string) {
 	}
 }
 
-// outcomes is what every command makes of the files, by the names of an archive; empty ones are left out.
+// outcomes is what every command makes of the files, by the names of an archive; empty ones are
+// left out.
 func outcomes(t *testing.T, options cli.Options) map[string]string {
 	t.Helper()
 	got := map[string]string{}

@@ -17,8 +17,9 @@ import (
 
 var workloads = regexp.MustCompile(`(?m)^[\s-]*"?kind"?: "?(?:Deployment|StatefulSet|DaemonSet|ReplicaSet|Job|CronJob|Pod)"?,?\r?$`)
 
-// TestCharts injects manifests that have the shapes of those of well-known charts, with every workload annotated. They are equal but for what is injected,
-// and injecting them again changes nothing.
+// TestCharts injects manifests that have the shapes of those of well-known charts, with every
+// workload annotated. They are equal but for what is injected, and injecting them again changes
+// nothing.
 func TestCharts(t *testing.T) {
 	files, err := filepath.Glob("testdata/charts/*")
 	if err != nil || len(files) < 15 {

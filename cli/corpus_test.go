@@ -15,8 +15,9 @@ import (
 	"github.com/akv-injector/akv-injector/internal/corpus"
 )
 
-// TestCorpus walks the archives of internal/corpus/testdata through the command line: what it prints is what the webhook makes of the object
-// and, for a workload, of the pod that its template makes.
+// TestCorpus walks the archives of internal/corpus/testdata through the command line: what it
+// prints is what the webhook makes of the object and, for a workload, of the pod that its template
+// makes.
 func TestCorpus(t *testing.T) {
 	archives, err := corpus.Load()
 	if err != nil {
@@ -45,7 +46,8 @@ func TestCorpus(t *testing.T) {
 				}
 			}
 			for _, text := range strings.FieldsFunc(a.Wanted["policy-errors"], func(r rune) bool { return r == '\n' }) {
-				// What an annotation brings about, the command line shows there, and a pod's review at what came of it.
+				// What an annotation brings about, the command line shows there, and a pod's review
+				// at what came of it.
 				reason, message, _ := strings.Cut(text, " ")
 				_, message, _ = strings.Cut(message, ": ")
 				if !strings.Contains(stderr.String(), reason) || !strings.Contains(stderr.String(), message) {
@@ -72,7 +74,8 @@ func TestCorpus(t *testing.T) {
 	}
 }
 
-// ofOthers is the start of a path into a Namespace or ServiceAccount, which the command line shows at that object.
+// ofOthers is the start of a path into a Namespace or ServiceAccount, which the command line shows
+// at that object.
 var ofOthers = regexp.MustCompile(`(namespaces|serviceaccounts)\[[^]]*\]\.`)
 
 // refused ends the errors for which policy rejects pods: a level that is enforced, or a ceiling.
@@ -106,7 +109,8 @@ func applied(t *testing.T, object []byte, patch string) []byte {
 	return patched
 }
 
-// checkHolds checks that among the objects that kubectl would read from text is want, an object of subject's kind and name.
+// checkHolds checks that among the objects that kubectl would read from text is want, an object of
+// subject's kind and name.
 func checkHolds(t *testing.T, text []byte, subject *unstructured.Unstructured, want []byte) {
 	t.Helper()
 	objects, err := corpus.Decode(text)

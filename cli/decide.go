@@ -30,7 +30,7 @@ import (
 	"github.com/akv-injector/akv-injector/core/review"
 )
 
-// run is one pass over all files.
+// run is one review of all files.
 type run struct {
 	options  Options
 	files    []*file
@@ -39,30 +39,32 @@ type run struct {
 	manifests facts.Objects
 	reviewer  review.Reviewer
 	has       map[kindIn]bool
-	// known are the objects that findings about others may be about.
+	// known are the objects that a finding about another object may be about: Namespaces,
+	// ServiceAccounts, bindings and classes.
 	known map[objectID]*object
-	// told holds every finding: a mistake that many pods share is told once.
-	told map[Finding]bool
-	// classes are the managed classes that the output holds.
+	// reported has every finding, so that a mistake that many pods share is reported once.
+	reported map[Finding]bool
+	// classes are the classes that the output has.
 	classes map[classIn]bool
 }
 
 type kindIn struct{ kind, namespace string }
 
-// objectID has no namespace for an object of the cluster.
+// objectID identifies an object. The namespace of a Namespace is empty.
 type objectID struct{ kind, namespace, name string }
 
-// classIn is a class in the namespace that its object names; empty where that is left to whoever applies it.
+// classIn is a class and the namespace that its manifest names; empty if the manifest names none.
 type classIn struct{ name, namespace string }
 
-// object is one object of a document: the document itself, or an item of the List that it is.
+// object is one object of a document: the whole document, or an item of a List.
 type object struct {
 	file     *file
 	document *document
-	// pointer and path lead to the object in its document; empty where it is the document.
+	// pointer and path are the location of the object in its document; empty if it is the whole
+	// document.
 	pointer, path string
 	*unstructured.Unstructured
-	// list is true for an item of a List that takes any kind.
+	// list is true for an item of a List that may have objects of any kind.
 	list bool
 }
 
@@ -82,22 +84,23 @@ var (
 	}
 )
 
+// decide reviews all documents.
 func (r *run) decide(ctx context.Context) error {
 	r.has, r.classes = map[kindIn]bool{}, map[classIn]bool{}
-	r.known, r.told = map[objectID]*object{}, map[Finding]bool{}
+	r.known, r.reported = map[objectID]*object{}, map[Finding]bool{}
 	r.reviewer = review.Reviewer{Source: &r.manifests, Defaults: r.options.Defaults}
 	if r.options.Cluster != nil {
 		r.reviewer.Source = facts.Overlay(&r.manifests, r.options.Cluster)
 	}
 	if r.options.Level != policy.Off {
-		r.reviewer.Source = leveled{r.reviewer.Source, r.options.Level}
+		r.reviewer.Source = levelSource{r.reviewer.Source, r.options.Level}
 	}
 	var objects [][]object
 	for _, f := range r.files {
 		for _, d := range f.documents {
 			in := r.objects(f, d)
 			for i := range in {
-				r.know(&in[i])
+				r.addFacts(&in[i])
 			}
 			objects = append(objects, in)
 		}
@@ -106,7 +109,7 @@ func (r *run) decide(ctx context.Context) error {
 		if len(in) == 0 {
 			continue
 		}
-		if err := r.document(ctx, in); err != nil {
+		if err := r.decideDocument(ctx, in); err != nil {
 			return err
 		}
 	}
@@ -119,13 +122,14 @@ func (r *run) decide(ctx context.Context) error {
 			if isList(d) && mentionsOurs(d.Text()) { // the key may hide items
 				severity = Error
 			}
-			r.duplicate(&object{file: f, document: d}, severity)
+			r.reportDuplicate(&object{file: f, document: d}, severity)
 		}
 	}
 	return nil
 }
 
-// objects takes a document apart. What is no Kubernetes object is passed over: a folder may hold other files too.
+// objects returns the objects of a document. It skips values that are not Kubernetes objects: a
+// directory may have other files.
 func (r *run) objects(f *file, d *document) []object {
 	var value map[string]any
 	if d.JSON() == nil || utiljson.Unmarshal(d.JSON(), &value) != nil {
@@ -135,6 +139,7 @@ func (r *run) objects(f *file, d *document) []object {
 	return root.expand(nil)
 }
 
+// expand appends the object, or the items of a List, to a list.
 func (o object) expand(to []object) []object {
 	items, isList := o.Object["items"].([]any)
 	if !isList || !strings.HasSuffix(o.GetKind(), "List") {
@@ -162,22 +167,23 @@ func (o object) expand(to []object) []object {
 	return to
 }
 
-// takesAnyKind reports whether the object is a list of objects of any kind: a List, or the ResourceList that kustomize and kpt pass to a function.
+// takesAnyKind reports whether the object is a list of objects of any kind: a List, or the
+// ResourceList that kustomize and kpt pass to a function.
 func (o object) takesAnyKind() bool {
 	return o.GetKind() == "List" || o.GetKind() == "ResourceList"
 }
 
-// isRead reports whether a verdict may depend on the object: on facts, or on a request.
-func (o object) isRead() bool {
+// affectsVerdict reports whether a verdict may depend on the object.
+func (o object) affectsVerdict() bool {
 	switch kind := o.GroupVersionKind().GroupKind(); kind {
 	case namespaceKind, serviceAccountKind, classKind, bindingKind:
 		return true
 	default:
-		return (kind == podKind || workloadKinds[kind]) && mentionsOurs(o.document.Text()) // of which JSON lacks what a later key hides
+		return (kind == podKind || workloadKinds[kind]) && mentionsOurs(o.document.Text()) // the text also has what a later duplicate key hides
 	}
 }
 
-// mentionsOurs reports whether a text has the prefix of a key of the contract.
+// mentionsOurs reports whether a text has one of our prefixes.
 func mentionsOurs(text string) bool {
 	return strings.Contains(text, api.KeyVaultPrefix) || strings.Contains(text, api.IdentityPrefix)
 }
@@ -188,21 +194,21 @@ func isList(d *document) bool {
 	return d.JSON() != nil && json.Unmarshal(d.JSON(), &root, jsontext.AllowDuplicateNames(true)) == nil && strings.HasSuffix(root.Kind, "List")
 }
 
-// in is the namespace where the object would be created.
-func (r *run) in(o *object) string {
+// namespaceOf returns the namespace where the object would be created.
+func (r *run) namespaceOf(o *object) string {
 	if namespace := o.GetNamespace(); namespace != "" {
 		return namespace
 	}
 	return r.options.Namespace
 }
 
-// know takes an object into the facts.
-func (r *run) know(o *object) {
+// addFacts adds an object to the facts of the manifests.
+func (r *run) addFacts(o *object) {
 	if err := r.manifests.Add(o.Unstructured, r.options.Namespace); err != nil {
-		r.unreadableClass(o, err)
+		r.reportClass(o, err)
 	}
-	r.has[kindIn{o.GetKind(), r.in(o)}] = true
-	id := objectID{o.GetKind(), r.in(o), o.GetName()}
+	r.has[kindIn{o.GetKind(), r.namespaceOf(o)}] = true
+	id := objectID{o.GetKind(), r.namespaceOf(o), o.GetName()}
 	switch o.GroupVersionKind().GroupKind() {
 	case namespaceKind:
 		id.namespace = ""
@@ -214,30 +220,31 @@ func (r *run) know(o *object) {
 	}
 	if first := r.known[id]; first != nil {
 		r.find(o, Finding{Severity: Warning, Message: fmt.Sprintf(
-			"is defined in %s, document %d, too; this one counts, as the last: remove one of the two, or look at these files one by one", first.file.name, first.document.number)})
+			"is also defined in %s, document %d; this definition is used, since it is the last: remove one of the two, or check these files separately",
+			first.file.name, first.document.number)})
 	}
 	r.known[id] = o
 }
 
-// unreadableClass reports the field of a class that is of another type than the driver has there.
-func (r *run) unreadableClass(o *object, err error) {
+// reportClass reports the field of a class that has the wrong type.
+func (r *run) reportClass(o *object, err error) {
 	text, printErr := json.Marshal(o.Object)
 	if printErr != nil {
 		r.unreadable(o, "", err.Error())
 		return
 	}
-	if decodeErr := json.Unmarshal(text, &class.SecretProviderClass{}); decodeErr != nil { // which names the field
+	if decodeErr := json.Unmarshal(text, &class.SecretProviderClass{}); decodeErr != nil { // this error has the field
 		err = decodeErr
 	}
 	r.undecodable(o, err)
 }
 
-// document works out what becomes of a document's objects.
-func (r *run) document(ctx context.Context, objects []object) error {
+// decideDocument reviews the objects of a document and patches the document.
+func (r *run) decideDocument(ctx context.Context, objects []object) error {
 	d := objects[0].document
 	d.title = title(objects[0].Unstructured)
-	if d.Duplicate() != nil && slices.ContainsFunc(objects, func(o object) bool { return o.isRead() }) {
-		r.duplicate(&objects[0], Error)
+	if d.Duplicate() != nil && slices.ContainsFunc(objects, func(o object) bool { return o.affectsVerdict() }) {
+		r.reportDuplicate(&objects[0], Error)
 		return nil
 	}
 	var operations []jsonpatch.Operation
@@ -247,15 +254,15 @@ func (r *run) document(ctx context.Context, objects []object) error {
 		if !r.checkVersion(o) || !r.checkNulls(o) {
 			continue
 		}
-		r.misplaced(o)
+		r.checkKeys(o)
 		kind := o.GroupVersionKind().GroupKind()
 		if kind == namespaceKind {
-			r.namespace(o)
+			r.checkNamespace(o)
 		}
 		if kind != podKind && !workloadKinds[kind] {
 			continue
 		}
-		ops, classes, err := r.object(ctx, o)
+		ops, classes, err := r.decideObject(ctx, o)
 		if err != nil {
 			return fmt.Errorf("%s: %s: %w", o.file.name, title(o.Unstructured), err)
 		}
@@ -289,23 +296,23 @@ func (r *run) document(ctx context.Context, objects []object) error {
 		}
 	}
 	if len(operations) > 0 && d.Duplicate() != nil {
-		r.duplicate(&objects[0], Error)
+		r.reportDuplicate(&objects[0], Error)
 		operations, items = nil, nil
 	}
 	patched, dropped, err := d.Patch(append(operations, items...))
 	if err != nil {
-		r.unreadable(&objects[0], "", "can't be written with its injection: "+err.Error())
+		r.unreadable(&objects[0], "", "cannot be patched: "+err.Error())
 	} else {
 		d.patched = patched
 	}
 	if dropped {
-		r.find(&objects[0], Finding{Severity: Warning, Message: "comments were dropped to keep the document's meaning", ofPrint: true})
+		r.find(&objects[0], Finding{Severity: Warning, Message: "comments were dropped to keep the document's meaning", aboutOutput: true})
 	}
 	return nil
 }
 
-// duplicate reports a key that a document has twice.
-func (r *run) duplicate(o *object, severity Severity) {
+// reportDuplicate reports a duplicate key of a document.
+func (r *run) reportDuplicate(o *object, severity Severity) {
 	p := o.document.Duplicate()
 	o.document.affected = severity == Error
 	r.findings = append(r.findings, Finding{
@@ -313,10 +320,12 @@ func (r *run) duplicate(o *object, severity Severity) {
 	})
 }
 
+// title returns the kind and the name of an object.
 func title(o *unstructured.Unstructured) string {
 	return strings.TrimSpace(o.GetKind() + " " + name(o))
 }
 
+// name returns the name of an object, or its generateName.
 func name(o *unstructured.Unstructured) string {
 	if o.GetName() == "" {
 		return o.GetGenerateName()
@@ -324,8 +333,9 @@ func name(o *unstructured.Unstructured) string {
 	return o.GetName()
 }
 
-// object works out what becomes of a pod or a workload, and reports what is wrong with it.
-func (r *run) object(ctx context.Context, o *object) ([]jsonpatch.Operation, []*class.SecretProviderClass, error) {
+// decideObject reviews a pod or a workload. It returns the patch of the document, and the managed
+// classes that the pods mount. It returns nothing if the object is rejected.
+func (r *run) decideObject(ctx context.Context, o *object) ([]jsonpatch.Operation, []*class.SecretProviderClass, error) {
 	text, err := json.Marshal(o.Object)
 	if err != nil {
 		return nil, nil, fmt.Errorf("print object: %w", err)
@@ -339,7 +349,7 @@ func (r *run) object(ctx context.Context, o *object) ([]jsonpatch.Operation, []*
 		err = pods.Decode(text, &w)
 	}
 	if !errors.Is(err, jsonstream.ErrTooLarge) {
-		if err := checkTypes(o.GetKind(), text); err != nil { // which names more fields
+		if err := checkTypes(o.GetKind(), text); err != nil { // it checks more fields
 			r.undecodable(o, err)
 			return nil, nil, nil
 		}
@@ -351,27 +361,27 @@ func (r *run) object(ctx context.Context, o *object) ([]jsonpatch.Operation, []*
 	var subject pods.Subject
 	var operations []jsonpatch.Operation
 	var kept field.ErrorList
-	var template *pods.Pod // with what it inherits
+	var template *pods.Pod // the pod template of a workload, with what it inherits
 	if isPod {
 		subject = pods.SubjectOf(&pod)
-		// A mirror pod that was read from a cluster has its node as controller.
+		// A mirror pod from a cluster has a Node as its controller.
 		subject.ByNode = pod.Meta != nil && pod.Meta.Controller != nil && pod.Meta.Controller.Kind == "Node"
 	} else {
 		handover, ok := inject.HandDown(&w)
 		if !ok {
-			r.controlled(o, &w)
+			r.warnControlled(o, &w)
 			return nil, nil, nil
 		}
 		subject, operations, kept, template = handover.Subject, handover.Operations(), handover.Warnings, handover.Template()
 	}
-	result, err := r.reviewer.Decide(ctx, subject, r.in(o))
+	result, err := r.reviewer.Decide(ctx, subject, r.namespaceOf(o))
 	if err != nil {
 		return nil, nil, err
 	}
 	if result.NotOptedIn {
 		r.report(o, Warning, result.Warnings)
 		if len(result.Warnings) == 0 && api.Asked(subject.Annotations) {
-			if err := r.notOptedIn(ctx, o); err != nil {
+			if err := r.warnNotOptedIn(ctx, o); err != nil {
 				return nil, nil, err
 			}
 		}
@@ -392,10 +402,10 @@ func (r *run) object(ctx context.Context, o *object) ([]jsonpatch.Operation, []*
 	}
 	if change := &result.Change; (len(change.Volumes) > 0 || change.ServiceAccountName != "") && !has(o.Object, subject.Root.Pointer+"/spec") {
 		at := strings.ReplaceAll(strings.TrimPrefix(subject.Root.Pointer+"/spec", "/"), "/", ".")
-		r.find(o, Finding{Severity: Error, Field: o.path + at, Message: at + ": Required value: must have containers, as the API server demands"})
+		r.find(o, Finding{Severity: Error, Field: o.path + at, Message: at + ": Required value: must have containers"})
 		return nil, nil, nil
 	}
-	return pointed(append(operations, result.Change.Operations(&subject)...), o.pointer), result.Classes, nil
+	return prefixed(append(operations, result.Change.Operations(&subject)...), o.pointer), result.Classes, nil
 }
 
 // has reports whether an object has a field, given by a JSON Pointer.
@@ -404,20 +414,23 @@ func has(object map[string]any, pointer string) bool {
 	return err == nil && found && value != nil
 }
 
-// controlled warns of annotations of a workload that another object controls: its template is left as it came. A Deployment and a CronJob hand down to
-// theirs.
-func (r *run) controlled(o *object, w *pods.Workload) {
+// warnControlled warns of annotations of a workload that has a controller: its template is not
+// changed. It does not warn of a ReplicaSet of a Deployment or a Job of a CronJob, which get their
+// templates with the annotations.
+func (r *run) warnControlled(o *object, w *pods.Workload) {
 	owner := w.Meta.Controller
 	if owner == nil || owner.Kind == "Deployment" || owner.Kind == "CronJob" || !api.Asked(w.Meta.Annotations) {
 		return
 	}
 	r.report(o, Warning, field.ErrorList{api.Because(api.NoEffect, field.Forbidden(field.NewPath("metadata", "annotations"),
-		fmt.Sprintf("has no effect on a %s that %s %s controls; have that write the annotations into the pod template", o.GetKind(), owner.Kind, api.Echo(owner.Name))))})
+		fmt.Sprintf("has no effect on a %s that %s %s controls; set the annotations in the pod template of its controller",
+			o.GetKind(), owner.Kind, api.Echo(owner.Name))))})
 }
 
-// policy holds what becomes of a subject against its namespace's policy, and reports whether that allows it.
+// policy checks an injected subject against the policy of its namespace, and returns whether the
+// policy allows it.
 func (r *run) policy(ctx context.Context, o *object, subject pods.Subject, result *inject.Result) (bool, error) {
-	verdict, err := r.reviewer.Policy(ctx, subject, result, r.in(o))
+	verdict, err := r.reviewer.Policy(ctx, subject, result, r.namespaceOf(o))
 	if err != nil {
 		return false, err
 	}
@@ -426,8 +439,9 @@ func (r *run) policy(ctx context.Context, o *object, subject pods.Subject, resul
 	return len(verdict.Errors) == 0, nil
 }
 
-// checkTypes says which field of a pod or workload has another type than in the Kubernetes API. It covers the fields that the injector does
-// not read as well: an env var with a number for a value is a common mistake.
+// checkTypes returns an error if a field of a pod or workload does not have its type in the
+// Kubernetes API. It also covers fields that the injector does not read: an env var with a number
+// as its value is a common mistake.
 func checkTypes(kind string, text []byte) error {
 	type template struct {
 		Spec corev1.PodSpec `json:"spec"`
@@ -450,31 +464,32 @@ func checkTypes(kind string, text []byte) error {
 	return json.Unmarshal(text, &w)
 }
 
-// pointed moves operations of an object to where it is in its document.
-func pointed(operations []jsonpatch.Operation, pointer string) []jsonpatch.Operation {
+// prefixed adds the pointer of an object in its document to the paths of operations on the object.
+func prefixed(operations []jsonpatch.Operation, pointer string) []jsonpatch.Operation {
 	for i := range operations {
 		operations[i].Path = pointer + operations[i].Path
 	}
 	return operations
 }
 
-// report turns errors of the core into findings.
+// report adds errors of the core as findings.
 func (r *run) report(o *object, severity Severity, errs field.ErrorList) {
 	for _, err := range errs {
 		reason := api.ReasonOf(err)
 		own := *err
 		if severity == Error {
-			own.Detail += r.hint(reason, r.in(o), own.BadValue)
+			own.Detail += r.hint(reason, r.namespaceOf(o), own.BadValue)
 		}
-		about, path := r.blamed(o, own.Field)
+		about, path := r.resolve(o, own.Field)
 		own.Field = path
 		r.find(about, Finding{Severity: severity, Reason: reason, Field: path, Message: own.Error()})
 	}
 }
 
-// blamed is the object that a path of the core leads into, and the path as that object's author wrote it. Namespaces and
-// ServiceAccounts that are not among the manifests leave the object that is decided about, and the whole path.
-func (r *run) blamed(o *object, path string) (*object, string) {
+// resolve returns the object that a path of the core is about, and the path in its document. A path
+// such as namespaces[NAME].metadata is about a Namespace in the manifests. If the manifests do not
+// have it, resolve returns the reviewed object and the unchanged path.
+func (r *run) resolve(o *object, path string) (*object, string) {
 	resource, rest, _ := strings.Cut(path, "[")
 	name, rest, _ := strings.Cut(rest, "].")
 	var about *object
@@ -482,7 +497,7 @@ func (r *run) blamed(o *object, path string) (*object, string) {
 	case "namespaces":
 		about = r.known[objectID{namespaceKind.Kind, "", name}]
 	case "serviceaccounts":
-		about = r.known[objectID{serviceAccountKind.Kind, r.in(o), name}]
+		about = r.known[objectID{serviceAccountKind.Kind, r.namespaceOf(o), name}]
 	default:
 		return o, o.path + path
 	}
@@ -492,10 +507,9 @@ func (r *run) blamed(o *object, path string) (*object, string) {
 	return about, about.path + rest
 }
 
-// notOptedIn tells of annotations that do nothing, since the namespace is among the manifests or in the cluster and does not ask for
-// injection.
-func (r *run) notOptedIn(ctx context.Context, o *object) error {
-	namespace, err := r.reviewer.Source.Namespace(ctx, r.in(o), false)
+// warnNotOptedIn warns of annotations without effect, since the namespace did not opt in.
+func (r *run) warnNotOptedIn(ctx context.Context, o *object) error {
+	namespace, err := r.reviewer.Source.Namespace(ctx, r.namespaceOf(o), false)
 	if err != nil {
 		return err
 	}
@@ -506,12 +520,12 @@ func (r *run) notOptedIn(ctx context.Context, o *object) error {
 	path := o.path + "metadata.annotations"
 	r.find(o, Finding{
 		Severity: Warning, Reason: api.NoEffect, Field: path,
-		Message: fmt.Sprintf("%s: Forbidden: has no effect in namespace %s, %s", path, r.in(o), why),
+		Message: fmt.Sprintf("%s: Forbidden: has no effect in namespace %s, %s", path, r.namespaceOf(o), why),
 	})
 	return nil
 }
 
-// undecodable reports a field of another type than Kubernetes has there.
+// undecodable reports a field with the wrong type.
 func (r *run) undecodable(o *object, err error) {
 	semantic, ok := errors.AsType[*json.SemanticError](err)
 	if !ok {
@@ -529,7 +543,7 @@ func (r *run) undecodable(o *object, err error) {
 		switch {
 		case semantic.GoType.Kind() != reflect.String:
 		case semantic.JSONKind == '{', semantic.JSONKind == '[':
-			detail += "; write | after the colon, so that what follows is text"
+			detail += "; write | after the colon to make it a string"
 		default:
 			detail += "; write it in quotes"
 		}
@@ -537,7 +551,7 @@ func (r *run) undecodable(o *object, err error) {
 	r.unreadable(o, path, detail)
 }
 
-// pathOf is a JSON Pointer as a field path.
+// pathOf returns a JSON Pointer as a field path.
 func pathOf(pointer jsontext.Pointer) string {
 	var path *field.Path
 	for token := range pointer.Tokens() {
@@ -591,6 +605,7 @@ func writtenType(kind jsontext.Kind) string {
 	}
 }
 
+// unreadable adds a finding about an object that cannot be read or patched.
 func (r *run) unreadable(o *object, path, detail string) {
 	if path != "" {
 		path = o.path + path
@@ -599,20 +614,20 @@ func (r *run) unreadable(o *object, path, detail string) {
 	r.find(o, Finding{Severity: Error, Field: path, Message: detail, unreadable: true})
 }
 
-// find adds a finding about an object, and where it is.
+// find adds a finding about an object, with its position. It adds each finding only once.
 func (r *run) find(o *object, f Finding) {
 	f.File, f.Document = o.file.name, o.document.number
 	f.Kind, f.Name = o.GetKind(), name(o.Unstructured)
 	if o.GroupVersionKind().GroupKind() != namespaceKind {
-		f.Namespace = r.in(o)
+		f.Namespace = r.namespaceOf(o)
 	}
 	path := f.Field
 	if path == "" {
 		path = strings.TrimSuffix(o.path, ".")
 	}
 	f.Line, f.Column = o.locate(path)
-	if !r.told[f] {
-		r.told[f] = true
+	if !r.reported[f] {
+		r.reported[f] = true
 		r.findings = append(r.findings, f)
 	}
 }

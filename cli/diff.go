@@ -13,7 +13,8 @@ import (
 	"znkr.io/diff/textdiff"
 )
 
-// unifiedDiff returns what changes in each file in the unified format. After each @@ is the object that changes.
+// unifiedDiff returns the changes of each file in the unified format. The line of each hunk ends
+// with the object that changes.
 func unifiedDiff(files []*file, colored bool) string {
 	var b strings.Builder
 	p := painter{&b, colored}

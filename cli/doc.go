@@ -1,9 +1,16 @@
-// Package preview runs the core offline over manifests: [Inject] prints them as they would be stored, [Lint] says what is wrong
-// with them. The objects among the manifests are each other's facts; a cluster may supply what they leave open.
+// Package cli is the injector offline: it reviews manifests. [Inject] prints them after injection,
+// and [Lint] prints what is wrong with them:
 //
-// A workload's annotations are copied to its pod template, and the template is injected like the pod that it makes, so that what is
-// printed works in a cluster without the injector. What the author wrote stays as it was written: documents that nothing
-// changes byte for byte, the others but for the change.
+//	options := cli.Options{Files: []string{"deploy/"}, Stdin: os.Stdin}
+//	status, err := cli.Inject(ctx, options, false, os.Stdout, os.Stderr)
+//	status, err = cli.Lint(ctx, options, cli.Text, os.Stdout)
+//	os.Exit(int(status))
 //
-// It knows nothing of flags or of how a cluster is reached, and holds no rule of the contract.
+// Lookups use the objects in the manifests, and then Options.Cluster. Inject injects the pod
+// template of a workload, so that the output works in a cluster without the injector. It changes
+// only what injection needs: comments, quotes and the order of keys stay, and documents without
+// injection stay byte for byte the same.
+//
+// The package parses no flags and does not connect to a cluster. All rules are in package core and
+// its subpackages.
 package cli

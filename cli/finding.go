@@ -11,7 +11,7 @@ import (
 	"github.com/akv-injector/akv-injector/core/api"
 )
 
-// Severity says whether a finding rejects its object.
+// Severity is whether a finding rejects its object.
 type Severity string
 
 // The severities.
@@ -20,35 +20,39 @@ const (
 	Warning Severity = "warning"
 )
 
-// Finding is one thing that is wrong, or worth knowing. Lint's JSON format is an array of them, with these names.
+// Finding is an error or a warning about a manifest. The JSON format of lint is an array of
+// findings, with these names.
 type Finding struct {
-	// File is the name as it was given or found in a directory; <stdin> for the standard input.
+	// File is the name of the file as it was given or found in a directory; <stdin> for standard
+	// input.
 	File string `json:"file"`
-	// Line and Column are where it is written, from 1; 0 where no line is to blame.
+	// Line and Column are the position in the file, from 1; 0 if it is about no line.
 	Line   int `json:"line,omitzero"`
 	Column int `json:"column,omitzero"`
-	// Document counts the file's documents that hold something, from 1; 0 where it is about the file.
+	// Document is the number of the document in the file, from 1, not counting blank documents; 0
+	// if it is about the file.
 	Document int `json:"document,omitzero"`
-	// Kind, Namespace and Name are those of the object; empty where it can't be read. Namespace is where the object would be created,
-	// and empty for a Namespace itself.
+	// Kind, Namespace and Name are those of the object; empty if it cannot be read. Namespace is
+	// where the object would be created; empty for a Namespace.
 	Kind      string `json:"kind,omitzero"`
 	Namespace string `json:"namespace,omitzero"`
 	Name      string `json:"name,omitzero"`
 
 	Severity Severity `json:"severity"`
-	// Reason is empty where the manifest can't be read or can't be kept as it was written.
+	// Reason is empty if the finding is about the manifest and not about the request: for example
+	// if it cannot be parsed.
 	Reason api.Reason `json:"reason,omitzero"`
-	// Field is the path of the field as its author wrote it, within a List from its items on.
+	// Field is the path of the field in the document. For an object in a List it starts with items.
 	Field string `json:"field,omitzero"`
-	// Message says what is wrong and what would be right, beginning with the field.
+	// Message is the field, what is wrong, and how to correct it.
 	Message string `json:"message"`
 
 	unreadable bool
-	// ofPrint is true for what is about the injected text alone, and nothing to mend.
-	ofPrint bool
+	// aboutOutput is true if the finding is about the output of inject, and not about the input.
+	aboutOutput bool
 }
 
-// subject is the object in words.
+// subject returns the kind and the name of the object; empty if it has none.
 func (f *Finding) subject() string {
 	if f.Kind == "" {
 		return ""
@@ -56,7 +60,7 @@ func (f *Finding) subject() string {
 	return strings.TrimSpace(f.Kind + " " + f.Name)
 }
 
-// text is the finding as compilers write theirs.
+// text returns the finding as a line in the format of compilers.
 func (f *Finding) text() string {
 	var b strings.Builder
 	b.WriteString(f.File)
@@ -80,13 +84,13 @@ func (f *Finding) text() string {
 	return b.String()
 }
 
-// Escapes of GitHub's workflow commands (upstream: actions/toolkit, packages/core/src/command.ts).
+// Escapes of GitHub's workflow commands (actions/toolkit, packages/core/src/command.ts).
 var (
 	githubData     = strings.NewReplacer("%", "%25", "\r", "%0D", "\n", "%0A")
 	githubProperty = strings.NewReplacer("%", "%25", "\r", "%0D", "\n", "%0A", ":", "%3A", ",", "%2C")
 )
 
-// github is the finding as a workflow command, which GitHub shows beside the line in a pull request.
+// github returns the finding as a workflow command. GitHub shows it at the line in a pull request.
 func (f *Finding) github() string {
 	var properties []string
 	property := func(name, value string) { properties = append(properties, name+"="+githubProperty.Replace(value)) }
@@ -111,16 +115,17 @@ func (f *Finding) github() string {
 	return "::" + string(f.Severity) + " " + strings.Join(properties, ",") + "::" + githubData.Replace(message) + "\n"
 }
 
-// Format is how lint writes its findings.
+// Format is the output format of lint.
 type Format string
 
 // The formats.
 const (
-	// Text is a line a finding: "deploy.yaml:14:7: error: Deployment web (document 2): [Reason] path: …". It is the default.
+	// Text is one line for each finding: "deploy.yaml:14:7: error: Deployment web (document 2):
+	// [Reason] path: …". It is the default.
 	Text Format = "text"
 	// JSON is one array of [Finding].
 	JSON Format = "json"
-	// GitHub is a workflow command a finding, which annotates a pull request.
+	// GitHub is one workflow command for each finding, which annotates a pull request.
 	GitHub Format = "github"
 )
 

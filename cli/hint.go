@@ -8,8 +8,9 @@ import (
 	"github.com/akv-injector/akv-injector/core/class"
 )
 
-// hint is the end of a sentence about something that is not among the manifests, where the manifests are all there is to ask: it may be in another
-// namespace, or in the cluster. Name is that of what was not found, if anything.
+// hint returns the end of a message about something that the manifests do not have. It may be in
+// another namespace, or in the cluster. It is empty if a cluster is searched as well. The name is
+// that of the missing object, if the reason has one.
 func (r *run) hint(reason api.Reason, namespace string, name any) string {
 	if r.options.Cluster != nil {
 		return ""
@@ -23,25 +24,29 @@ func (r *run) hint(reason api.Reason, namespace string, name any) string {
 			}
 		}
 		if slices.Sort(elsewhere); len(elsewhere) > 0 {
-			return "; the files have it in namespace " + strings.Join(elsewhere, " and ") + ", and a pod can only mount classes of its namespace"
+			return "; the files have it in namespace " + strings.Join(elsewhere, " and ") + ", but a pod can only mount classes of its own namespace"
 		}
 		if !r.has[kindIn{class.Kind, namespace}] {
 			return "; add the class to the files, or use --cluster"
 		}
 	case api.VaultRequired:
 		if r.known[objectID{namespaceKind.Kind, "", namespace}] == nil {
-			return "; where Namespace " + namespace + " has it, add that to the files, or use --cluster"
+			return "; if Namespace " + namespace + " sets it, add the Namespace to the files, or use --cluster"
 		}
 	case api.TenantIDRequired:
 		switch {
 		case !r.has[kindIn{serviceAccountKind.Kind, namespace}]:
-			return "; where a ServiceAccount has it, add that to the files, or use --cluster"
+			return "; if the ServiceAccount sets it, add the ServiceAccount to the files, or use --cluster"
 		case r.known[objectID{namespaceKind.Kind, "", namespace}] == nil:
-			return "; where Namespace " + namespace + " has it, add that to the files, or use --cluster"
+			return "; if Namespace " + namespace + " sets it, add the Namespace to the files, or use --cluster"
 		}
-	case api.ServiceAccountNotFound, api.IdentityRequired, api.ClientIDRequired:
+	case api.IdentityRequired, api.ClientIDRequired:
 		if !r.has[kindIn{serviceAccountKind.Kind, namespace}] {
-			return "; where a ServiceAccount has it, add that to the files, or use --cluster"
+			return "; if the ServiceAccount has a client id, add the ServiceAccount to the files, or use --cluster"
+		}
+	case api.ServiceAccountNotFound:
+		if !r.has[kindIn{serviceAccountKind.Kind, namespace}] {
+			return "; if the ServiceAccount exists, add it to the files, or use --cluster"
 		}
 	default:
 	}

@@ -9,14 +9,14 @@ import (
 	"github.com/akv-injector/akv-injector/core/policy"
 )
 
-// leveled is a source whose namespaces enforce a level where they have no label of policy.
-type leveled struct {
+// levelSource is a source whose namespaces enforce a level if they have no policy label.
+type levelSource struct {
 	facts.Source
 	level policy.Level
 }
 
 // Namespace implements [facts.Source].
-func (l leveled) Namespace(ctx context.Context, name string, fresh bool) (facts.Namespace, error) {
+func (l levelSource) Namespace(ctx context.Context, name string, fresh bool) (facts.Namespace, error) {
 	namespace, err := l.Source.Namespace(ctx, name, fresh)
 	if err != nil || policy.ModesOf(namespace, "") != (policy.Modes{}) {
 		return namespace, err

@@ -7,7 +7,8 @@ import (
 	"github.com/akv-injector/akv-injector/core/api"
 )
 
-// locate returns where the value at a path was written. For an item of a value with several lines, that is the line of the item.
+// locate returns where the value at a path was written. For an item of a value with several lines,
+// that is the line of the item.
 func (o *object) locate(path string) (line, column int) {
 	line, column = o.document.Locate(path)
 	const secrets = "[" + api.Secrets + "]"
@@ -30,8 +31,8 @@ func (o *object) locate(path string) (line, column int) {
 	return line, 1 + len(written) - len(strings.TrimLeft(written, " "))
 }
 
-// lineOf returns the line, counted from 0, of an item of the inline form; -1 if the text is in the structured form or has too few
-// items.
+// lineOf returns the line, counted from 0, of an item of the inline form; -1 if the text is in the
+// structured form or has too few items.
 func lineOf(item int, text string) int {
 	for line := range api.InlineItems(text) {
 		if item == 0 {

@@ -16,8 +16,8 @@ import (
 	"github.com/akv-injector/akv-injector/core/policy"
 )
 
-// namespace reports the mistakes in a Namespace, even if it has no pod.
-func (r *run) namespace(o *object) {
+// checkNamespace reports the mistakes in a Namespace, even if it has no pod.
+func (r *run) checkNamespace(o *object) {
 	namespace := facts.Namespace{Name: o.GetName(), Labels: o.GetLabels(), Annotations: o.GetAnnotations()}
 	_, _, warnings := api.ParseRequest(api.Annotations{Namespace: namespace.Annotations, NamespaceName: namespace.Name})
 	r.report(o, Warning, slices.Concat(warnings, policy.CheckNamespace(namespace, false)))
@@ -26,19 +26,19 @@ func (r *run) namespace(o *object) {
 	}
 }
 
-// misplaced reports keys of the contract where they have no effect. The API server does not send most of these objects to the
-// webhook, so only the command line can report them.
-func (r *run) misplaced(o *object) {
+// checkKeys reports keys under our prefixes where they have no effect. The API server does not send
+// most of these objects to the webhook, so only the command line can report them.
+func (r *run) checkKeys(o *object) {
 	kind := o.GroupVersionKind().GroupKind()
 	switch {
 	case kind == namespaceKind:
-		r.ours(o, namespaceLabel, "metadata", "labels")
+		r.reportKeys(o, namespaceLabel, "metadata", "labels")
 	case kind == podKind || workloadKinds[kind]:
 		for _, path := range [][]string{{}, {"spec", "template"}, {"spec", "jobTemplate", "spec", "template"}} {
-			r.ours(o, podLabel, append(path, "metadata", "labels")...)
+			r.reportKeys(o, podLabel, append(path, "metadata", "labels")...)
 		}
 	default:
-		r.ours(o, func(key string) string { return foreignAnnotation(o.Unstructured, key) }, "metadata", "annotations")
+		r.reportKeys(o, func(key string) string { return foreignAnnotation(o.Unstructured, key) }, "metadata", "annotations")
 	}
 }
 
@@ -48,7 +48,8 @@ var versions = map[string]string{
 	"Job": "batch/v1", "CronJob": "batch/v1",
 }
 
-// checkVersion reports an object with a key of the contract whose kind or API version no API server serves, and reports whether it is none.
+// checkVersion reports an object with one of our annotations whose kind or API version no API
+// server serves. It returns false for such an object.
 func (r *run) checkVersion(o *object) bool {
 	fine := true
 	report := func(name, detail string) {
@@ -67,16 +68,17 @@ func (r *run) checkVersion(o *object) bool {
 		case o.GetKind() != kind && o.GetAPIVersion() == version:
 			report("kind", fmt.Sprintf("Invalid value: %q: must be %s", api.Echo(o.GetKind()), kind))
 		case group == "extensions" || group == "v1" || strings.HasPrefix(version, group+"/"):
-			report("apiVersion", fmt.Sprintf("Invalid value: %q: must be %s for a %s: no API server has this version", api.Echo(o.GetAPIVersion()), version, kind))
+			report("apiVersion", fmt.Sprintf("Invalid value: %q: must be %s for a %s: no API server serves this version", api.Echo(o.GetAPIVersion()), version, kind))
 		}
 	}
 	return fine
 }
 
-// templates are where an object may have metadata of its pods.
+// templates are the paths of the metadata of an object and its templates.
 var templates = [][]string{{}, {"spec", "jobTemplate"}, {"spec", "template"}, {"spec", "jobTemplate", "spec", "template"}}
 
-// annotated are the annotations of an object and of templates in it, by their path; none unless one of them is of the contract.
+// annotated returns the annotations of an object and its templates by their path. It returns none
+// unless one of them has one of our prefixes.
 func annotated(object map[string]any) map[string]map[string]any {
 	found, ours := map[string]map[string]any{}, false
 	for _, template := range templates {
@@ -97,7 +99,8 @@ func annotated(object map[string]any) map[string]map[string]any {
 	return found
 }
 
-// checkNulls reports annotations without a value, with which kubectl apply drops all others, and reports whether there are none.
+// checkNulls reports annotations with a null: kubectl apply then drops all annotations of the
+// object. It returns false if there is one.
 func (r *run) checkNulls(o *object) bool {
 	fine := true
 	found := annotated(o.Object)
@@ -108,18 +111,19 @@ func (r *run) checkNulls(o *object) bool {
 			}
 			fine = false
 			err := api.Because(api.InvalidValue, field.Required(field.NewPath(path).Key(key),
-				"must not be null: kubectl apply drops all annotations of the object with it; write a value, \"\" or remove the line"))
+				"must not be null: kubectl apply would drop all annotations of the object; write a value or \"\", or remove the line"))
 			r.report(o, Error, field.ErrorList{err})
 		}
 	}
 	return fine
 }
 
-// ours reports the keys under our prefixes, of a mapping of the object, that check finds something to say of.
-func (r *run) ours(o *object, check func(key string) string, path ...string) {
+// reportKeys reports keys under our prefixes in a mapping of the object. The check returns what is
+// wrong with a key, or "".
+func (r *run) reportKeys(o *object, check func(key string) string, path ...string) {
 	keys, _, err := unstructured.NestedStringMap(o.Object, path...)
 	if err != nil {
-		return // it is reported where the object is read, or not ours to judge
+		return // a wrong type is reported where the object is decoded
 	}
 	for _, key := range slices.Sorted(maps.Keys(keys)) {
 		if !strings.HasPrefix(key, api.KeyVaultPrefix) && !strings.HasPrefix(key, api.IdentityPrefix) {
@@ -133,11 +137,12 @@ func (r *run) ours(o *object, check func(key string) string, path ...string) {
 
 const notALabel = "must be an annotation, not a label"
 
+// namespaceLabel returns what is wrong with a label of a Namespace, or "".
 func namespaceLabel(key string) string {
 	switch {
 	case slices.Contains(api.NamespaceLabels[:], key):
 		return ""
-	case slices.Contains(api.NamespaceAnnotations[:], key), api.IsRequestKey(key) && key != api.Inject: // that one is rather Injection misspelt
+	case slices.Contains(api.NamespaceAnnotations[:], key), api.IsRequestKey(key) && key != api.Inject: // a label api.Inject is more likely a misspelt api.Injection
 		return notALabel
 	}
 	names := api.Nearest(key, api.NamespaceLabels[:])
@@ -147,17 +152,19 @@ func namespaceLabel(key string) string {
 	return "must be a label of akv-injector; did you mean " + strings.Join(names, " or ") + "?"
 }
 
+// podLabel returns what is wrong with a label of a pod, a template or a workload, or "".
 func podLabel(key string) string {
 	switch {
 	case key == api.Injected:
 		return ""
 	case slices.Contains(api.NamespaceLabels[:], key):
-		return "must be written on the Namespace, as its label"
+		return "must be a label of the Namespace"
 	}
 	return notALabel
 }
 
-// foreignAnnotation is about an object that is no pod, no workload and no Namespace.
+// foreignAnnotation returns what is wrong with an annotation of an object that is not a pod, a
+// workload or a Namespace.
 func foreignAnnotation(o *unstructured.Unstructured, key string) string {
 	article := "a "
 	if strings.ContainsAny(o.GetKind()[:1], "AEIO") {

@@ -13,48 +13,49 @@ import (
 	"github.com/akv-injector/akv-injector/core/policy"
 )
 
-// Status is how a run ended; it is the process's exit status.
+// Status is the result of a run. It is the exit status of the process.
 type Status int
 
 // The statuses.
 const (
-	// Fine says that nothing is rejected. There may be warnings.
+	// Fine means that nothing is rejected. There may be warnings.
 	Fine Status = 0
-	// Rejected says that the injector would reject something.
+	// Rejected means that the injector would reject an object.
 	Rejected Status = 1
-	// Unusable says that input can't be read, or that the command is not used as it should be.
+	// Unusable means that an input cannot be read, or that the options are wrong.
 	Unusable Status = 2
 )
 
-// Options say what to run over. The zero value has nothing to read.
+// Options are the options of [Inject] and [Lint]. Files is required.
 type Options struct {
-	// Files are files, directories, and - for Stdin. Of a directory the files named *.yaml, *.yml and *.json are read, in the order of
-	// their names. A file that was read already is passed over.
+	// Files are files, directories, and - for Stdin. In a directory, the files *.yaml, *.yml and
+	// *.json are read, sorted by name. A file is read only once.
 	Files []string
-	// Recursive reads the directories below those of Files too.
+	// Recursive also reads the subdirectories of directories.
 	Recursive bool
-	// Namespace is where objects are that name no namespace; empty stands for default.
+	// Namespace is the namespace of objects that name none; empty for default.
 	Namespace string
-	// Cluster answers what the files leave open; nil where they have to say everything.
+	// Cluster is used for objects that the files do not have; nil for none.
 	Cluster facts.Source
-	// Defaults are what the server's flags would say.
+	// Defaults are the values of the server's flags.
 	Defaults inject.Defaults
-	// Level is what is enforced in namespaces that have no label of policy; [policy.Off] for nothing.
+	// Level is enforced in namespaces without a policy label; [policy.Off] for none.
 	Level policy.Level
-	// SkipClasses leaves managed classes out of what is printed.
+	// SkipClasses omits managed classes from the output.
 	SkipClasses bool
-	// Stdin is what - reads.
+	// Stdin is read for the file -.
 	Stdin io.Reader
 }
 
 var errNoFiles = errors.New("name at least one file, directory or - with -f")
 
-// Inject writes the manifests to stdout as they are after injection, in their order and with the managed classes that they need, each
-// after the document that needs it first. With diff it writes what changes instead, as a unified diff that patch(1)
-// understands, coloured where stdout is a terminal. Findings go to stderr as text.
+// Inject writes the manifests after injection to stdout, in their order. Managed classes are added
+// after the first document that needs them. If diff is true, Inject writes a unified diff for
+// patch(1) instead, in colour if stdout is a terminal. It writes the findings to stderr as text.
 //
-// Where anything is rejected or can't be read, nothing is written to stdout: half of what belongs together is worse to apply than
-// none. An error comes with [Unusable] and was not written anywhere.
+// If an object is rejected or a file cannot be read, Inject writes nothing to stdout, so that no
+// part of the manifests is applied without the rest. If the error is not nil, the status is
+// [Unusable], and the caller must print the error.
 func Inject(ctx context.Context, o Options, diff bool, stdout, stderr io.Writer) (Status, error) {
 	files, findings, err := o.run(ctx)
 	if err != nil {
@@ -81,14 +82,14 @@ func Inject(ctx context.Context, o Options, diff bool, stdout, stderr io.Writer)
 	return Fine, nil
 }
 
-// Lint writes what is wrong with the manifests to stdout, in that format, and nothing else. An error comes with [Unusable]
-// and was not written anywhere.
+// Lint writes the findings about the manifests to stdout. If the error is not nil, the status is
+// [Unusable], and the caller must print the error.
 func Lint(ctx context.Context, o Options, format Format, stdout io.Writer) (Status, error) {
 	_, findings, err := o.run(ctx)
 	if err != nil {
 		return Unusable, err
 	}
-	findings = slices.DeleteFunc(findings, func(f Finding) bool { return f.ofPrint })
+	findings = slices.DeleteFunc(findings, func(f Finding) bool { return f.aboutOutput })
 	text, err := findings.format(format)
 	if err != nil {
 		return Unusable, err
@@ -99,7 +100,7 @@ func Lint(ctx context.Context, o Options, format Format, stdout io.Writer) (Stat
 	return findings.status(), nil
 }
 
-// run reads the files and works out what becomes of each document.
+// run reads the files and reviews their documents. The findings are sorted by file and document.
 func (o Options) run(ctx context.Context) ([]*file, findings, error) {
 	if len(o.Files) == 0 {
 		return nil, nil, errNoFiles

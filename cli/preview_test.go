@@ -192,7 +192,8 @@ func TestLintFormats(t *testing.T) {
 	}
 }
 
-// cluster is a Source with one namespace that is opted in, and one class and ServiceAccount in every namespace.
+// cluster is a Source with one namespace that is opted in, and one class and ServiceAccount in
+// every namespace.
 type cluster struct{ err error }
 
 func (c cluster) Namespace(_ context.Context, name string, _ bool) (facts.Namespace, error) {

@@ -4,7 +4,7 @@ import (
 	"strings"
 )
 
-// separator is a --- that ends as the lines of text do.
+// separator returns a line --- with the line ending of text.
 func separator(text string) string {
 	if strings.Contains(text, "\r\n") {
 		return "---\r\n"
@@ -12,12 +12,13 @@ func separator(text string) string {
 	return "---\n"
 }
 
-// after is the text of a file with the injection of its documents. Separated says that every document needs its own ---, JSON too.
+// after returns the text of a file after injection. If separated, JSON documents need a --- between
+// them, as YAML documents do.
 func (f *file) after(separated bool) string {
 	var b strings.Builder
-	held := false // what is written so far holds a value since the last ---
+	afterValue := false // whether there is a value after the last ---
 	for i, d := range f.documents {
-		if separated && held && !d.IsBlank() && !d.IsMarked() && f.documents[i-1].IsJSON() {
+		if separated && afterValue && !d.IsBlank() && !d.IsMarked() && f.documents[i-1].IsJSON() {
 			endLine(&b)
 			b.WriteString(separator(f.text))
 		}
@@ -29,13 +30,13 @@ func (f *file) after(separated bool) string {
 			}
 			b.WriteString(more)
 		}
-		held = !d.IsBlank()
+		afterValue = !d.IsBlank()
 	}
 	return b.String()
 }
 
-// joined is the text of all files, one after the other. Where JSON comes first and YAML later, it starts with ---: kubectl takes what starts with a
-// brace for JSON to its end.
+// joined returns the texts of all files, one after the other. If JSON comes first and YAML later,
+// the output starts with ---: kubectl parses an input that starts with a brace as JSON to its end.
 func joined(files []*file) string {
 	separated := !allJSON(files)
 	var b strings.Builder
@@ -58,7 +59,7 @@ func joined(files []*file) string {
 	return b.String()
 }
 
-// firstDocument is the first one that holds a value; nil where there is none.
+// firstDocument returns the first document with a value; nil for none.
 func firstDocument(files []*file) *document {
 	for _, f := range files {
 		for _, d := range f.documents {
@@ -82,7 +83,7 @@ func allJSON(files []*file) bool {
 	return true
 }
 
-// endLine ends the line that was not ended yet.
+// endLine adds a newline if the text does not end with one.
 func endLine(b *strings.Builder) {
 	if text := b.String(); text != "" && !strings.HasSuffix(text, "\n") {
 		b.WriteByte('\n')

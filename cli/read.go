@@ -19,36 +19,38 @@ type file struct {
 	documents  []*document
 }
 
-// document is one document of a file and what becomes of it.
+// document is one document of a file and its injection.
 type document struct {
 	*manifest.Document
-	// number counts the file's documents that hold something, from 1; 0 for one that doesn't.
+	// number is the number of the document in its file, from 1, not counting blank documents; 0 for
+	// a blank document.
 	number int
-	// affected is true where a key that it has twice may change a verdict.
+	// affected is true if a duplicate key was reported as an error, since it may change a verdict.
 	affected bool
 	// patched is the text after injection.
 	patched string
-	// title names the object that the document is about, for a diff to show.
+	// title is the object that a diff shows for the document.
 	title string
-	// more are documents to add after this one.
+	// more are the texts of documents to add after this one.
 	more []string
 }
 
-// stdinName is what findings call the standard input.
+// stdinName is the file name of standard input in findings.
 const stdinName = "<stdin>"
 
-// read reads all files. What can't be read becomes a finding, so that the others are looked at all the same.
+// read reads all files. A file or document that cannot be read is a finding, and the others are
+// still reviewed.
 func (o Options) read() ([]*file, findings, error) {
 	var files []*file
 	var found findings
 	unreadable := func(name string, err error) {
 		if of, ok := errors.AsType[*fs.PathError](err); ok && of.Path == name {
-			err = of.Err // the finding names the file already
+			err = of.Err // the finding has the name of the file
 		}
 		found = append(found, Finding{File: name, Severity: Error, Message: err.Error(), unreadable: true})
 	}
 	if slices.Index(o.Files, "-") != lastIndex(o.Files, "-") {
-		return nil, nil, errors.New("name - only once: the standard input can't be read again")
+		return nil, nil, errors.New("name - only once: standard input cannot be read twice")
 	}
 	seen := map[string]bool{}
 	for _, path := range o.Files {
@@ -93,7 +95,7 @@ func (o Options) read() ([]*file, findings, error) {
 	return files, found, nil
 }
 
-// maxFile is the size of a file in bytes.
+// maxFile is the size of the largest file, in bytes.
 const maxFile = 100 << 20
 
 func readFile(name string) (string, error) {
@@ -108,7 +110,7 @@ func readFile(name string) (string, error) {
 func readAll(r io.Reader) (string, error) {
 	text, err := io.ReadAll(io.LimitReader(r, maxFile+1))
 	if err == nil && len(text) > maxFile {
-		err = fmt.Errorf("must have at most %d bytes; split it into files", maxFile)
+		err = fmt.Errorf("must have at most %d bytes; split it into several files", maxFile)
 	}
 	return string(text), err
 }
@@ -136,7 +138,7 @@ func newFile(name, text string) *file {
 	return f
 }
 
-// list is the file itself, or the manifests of a directory in the order of their names.
+// list returns the file, or the manifests of a directory, sorted by name.
 func (o Options) list(path string) ([]string, error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -158,7 +160,7 @@ func (o Options) list(path string) ([]string, error) {
 		return nil
 	})
 	if err == nil && len(names) == 0 {
-		err = errors.New("must hold *.yaml, *.yml or *.json files; with --recursive, below it too")
+		err = errors.New("must contain *.yaml, *.yml or *.json files; use --recursive to include subdirectories")
 	}
 	return names, err
 }

@@ -19,8 +19,9 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// apiServer answers GET, LIST and WATCH as an API server does, streamed lists included, so that the real clients are tested. What
-// changes in it is said by apply, remove and the like, and becomes events.
+// apiServer answers GET, LIST and WATCH as an API server does, streamed lists included, so that
+// tests use the real clients. Calls of apply, remove and similar methods change objects and send
+// events.
 type apiServer struct {
 	t      testing.TB
 	config *rest.Config
@@ -28,14 +29,14 @@ type apiServer struct {
 	mu       sync.Mutex
 	objects  map[string]*unstructured.Unstructured // by key
 	log      []event
-	more     chan struct{}  // closed when anything changes
-	absent   map[string]int // resources that the server does not know, and those whose watches it ends
+	more     chan struct{}  // closed by the next change
+	absent   map[string]int // resources that the server does not have; it ends their watches
 	failing  map[string]int // status by resource, or by name
-	mute     bool           // watches hear nothing
+	mute     bool           // watches send no events
 	plain    bool           // no streamed lists
 	requests []string
 
-	disconnect func() // ends all connections, and so all watches
+	disconnect func() // closes all connections, and so all watches
 }
 
 type event struct {
@@ -94,7 +95,7 @@ func (s *apiServer) put(object *unstructured.Unstructured) {
 		kind = "MODIFIED"
 	}
 	s.objects[at] = object
-	s.tell(kind, object)
+	s.notify(kind, object)
 }
 
 func (s *apiServer) remove(resource, namespace, name string) {
@@ -103,19 +104,20 @@ func (s *apiServer) remove(resource, namespace, name string) {
 	gone := s.objects[key(resource, namespace, name)].DeepCopy()
 	gone.SetResourceVersion(strconv.Itoa(len(s.log) + 1))
 	delete(s.objects, key(resource, namespace, name))
-	s.tell("DELETED", gone)
+	s.notify("DELETED", gone)
 }
 
-// forget makes the server one that does not know the resource, ends its watches and drops its objects without a word.
+// forget removes a resource: the server answers 404, ends its watches and drops its objects without
+// events.
 func (s *apiServer) forget(resource string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.absent[resource]++
 	maps.DeleteFunc(s.objects, func(at string, _ *unstructured.Unstructured) bool { return strings.HasPrefix(at, resource+"/") })
-	s.tell("", nil)
+	s.notify("", nil)
 }
 
-// learn is the opposite of forget. The definition is what tells of it.
+// learn adds a resource, with a CustomResourceDefinition.
 func (s *apiServer) learn(resource, group string) {
 	s.t.Helper()
 	s.mu.Lock()
@@ -124,22 +126,23 @@ func (s *apiServer) learn(resource, group string) {
 	s.apply("{apiVersion: apiextensions.k8s.io/v1, kind: CustomResourceDefinition, metadata: {name: " + resource + "." + group + "}}")
 }
 
-// fail answers requests for the resource with that status from now on; 0 ends it.
+// fail makes the server answer requests for a resource with a status; 0 ends it.
 func (s *apiServer) fail(resource string, status int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.failing[resource] = status
 }
 
-// silence lets no watch hear of anything any more.
+// silence stops the events of all watches.
 func (s *apiServer) silence() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.mute = true
 }
 
-// asked are the requests since the last call, but for watches, for definitions, and for those by which a Cluster sees that the server answers.
-func (s *apiServer) asked() []string {
+// takeRequests returns the requests since its last call, without watches, requests for definitions,
+// and the probes of a Cache.
+func (s *apiServer) takeRequests() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer func() { s.requests = nil }()
@@ -150,7 +153,7 @@ func key(resource, namespace, name string) string {
 	return resource + "/" + namespace + "/" + name
 }
 
-// inOrder are the objects that a list or watch wants, in the order of an API server.
+// inOrder returns the objects that match a list or watch, in the order of an API server.
 func (s *apiServer) inOrder(r *http.Request, q query) []*unstructured.Unstructured {
 	var found []*unstructured.Unstructured
 	for _, at := range slices.Sorted(maps.Keys(s.objects)) {
@@ -161,13 +164,13 @@ func (s *apiServer) inOrder(r *http.Request, q query) []*unstructured.Unstructur
 	return found
 }
 
-func (s *apiServer) tell(kind string, object *unstructured.Unstructured) {
+func (s *apiServer) notify(kind string, object *unstructured.Unstructured) {
 	s.log = append(s.log, event{kind, object})
 	close(s.more)
 	s.more = make(chan struct{})
 }
 
-// query is what a request is about.
+// query is the content of a request.
 type query struct {
 	resource, namespace, name string
 	metadataOnly              bool
@@ -190,14 +193,14 @@ func parse(r *http.Request) query {
 	return q
 }
 
-// matches reports whether a list or watch wants the object.
+// matches reports whether an object matches a list or watch.
 func (q query) matches(r *http.Request, o *unstructured.Unstructured) bool {
 	selector := r.URL.Query().Get("fieldSelector")
 	return resources[o.GetKind()] == q.resource && (q.namespace == "" || q.namespace == o.GetNamespace()) &&
 		(selector == "" || selector == "metadata.name="+o.GetName())
 }
 
-// shape is the object as the client wants it.
+// shape returns the object in the form that the client accepts.
 func (q query) shape(o *unstructured.Unstructured) map[string]any {
 	if !q.metadataOnly {
 		return o.Object
@@ -244,7 +247,7 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func reply(w http.ResponseWriter, body any) {
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(body) // a client that left wants no answer
+	_ = json.NewEncoder(w).Encode(body) // the client may have closed the connection
 }
 
 func refuse(w http.ResponseWriter, status int) {
@@ -257,12 +260,12 @@ func refuse(w http.ResponseWriter, status int) {
 	})
 }
 
-// watch is called with the lock held, and gives it away while it waits.
+// watch must be called with the lock held. It releases the lock while it waits.
 func (s *apiServer) watch(w http.ResponseWriter, r *http.Request, q query) {
 	w.Header().Set("Content-Type", "application/json")
 	stream := json.NewEncoder(w)
 	send := func(kind string, object map[string]any) {
-		_ = stream.Encode(map[string]any{"type": kind, "object": object}) // a client that left ends the request's context
+		_ = stream.Encode(map[string]any{"type": kind, "object": object}) // if the client has closed the connection, the request's context has ended
 	}
 	next, err := strconv.Atoi(r.URL.Query().Get("resourceVersion"))
 	if err != nil || r.URL.Query().Get("sendInitialEvents") != "" {
@@ -300,7 +303,7 @@ func (s *apiServer) watch(w http.ResponseWriter, r *http.Request, q query) {
 	}
 }
 
-// eventually waits until nothing is wrong any more: until wrong returns "".
+// eventually waits until wrong returns "".
 func eventually(t *testing.T, wrong func() string) {
 	t.Helper()
 	deadline := time.After(10 * time.Second)
@@ -313,7 +316,7 @@ func eventually(t *testing.T, wrong func() string) {
 		}
 		select {
 		case <-deadline:
-			t.Fatalf("still wrong: %s", what)
+			t.Fatalf("timed out: %s", what)
 		case <-tick.C:
 		}
 	}

@@ -13,13 +13,13 @@ import (
 	"github.com/akv-injector/akv-injector/core/facts"
 )
 
-// A large cached.
+// The size of a large cluster.
 const (
 	manyNamespaces = 2000
 	perNamespace   = 5 // ServiceAccounts
 )
 
-// large is a cached of namespaces with a class, a binding and some ServiceAccounts each, followed.
+// large returns a running Cache of a large cluster.
 func large(b *testing.B, server *apiServer) (cached *cluster.Cache, stop func()) {
 	b.Helper()
 	live, err := cluster.NewLive(server.config)
@@ -41,6 +41,7 @@ func large(b *testing.B, server *apiServer) (cached *cluster.Cache, stop func())
 	}
 }
 
+// largeServer serves namespaces with a class, a binding and some ServiceAccounts each.
 func largeServer(b *testing.B) *apiServer {
 	b.Helper()
 	var manifests []string
@@ -56,7 +57,7 @@ func largeServer(b *testing.B) *apiServer {
 	return startAPIServer(b, manifests...)
 }
 
-// BenchmarkFacts is the hot path: what a review of a pod with a class and an identity asks.
+// BenchmarkFacts measures the lookups of a review of a pod with a class and an identity.
 func BenchmarkFacts(b *testing.B) {
 	cached, stop := large(b, largeServer(b))
 	defer stop()
@@ -74,7 +75,7 @@ func BenchmarkFacts(b *testing.B) {
 	}
 }
 
-// BenchmarkMemory reports what a followed cached holds on the heap, and how long it takes to read it.
+// BenchmarkMemory reports the heap size of a Cache, and how long its first lists take.
 func BenchmarkMemory(b *testing.B) {
 	server := largeServer(b)
 	heap := func() uint64 {

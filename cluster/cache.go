@@ -1,3 +1,13 @@
+// Package cluster reads the facts for reviews from a cluster. It has two implementations of
+// [facts.Source]: [Cache] watches the whole cluster and answers from memory, and [Live] reads the
+// API server.
+//
+//	live, err := cluster.NewLive(config)
+//	cached := cluster.NewCache(live, log)
+//	go cached.Start(ctx)
+//	reviewer := review.Reviewer{Source: cached, Defaults: defaults}
+//
+// The package does not decide anything about pods, and does not write to the cluster.
 package cluster
 
 import (
@@ -14,22 +24,22 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 
-	"github.com/akv-injector/akv-injector/cluster/feed"
 	"github.com/akv-injector/akv-injector/core/api"
 	"github.com/akv-injector/akv-injector/core/class"
 	"github.com/akv-injector/akv-injector/core/facts"
+	"github.com/akv-injector/akv-injector/internal/feed"
 )
 
-// Cache is a Source that watches a whole cluster, so that a review need not wait for the API server: it sends requests only with fresh, and
-// while a kind can't be watched. SecretProviderClasses and AzureIdentityBindings come and go with their CustomResourceDefinitions,
-// which may be missing. When the API server does not answer any more, the Cluster returns errors instead of facts that may be out of date.
+// Cache is a [facts.Source] that watches a whole cluster, so that reviews do not wait for the API
+// server. It sends requests only if fresh is set, and while a kind cannot be watched. The
+// CustomResourceDefinitions of SecretProviderClasses and AzureIdentityBindings may be missing, and
+// may be created or deleted at any time.
 //
-// What it answers is shared by all callers, which must not change it.
+// If the API server has not answered for 25 s, lookups return an error, because the facts may be
+// out of date. All callers share the returned values and must not change them.
 type Cache struct {
 	live *Live
 	log  logr.Logger
@@ -39,33 +49,35 @@ type Cache struct {
 	classes         table[existingClass]
 	selectors       table[string]
 
-	feeds     []*feed.Feed // Ready once each of them is
-	classFeed *feed.Feed
-	bells     []*feed.Feed // tell of CustomResourceDefinitions
+	feeds           []*feed.Feed // Ready waits for each of them
+	classFeed       *feed.Feed
+	definitionFeeds []*feed.Feed // of CustomResourceDefinitions; Ready does not wait for them
 
 	limits limits
-	// answered is when the latest request began that the API server answered; nil before the first.
+	// answered is the start of the latest probe that the API server answered; nil before the first.
 	answered atomic.Pointer[time.Time]
 }
 
-// limits are how long the Cluster waits for what.
+// limits are the intervals and timeouts of a Cache.
 type limits struct {
-	// probe is how often the API server is asked whether it answers.
+	// probe is the interval between probes of the API server, and the timeout of a probe.
 	probe time.Duration
-	// age is how old an answer may be on which facts rest. A probe that is under way when it is exceeded may take as long as an interval.
+	// age is the time after the latest answered probe for which lookups use the tables.
 	age time.Duration
-	// failing is how long the objects of a kind can be watched no more before they are read one by one instead.
+	// failing is the time for which a kind cannot be watched before lookups read single objects
+	// instead.
 	failing time.Duration
-	// label is how long a review waits for the label of a namespace that has none of the injector's. The API server, which does not send
-	// reviews of such namespaces, has seen the label already.
+	// label is how long a review waits for the label of a namespace that has none of the injector's
+	// labels. The API server sends no reviews of such namespaces, so it has the label already.
 	label time.Duration
 }
 
-var clusterLimits = limits{probe: 5 * time.Second, age: 25 * time.Second, failing: 20 * time.Second, label: time.Second}
+var cacheLimits = limits{probe: 5 * time.Second, age: 25 * time.Second, failing: 20 * time.Second, label: time.Second}
 
-// NewCache follows the cluster that live asks, from Start on. Requests that reviews cause are shared and limited.
+// NewCache returns a Cache of the cluster that live reads. It is empty until Start runs. It has its
+// own Live, which shares and limits the requests that reviews cause.
 func NewCache(live *Live, log logr.Logger) *Cache {
-	c := &Cache{live: &Live{Metadata: live.Metadata, Dynamic: live.Dynamic, raw: live.raw, reads: newReads()}, log: log, limits: clusterLimits}
+	c := &Cache{live: &Live{Metadata: live.Metadata, Dynamic: live.Dynamic, raw: live.raw, reads: newReads()}, log: log, limits: cacheLimits}
 	c.namespaces.read = func(object metav1.Object) (*facts.Namespace, bool) { return facts.ReadNamespace(object), true }
 	c.serviceAccounts.read = func(object metav1.Object) (*facts.ServiceAccount, bool) {
 		o, ok := object.(*unstructured.Unstructured)
@@ -100,7 +112,7 @@ func NewCache(live *Live, log logr.Logger) *Cache {
 	return c
 }
 
-// Register adds the gauges of the Cluster to a registry.
+// Register adds the gauges of the Cache to a registry.
 func (c *Cache) Register(registry prometheus.Registerer) {
 	for _, f := range c.feeds {
 		f.Register(registry)
@@ -111,53 +123,61 @@ func (c *Cache) Register(registry prometheus.Registerer) {
 	}, func() float64 { return c.age().Seconds() }))
 }
 
-// followMetadata feeds store with the metadata of a kind's objects.
+// followMetadata returns a feed that writes the metadata of a kind's objects to store.
 func (c *Cache) followMetadata(objects string, resource schema.GroupVersionResource, selector fields.Selector, store cache.TransformingStore) *feed.Feed {
-	client := c.live.Metadata.Resource(resource)
-	source := cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+	return feed.New(feed.Kind{
+		Objects: objects,
+		ListWatch: feed.ListWatch(c.live.Metadata.Resource(resource), func(options *metav1.ListOptions) {
 			options.FieldSelector = selector.String()
-			return client.List(ctx, options)
-		},
-		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
-			options.FieldSelector = selector.String()
-			return client.Watch(ctx, options)
-		},
-	}
-	return feed.New(feed.Kind{Objects: objects, ListWatch: source, Client: c.live.Metadata, Example: &metav1.PartialObjectMetadata{}}, store)
+		}),
+		Client:  c.live.Metadata,
+		Example: &metav1.PartialObjectMetadata{},
+	}, store)
 }
 
-// followCustom feeds store with the objects of a kind that the cluster need not know. As it learns of it, objects are asked for at
-// once; without a permission to see that, half a minute later at most.
+// followCustom returns a feed of a kind that the cluster may not have. The feed lists the objects
+// as soon as the CustomResourceDefinition is created; without the permission to watch that, at most
+// half a minute later.
 func (c *Cache) followCustom(objects string, resource schema.GroupVersionResource, store cache.TransformingStore) *feed.Feed {
-	defined := newBell()
+	defined := make(chan struct{}, 1)
+	var definition *feed.Objects[*metav1.PartialObjectMetadata]
+	definition = feed.NewObjects[*metav1.PartialObjectMetadata](func() {
+		if len(definition.All()) == 0 {
+			return
+		}
+		select {
+		case defined <- struct{}{}:
+		default: // the feed of the objects has not read the previous one yet
+		}
+	})
 	name := resource.GroupResource().String()
-	c.bells = append(c.bells, c.followMetadata("CustomResourceDefinition "+name, definitionResource, fields.OneTermEqualSelector("metadata.name", name), defined))
+	selector := fields.OneTermEqualSelector(metav1.ObjectNameField, name)
+	c.definitionFeeds = append(c.definitionFeeds,
+		c.followMetadata("CustomResourceDefinition "+name, definitionResource, selector, definition))
 	return c.follow(objects, resource, defined, store)
 }
 
-// follow feeds store with the objects of a kind. Wake is nil for a kind that every cluster knows.
+// follow returns a feed that writes the objects of a kind to store. Wake is nil for a built-in
+// kind.
 func (c *Cache) follow(objects string, resource schema.GroupVersionResource, wake <-chan struct{}, store cache.TransformingStore) *feed.Feed {
-	client := c.live.Dynamic.Resource(resource)
-	source := cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-			return client.List(ctx, options)
-		},
-		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
-			return client.Watch(ctx, options)
-		},
-	}
-	return feed.New(feed.Kind{Objects: objects, ListWatch: source, Client: c.live.Dynamic, Example: &unstructured.Unstructured{}, Wake: wake}, store)
+	return feed.New(feed.Kind{
+		Objects:   objects,
+		ListWatch: feed.ListWatch(c.live.Dynamic.Resource(resource), nil),
+		Client:    c.live.Dynamic,
+		Example:   &unstructured.Unstructured{},
+		Wake:      wake,
+	}, store)
 }
 
-// Start implements controller-runtime's Runnable: it follows the cluster until ctx ends, through whatever trouble.
+// Start implements controller-runtime's Runnable. It watches the cluster until ctx ends, and
+// retries after errors.
 func (c *Cache) Start(ctx context.Context) error {
 	ctx = logr.NewContext(ctx, c.log)
 	var running sync.WaitGroup
 	for _, f := range c.feeds {
 		running.Go(func() { f.Run(ctx) })
 	}
-	for _, f := range c.bells {
+	for _, f := range c.definitionFeeds {
 		running.Go(func() { f.Run(ctx) })
 	}
 	running.Go(func() { c.probe(ctx) })
@@ -165,12 +185,14 @@ func (c *Cache) Start(ctx context.Context) error {
 	return nil
 }
 
-// NeedLeaderElection implements controller-runtime's LeaderElectionRunnable: every replica answers reviews.
+// NeedLeaderElection implements controller-runtime's LeaderElectionRunnable. It returns false:
+// every replica answers reviews.
 func (c *Cache) NeedLeaderElection() bool {
 	return false
 }
 
-// probe asks the API server at intervals whether it answers. A watch that is quiet looks the same as one that is dead.
+// probe checks at intervals whether the API server answers, because a watch without events looks
+// like a broken one.
 func (c *Cache) probe(ctx context.Context) {
 	started := time.Now()
 	c.answered.CompareAndSwap(nil, &started)
@@ -202,7 +224,8 @@ func (c *Cache) probe(ctx context.Context) {
 	}
 }
 
-// age is how long ago the API server was last known to answer; since the start where it never did.
+// age returns the time since the start of the latest answered probe, or since Start if there was
+// none; 0 before Start.
 func (c *Cache) age() time.Duration {
 	if answered := c.answered.Load(); answered != nil {
 		return time.Since(*answered)
@@ -210,7 +233,7 @@ func (c *Cache) age() time.Duration {
 	return 0
 }
 
-// fresh is an error where facts may be too old to rest a verdict on.
+// fresh returns an error if the facts may be too old for a verdict.
 func (c *Cache) fresh() error {
 	if age := c.age(); age > c.limits.age {
 		return fmt.Errorf("the API server has not answered for %.0f s, so the facts about the cluster may be out of date", age.Seconds())
@@ -218,7 +241,8 @@ func (c *Cache) fresh() error {
 	return nil
 }
 
-// Ready is a healthz.Checker. It says what was not read yet, and why, or that the API server does not answer any more.
+// Ready is a healthz.Checker. Its error says which objects have not been read yet and why, or that
+// the API server has stopped answering.
 func (c *Cache) Ready(*http.Request) error {
 	for _, f := range c.feeds {
 		if err := f.Ready(); err != nil {
@@ -228,7 +252,7 @@ func (c *Cache) Ready(*http.Request) error {
 	return c.fresh()
 }
 
-// watched reports whether the tables hold what the cluster does.
+// watched reports whether the tables hold the cluster's objects.
 func (c *Cache) watched() bool {
 	for _, f := range c.feeds {
 		if f.Ready() != nil || f.Failing() > c.limits.failing {
@@ -238,7 +262,7 @@ func (c *Cache) watched() bool {
 	return true
 }
 
-// Namespace implements [Source].
+// Namespace implements [facts.Source].
 func (c *Cache) Namespace(ctx context.Context, name string, fresh bool) (facts.Namespace, error) {
 	if err := c.fresh(); err != nil {
 		return facts.Namespace{}, err
@@ -258,8 +282,8 @@ func (c *Cache) Namespace(ctx context.Context, name string, fresh bool) (facts.N
 	return *known, nil
 }
 
-// labelled waits for a namespace to have one of the injector's labels. It asks nothing of the API server, so that reviews of namespaces that
-// did not opt in, which anyone can make up, cause no requests.
+// labelled waits until a namespace has one of the injector's labels, or until the timeout. It sends
+// no requests: anyone can send reviews of namespaces that did not opt in.
 func (c *Cache) labelled(ctx context.Context, name string) (facts.Namespace, error) {
 	timeout := time.NewTimer(c.limits.label)
 	defer timeout.Stop()
@@ -282,7 +306,7 @@ func (c *Cache) labelled(ctx context.Context, name string) (facts.Namespace, err
 	}
 }
 
-// Facts implements [Source].
+// Facts implements [facts.Source].
 func (c *Cache) Facts(ctx context.Context, namespace string, needs facts.Needs, fresh bool) (facts.Answer, error) {
 	if err := c.fresh(); err != nil {
 		return facts.Answer{}, err
@@ -302,7 +326,7 @@ func (c *Cache) Facts(ctx context.Context, namespace string, needs facts.Needs, 
 		if answer.Available.Selectors != nil {
 			available.Selectors = answer.Available.Selectors
 		}
-		answer.Available = available // names are only offered, so they may be a moment old
+		answer.Available = available // messages only suggest these names, so they may be slightly old
 		return answer, err
 	}
 	answer := facts.Answer{Bound: facts.Binds(selectors.values, needs.Selector), Available: available}

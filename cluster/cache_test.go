@@ -68,7 +68,7 @@ var (
 	}
 )
 
-// follow starts a Cluster that ends with the test.
+// follow starts a Cache that ends with the test.
 func follow(t *testing.T, server *apiServer, log logr.Logger) *cluster.Cache {
 	t.Helper()
 	return followWithin(t, server, log, time.Hour, time.Hour, time.Hour, time.Hour)
@@ -87,7 +87,7 @@ func followWithin(t *testing.T, server *apiServer, log logr.Logger, probe, age, 
 	return cached
 }
 
-// run runs a Cluster until the test ends.
+// run runs a Cache until the test ends.
 func run(t *testing.T, cached *cluster.Cache) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
@@ -122,18 +122,18 @@ func lookUp(t *testing.T, source facts.Source, needs facts.Needs, fresh bool) fa
 	return got
 }
 
-func TestClusterFollows(t *testing.T) {
+func TestCacheFollows(t *testing.T) {
 	classNeeds := facts.Needs{Classes: []string{"key-vault", "other"}}
 	for name, test := range map[string]struct {
 		change func(*apiServer)
 		needs  facts.Needs
 		want   facts.Answer
 	}{
-		"what is there from the start": {
+		"objects that exist at the start": {
 			needs: everything,
 			want:  allOfIt,
 		},
-		"a class that is created, in the order of names": {
+		"a class that is created, sorted by name": {
 			change: func(s *apiServer) { s.apply(strings.Replace(keyVault, "name: key-vault", "name: another", 1)) },
 			needs:  facts.Needs{Classes: []string{"another"}},
 			want: facts.Answer{
@@ -149,7 +149,7 @@ func TestClusterFollows(t *testing.T) {
 				Available: allOfIt.Available,
 			},
 		},
-		"a class that can't be read, which says so": {
+		"a class that cannot be decoded": {
 			change: func(s *apiServer) { s.apply(strings.Replace(keyVault, "keyvaultName: shop-kv", "keyvaultName: 1", 1)) },
 			needs:  classNeeds,
 			want: facts.Answer{
@@ -207,17 +207,17 @@ func TestClusterFollows(t *testing.T) {
 				if test.change != nil {
 					test.change(server)
 				}
-				server.asked()
+				server.takeRequests()
 				eventually(t, func() string { return cmp.Diff(test.want, lookUp(t, cached, test.needs, false)) })
-				if asked := server.asked(); len(asked) > 0 {
-					t.Errorf("asked the API server: %v", asked)
+				if requests := server.takeRequests(); len(requests) > 0 {
+					t.Errorf("requests: %v", requests)
 				}
 			})
 		}
 	}
 }
 
-func TestClusterFollowsNamespaces(t *testing.T) {
+func TestCacheFollowsNamespaces(t *testing.T) {
 	server := startAPIServer(t, shop)
 	cached := follow(t, server, logr.Discard())
 	awaitSync(t, cached)
@@ -242,8 +242,9 @@ func TestClusterFollowsNamespaces(t *testing.T) {
 	expect(facts.Namespace{})
 }
 
-// A kind that nobody installed is no trouble, whenever that is.
-func TestClusterWithoutKinds(t *testing.T) {
+// TestCacheWithoutKinds creates and removes the kinds that a cluster may not have. Nothing is
+// logged.
+func TestCacheWithoutKinds(t *testing.T) {
 	for resource, group := range map[string]string{classes: "secrets-store.csi.x-k8s.io", bindings: "aadpodidentity.k8s.io"} {
 		t.Run(resource, func(t *testing.T) {
 			t.Parallel()
@@ -264,14 +265,14 @@ func TestClusterWithoutKinds(t *testing.T) {
 				server.apply(keyVault, blobBinding)
 				eventually(t, func() string {
 					if !found() {
-						return "object not seen"
+						return "object not found"
 					}
 					return ""
 				})
 				server.forget(resource)
 				eventually(t, func() string {
 					if found() {
-						return "object still seen"
+						return "object still found"
 					}
 					return ""
 				})
@@ -284,7 +285,7 @@ func TestClusterWithoutKinds(t *testing.T) {
 	}
 }
 
-func TestClusterSaysWhyItIsNotReady(t *testing.T) {
+func TestCacheReportsWhyItIsNotReady(t *testing.T) {
 	server := startAPIServer(t, shop, defaultSA, blobSA, keyVault, blobBinding)
 	server.fail(serviceAccounts, http.StatusForbidden)
 	var log lines
@@ -297,10 +298,10 @@ func TestClusterSaysWhyItIsNotReady(t *testing.T) {
 		}
 		return cmp.Diff(want, err.Error())
 	})
-	server.asked()
+	server.takeRequests()
 	eventually(t, func() string {
-		if tries := strings.Count(strings.Join(server.asked(), "\n"), "/serviceaccounts "); tries == 0 {
-			return "not tried again"
+		if tries := strings.Count(strings.Join(server.takeRequests(), "\n"), "/serviceaccounts "); tries == 0 {
+			return "not retried"
 		}
 		return ""
 	})
@@ -309,16 +310,17 @@ func TestClusterSaysWhyItIsNotReady(t *testing.T) {
 	}
 	server.fail(serviceAccounts, 0)
 	if diff := cmp.Diff(allOfIt.NamedServiceAccount, lookUp(t, cached, everything, false).NamedServiceAccount); diff != "" {
-		t.Errorf("answers before it is ready are not live (-want +got):\n%s", diff)
+		t.Errorf("answers before it is ready are not from the API server (-want +got):\n%s", diff)
 	}
 	awaitSync(t, cached)
 }
 
-// A Cluster that is ready stays so, and its metric says for how long it has heard nothing.
-func TestClusterSaysForHowLongItIsStale(t *testing.T) {
+// TestCacheReportsStaleness shows that a Cache stays ready while a kind cannot be read, and that
+// its metric reports it.
+func TestCacheReportsStaleness(t *testing.T) {
 	for behaviour, status := range map[string]int{
-		"requests are refused": http.StatusForbidden,
-		"requests are put off": http.StatusTooManyRequests, // which the reflector tells nobody of
+		"requests are forbidden": http.StatusForbidden,
+		"requests are throttled": http.StatusTooManyRequests, // the reflector reports no error
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			t.Parallel()
@@ -353,7 +355,7 @@ func TestClusterSaysForHowLongItIsStale(t *testing.T) {
 	}
 }
 
-// stale tells for each kind whether the metric does.
+// stale returns for each kind whether the metric is above 0.
 func stale(t *testing.T, registry prometheus.Gatherer) map[string]bool {
 	t.Helper()
 	families, err := registry.Gather()
@@ -372,7 +374,7 @@ func stale(t *testing.T, registry prometheus.Gatherer) map[string]bool {
 	return got
 }
 
-func TestClusterAsksWhenFreshIsWanted(t *testing.T) {
+func TestCacheReadsAPIServerIfFresh(t *testing.T) {
 	server := startAPIServer(t, shop)
 	cached := follow(t, server, logr.Discard())
 	awaitSync(t, cached)
@@ -391,19 +393,20 @@ func TestClusterAsksWhenFreshIsWanted(t *testing.T) {
 	}
 }
 
-// TestClusterWaitsForLabels shows what a fresh look at a namespace without the injector's labels costs: a wait for the watch, and no request.
-func TestClusterWaitsForLabels(t *testing.T) {
+// TestCacheWaitsForLabels looks up namespaces without the injector's labels with fresh. The lookup
+// waits for the watch, and sends no request.
+func TestCacheWaitsForLabels(t *testing.T) {
 	const bare = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}"
 	for behaviour, test := range map[string]struct {
 		before, after string
 		want          bool
 	}{
-		"it gets one":                            {before: bare, after: shop, want: true},
-		"it is created with one":                 {after: shop, want: true},
-		"it gets none":                           {before: bare},
-		"there is no such namespace":             {},
-		"it gets one after another was changed":  {before: bare, after: "apiVersion: v1\nkind: Namespace\nmetadata: {name: other}\n---\n" + shop, want: true},
-		"another one gets one, which is no help": {before: bare, after: "apiVersion: v1\nkind: Namespace\nmetadata: {name: other, labels: {keyvault.io/injection: enabled}}"},
+		"it gets a label":                         {before: bare, after: shop, want: true},
+		"it is created with a label":              {after: shop, want: true},
+		"it gets no label":                        {before: bare},
+		"it does not exist":                       {},
+		"it gets a label after another namespace": {before: bare, after: "apiVersion: v1\nkind: Namespace\nmetadata: {name: other}\n---\n" + shop, want: true},
+		"only another namespace gets a label":     {before: bare, after: "apiVersion: v1\nkind: Namespace\nmetadata: {name: other, labels: {keyvault.io/injection: enabled}}"},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			t.Parallel()
@@ -417,7 +420,7 @@ func TestClusterWaitsForLabels(t *testing.T) {
 			}
 			cached := followWithin(t, server, logr.Discard(), time.Hour, time.Hour, time.Hour, wait)
 			awaitSync(t, cached)
-			server.asked()
+			server.takeRequests()
 			found := make(chan facts.Namespace)
 			go func() {
 				namespace, err := cached.Namespace(t.Context(), "shop", true)
@@ -432,23 +435,24 @@ func TestClusterWaitsForLabels(t *testing.T) {
 			if namespace := <-found; namespace.OptedIn() != test.want {
 				t.Errorf("found %v", namespace)
 			}
-			for _, request := range server.asked() {
-				known := test.want && request == "/api/v1/namespaces/shop" // asked for once it was known to have a label
+			for _, request := range server.takeRequests() {
+				known := test.want && request == "/api/v1/namespaces/shop" // sent after the label was known
 				if !strings.Contains(request, "watch") && !known {
-					t.Errorf("the API server was asked for %s", request)
+					t.Errorf("request %s", request)
 				}
 			}
 		})
 	}
 }
 
-// TestClusterGivesNoOldFacts shows that lookups fail once the API server has not answered for too long, and only then.
-func TestClusterGivesNoOldFacts(t *testing.T) {
+// TestCacheGivesNoOldFacts shows that lookups fail once the API server has not answered for too
+// long, and only then.
+func TestCacheGivesNoOldFacts(t *testing.T) {
 	server := startAPIServer(t, shop, defaultSA)
 	var logged lines
 	cached := followWithin(t, server, funcr.New(logged.add, funcr.Options{}), 5*time.Millisecond, 100*time.Millisecond, time.Hour, time.Hour)
 	awaitSync(t, cached)
-	for range 50 { // watches are quiet, and that is no fault
+	for range 50 { // watches without events are not an error
 		time.Sleep(5 * time.Millisecond)
 		if _, err := cached.Namespace(t.Context(), "shop", false); err != nil {
 			t.Fatal(err)
@@ -471,15 +475,15 @@ func TestClusterGivesNoOldFacts(t *testing.T) {
 	server.fail(namespaces, 0)
 	awaitSync(t, cached)
 	if got := lookUp(t, cached, everything, false); got.ServiceAccount == nil {
-		t.Error("facts are not back")
+		t.Error("no facts after the API server answers again")
 	}
 	if text := logged.all(); len(text) < 2 || !strings.Contains(text[0], "The API server does not answer") || !strings.Contains(text[len(text)-1], "answers again") {
 		t.Errorf("logged %q", text)
 	}
 }
 
-// TestClusterNeverAnswered shows that facts become too old as well if no probe has ever succeeded.
-func TestClusterNeverAnswered(t *testing.T) {
+// TestCacheNeverAnswered shows that facts become too old also if no probe has ever succeeded.
+func TestCacheNeverAnswered(t *testing.T) {
 	server := startAPIServer(t, shop)
 	server.fail("kube-system", http.StatusTooManyRequests)
 	cached := followWithin(t, server, logr.Discard(), 5*time.Millisecond, 100*time.Millisecond, time.Hour, time.Hour)
@@ -491,8 +495,8 @@ func TestClusterNeverAnswered(t *testing.T) {
 	})
 }
 
-// TestClusterReadsWhatItCannotWatch shows that objects whose watch fails are read one by one.
-func TestClusterReadsWhatItCannotWatch(t *testing.T) {
+// TestCacheReadsWhatItCannotWatch shows that lookups read single objects while a watch fails.
+func TestCacheReadsWhatItCannotWatch(t *testing.T) {
 	server := startAPIServer(t, shop, defaultSA)
 	cached := followWithin(t, server, logr.Discard(), time.Hour, time.Hour, 0, time.Hour)
 	awaitSync(t, cached)
@@ -513,7 +517,7 @@ func TestClusterReadsWhatItCannotWatch(t *testing.T) {
 	})
 }
 
-// lines are what was logged.
+// lines are the lines of a log.
 type lines struct {
 	mu   sync.Mutex
 	text []string

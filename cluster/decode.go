@@ -8,15 +8,17 @@ import (
 )
 
 const (
-	// maxDecoded is how many bytes are kept of an answer.
+	// maxDecoded is the number of bytes of an answer that are kept.
 	maxDecoded = 4 << 20
-	// maxValue is how many bytes are kept of a value; [class.Read] rejects an "objects" of half as many.
+	// maxValue is the number of bytes of a value that are kept. [class.Read] rejects a parameter
+	// "objects" of half this size.
 	maxValue = 1 << 20
-	// entrySize is about what an entry of a map takes besides its texts.
+	// entrySize is the approximate size of a map entry without its strings.
 	entrySize = 64
 )
 
-// decodeClass reads the spec of a SecretProviderClass. A JSON library would allocate ten times the size of a class with a list of empty objects.
+// decodeClass decodes the spec of a SecretProviderClass. For a class with a list of empty objects,
+// a JSON library would allocate ten times the size of the class.
 func decodeClass(r *jsonstream.Reader, spc *class.SecretProviderClass) {
 	r.Member("spec", func() {
 		for name := range r.Members {

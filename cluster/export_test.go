@@ -7,26 +7,26 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// SetLimits sets how long a Cluster waits for what.
+// SetLimits sets the intervals and timeouts of a Cache. It must be called before Start.
 func (c *Cache) SetLimits(probe, age, failing, label time.Duration) {
 	c.limits = limits{probe, age, failing, label}
 }
 
-// Reads are requests that callers share.
+// Reads shares requests between callers.
 type Reads = reads
 
-// NewReads makes them.
+// NewReads returns a Reads.
 var NewReads = newReads
 
-// Ask asks for the object of a name in a namespace.
-func (r *Reads) Ask(ctx context.Context, namespace, name string, read func(context.Context) (string, error)) (string, error) {
-	return share(ctx, r, question{namespace, "things", name}, read)
+// Share returns the result of read for the object of a name in a namespace.
+func (r *Reads) Share(ctx context.Context, namespace, name string, read func(context.Context) (string, error)) (string, error) {
+	return share(ctx, r, target{namespace, "things", name}, read)
 }
 
-// NewLimit is a limit of requests.
+// NewLimit returns a limit of requests.
 func NewLimit(perSecond float64, burst int) *rate.Limiter {
 	return rate.NewLimiter(rate.Limit(perSecond), burst)
 }
 
-// NamespaceBurst is how many requests about a namespace are made without a pause.
+// NamespaceBurst is the number of requests for one namespace that are sent without a delay.
 const NamespaceBurst = namespaceBurst

@@ -23,7 +23,7 @@ import (
 	"github.com/akv-injector/akv-injector/core/jsonstream"
 )
 
-// Resources of the objects that facts are read from, and of those that say whether a cluster has such objects.
+// Resources of the objects with facts, and of the CustomResourceDefinitions of such objects.
 var (
 	namespaceResource      = schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}
 	serviceAccountResource = schema.GroupVersionResource{Version: "v1", Resource: "serviceaccounts"}
@@ -31,50 +31,52 @@ var (
 )
 
 const (
-	// maxNames is how many names of a kind are read for errors to offer.
+	// maxNames is the number of names of a kind that are read to suggest them in errors.
 	maxNames = 500
-	// pageSize is how many objects are asked for at once: the API server holds them all in memory.
+	// pageSize is the number of objects in one page of a list. The API server holds a page in
+	// memory.
 	pageSize = 20
 )
 
-// Live is a Source that asks the API server every time. What does not exist, be it an object or its whole kind, is no error;
-// anything else that keeps it from an answer is.
+// Live is a [facts.Source] that reads the API server at every lookup. An object or a kind that does
+// not exist is not an error; every other failed request is.
 type Live struct {
+	// Metadata reads the metadata of objects. Dynamic reads and writes whole objects.
 	Metadata metadata.Interface
 	Dynamic  dynamic.Interface
 
 	raw   rest.Interface
-	reads *reads // nil where requests are not shared
+	reads *reads // nil if requests are not shared
 }
 
-// NewLive makes the clients. The limits on requests that config has don't hold for them: a review waits for their answers, and
-// the API server knows its own limits.
+// NewLive returns a Live with its own clients. They ignore the rate limits of config: reviews wait
+// for their answers, and the API server has limits itself.
 func NewLive(config *rest.Config) (*Live, error) {
 	config = rest.CopyConfig(config)
 	config.QPS, config.RateLimiter = -1, nil
 	client, err := rest.HTTPClientFor(config)
 	if err != nil {
-		return nil, fmt.Errorf("make an HTTP client: %w", err)
+		return nil, fmt.Errorf("create an HTTP client: %w", err)
 	}
 	var l Live
 	if l.Metadata, err = metadata.NewForConfigAndClient(config, client); err != nil {
-		return nil, fmt.Errorf("make a client of metadata: %w", err)
+		return nil, fmt.Errorf("create a client of metadata: %w", err)
 	}
 	if l.Dynamic, err = dynamic.NewForConfigAndClient(config, client); err != nil {
-		return nil, fmt.Errorf("make a client of custom resources: %w", err)
+		return nil, fmt.Errorf("create a client of custom resources: %w", err)
 	}
 	errorTypes := runtime.NewScheme()
 	metav1.AddToGroupVersion(errorTypes, schema.GroupVersion{Version: "v1"})
 	config.NegotiatedSerializer = serializer.NewCodecFactory(errorTypes).WithoutConversion()
 	if l.raw, err = rest.UnversionedRESTClientForConfigAndClient(config, client); err != nil {
-		return nil, fmt.Errorf("make a client of custom resources: %w", err)
+		return nil, fmt.Errorf("create a client of custom resources: %w", err)
 	}
 	return &l, nil
 }
 
-// Namespace implements [Source].
+// Namespace implements [facts.Source].
 func (l *Live) Namespace(ctx context.Context, name string, _ bool) (facts.Namespace, error) {
-	return share(ctx, l.reads, question{name, namespaceResource.Resource, ""}, func(ctx context.Context) (facts.Namespace, error) {
+	return share(ctx, l.reads, target{name, namespaceResource.Resource, ""}, func(ctx context.Context) (facts.Namespace, error) {
 		object, err := l.metadata(ctx, namespaceResource, "", name)
 		if err != nil || object == nil {
 			return facts.Namespace{}, err
@@ -83,7 +85,8 @@ func (l *Live) Namespace(ctx context.Context, name string, _ bool) (facts.Namesp
 	})
 }
 
-// Facts implements [Source]. It names what else there is with fresh alone, and then only where something is missing.
+// Facts implements [facts.Source]. The answer has the names of available objects only if fresh is
+// set and an object is missing.
 func (l *Live) Facts(ctx context.Context, namespace string, needs facts.Needs, fresh bool) (facts.Answer, error) {
 	answer, err := l.needed(ctx, namespace, needs)
 	if err != nil || !fresh {
@@ -120,7 +123,8 @@ func (l *Live) Facts(ctx context.Context, namespace string, needs facts.Needs, f
 	return answer, nil
 }
 
-// needed is what the namespace holds of what is needed, without the names of what else there is.
+// needed returns the needed objects of a namespace, without the names of available objects, apart
+// from selectors.
 func (l *Live) needed(ctx context.Context, namespace string, needs facts.Needs) (answer facts.Answer, err error) {
 	for _, name := range needs.Classes {
 		c, err := l.class(ctx, namespace, name)
@@ -146,17 +150,17 @@ func (l *Live) needed(ctx context.Context, namespace string, needs facts.Needs) 
 	return answer, nil
 }
 
-// lacksClient reports whether a ServiceAccount that is needed can't give a pod an identity.
+// lacksClient reports whether a needed ServiceAccount does not exist or has no client id.
 func lacksClient(name string, sa *facts.ServiceAccount) bool {
 	return name != "" && (sa == nil || sa.ClientID == "")
 }
 
-// class is nil where there is none of that name.
+// class returns the class of that name; nil if it does not exist.
 func (l *Live) class(ctx context.Context, namespace, name string) (*class.Class, error) {
 	if !canExist(name) {
 		return nil, nil
 	}
-	return share(ctx, l.reads, question{namespace, class.Resource.Resource, name}, func(ctx context.Context) (*class.Class, error) {
+	return share(ctx, l.reads, target{namespace, class.Resource.Resource, name}, func(ctx context.Context) (*class.Class, error) {
 		spc := class.SecretProviderClass{ObjectMeta: metav1.ObjectMeta{Name: name}}
 		switch found, err := l.read(ctx, class.Resource, namespace, name, "", func(r *jsonstream.Reader) { decodeClass(r, &spc) }); {
 		case errors.Is(err, jsonstream.ErrTooLarge):
@@ -168,10 +172,15 @@ func (l *Live) class(ctx context.Context, namespace, name string) (*class.Class,
 	})
 }
 
-// read decodes an object, or a page of a list, as it arrives: a tenant may have made it as large as an object may be. It reports whether there is
-// such an object, or kind.
-func (l *Live) read(ctx context.Context, resource schema.GroupVersionResource, namespace, name, next string, decode func(*jsonstream.Reader)) (bool, error) {
-	request := l.raw.Get().AbsPath("apis", resource.Group, resource.Version, "namespaces", namespace, resource.Resource, name).SetHeader("Accept", runtime.ContentTypeJSON)
+// read decodes an object, or with an empty name a page of a list, while it arrives, because a
+// tenant can create objects as large as the API server accepts. It reports whether the object or
+// kind exists.
+func (l *Live) read(
+	ctx context.Context, resource schema.GroupVersionResource, namespace, name, next string, decode func(*jsonstream.Reader),
+) (bool, error) {
+	request := l.raw.Get().
+		AbsPath("apis", resource.Group, resource.Version, "namespaces", namespace, resource.Resource, name).
+		SetHeader("Accept", runtime.ContentTypeJSON)
 	if name == "" {
 		request.Param("limit", strconv.Itoa(pageSize))
 	}
@@ -194,7 +203,7 @@ func (l *Live) read(ctx context.Context, resource schema.GroupVersionResource, n
 	return true, nil
 }
 
-// classObject is nil where there is none of that name.
+// classObject returns the class of that name as the API server has it; nil if it does not exist.
 func (l *Live) classObject(ctx context.Context, namespace, name string) (*unstructured.Unstructured, error) {
 	if !canExist(name) {
 		return nil, nil
@@ -209,12 +218,13 @@ func (l *Live) classObject(ctx context.Context, namespace, name string) (*unstru
 	return object, nil
 }
 
-// serviceAccount is nil where there is none of that name.
+// serviceAccount returns the ServiceAccount of that name; nil for an empty name, or if it does not
+// exist.
 func (l *Live) serviceAccount(ctx context.Context, namespace, name string) (*facts.ServiceAccount, error) {
 	if name == "" {
 		return nil, nil
 	}
-	return share(ctx, l.reads, question{namespace, serviceAccountResource.Resource, name}, func(ctx context.Context) (*facts.ServiceAccount, error) {
+	return share(ctx, l.reads, target{namespace, serviceAccountResource.Resource, name}, func(ctx context.Context) (*facts.ServiceAccount, error) {
 		if !canExist(name) {
 			return nil, nil
 		}
@@ -229,7 +239,7 @@ func (l *Live) serviceAccount(ctx context.Context, namespace, name string) (*fac
 	})
 }
 
-// metadata is that of an object, or nil where it does not exist.
+// metadata returns the metadata of an object; nil if it does not exist.
 func (l *Live) metadata(ctx context.Context, resource schema.GroupVersionResource, namespace, name string) (*metav1.PartialObjectMetadata, error) {
 	if !canExist(name) {
 		return nil, nil
@@ -244,17 +254,18 @@ func (l *Live) metadata(ctx context.Context, resource schema.GroupVersionResourc
 	return object, nil
 }
 
-// canExist reports whether an object may have that name. Names come from pods that nobody has validated yet, and become part of a
-// path at the API server.
+// canExist reports whether an object can have that name. Names come from pods that are not
+// validated yet, and become part of a URL path.
 func canExist(name string) bool {
 	return len(validation.IsDNS1123Subdomain(name)) == 0
 }
 
-// list is the metadata of the objects of a kind, up to a limit, and whether the cluster knows the kind.
+// list returns the metadata of up to maxNames objects of a kind, and whether the cluster has the
+// kind.
 func (l *Live) list(ctx context.Context, resource schema.GroupVersionResource, namespace string) (objects []metav1.PartialObjectMetadata, known bool, err error) {
 	options := metav1.ListOptions{Limit: maxNames}
 	if resource == class.Resource {
-		options.LabelSelector = class.ManagedByLabel + "!=" + class.ManagedBy // users do not name managed classes
+		options.LabelSelector = class.ManagedByLabel + "!=" + class.ManagedBy // messages never suggest managed classes
 	}
 	list, err := l.Metadata.Resource(resource).Namespace(namespace).List(ctx, options)
 	if apierrors.IsNotFound(err) {
@@ -266,9 +277,9 @@ func (l *Live) list(ctx context.Context, resource schema.GroupVersionResource, n
 	return list.Items, true, nil
 }
 
-// selectors are those of the namespace's AzureIdentityBindings.
+// selectors returns the selectors of the namespace's AzureIdentityBindings.
 func (l *Live) selectors(ctx context.Context, namespace string) ([]string, error) {
-	return share(ctx, l.reads, question{namespace, facts.BindingResource.Resource, ""}, func(ctx context.Context) (selectors []string, err error) {
+	return share(ctx, l.reads, target{namespace, facts.BindingResource.Resource, ""}, func(ctx context.Context) (selectors []string, err error) {
 		for next := ""; ; {
 			var page bindings
 			found, err := l.read(ctx, facts.BindingResource, namespace, "", next, page.decode)

@@ -35,69 +35,69 @@ func TestLive(t *testing.T) {
 		listBindings = "/apis/aadpodidentity.k8s.io/v1" + base + "azureidentitybindings limit=20"
 	)
 	for name, test := range map[string]struct {
-		needs  facts.Needs
-		fresh  bool
-		forget string
-		want   facts.Answer
-		asked  []string
+		needs    facts.Needs
+		fresh    bool
+		forget   string
+		want     facts.Answer
+		requests []string
 	}{
-		"what is needed and there": {
+		"needed objects that exist": {
 			needs: everything,
 			want: facts.Answer{
 				Classes: allOfIt.Classes, ServiceAccount: allOfIt.ServiceAccount, NamedServiceAccount: blob, Bound: true,
 				Available: facts.Available{Selectors: []string{"access-blob"}},
 			},
-			asked: []string{getClass + "key-vault", getAccount + "default", getAccount + "blob-sa", listBindings},
+			requests: []string{getClass + "key-vault", getAccount + "default", getAccount + "blob-sa", listBindings},
 		},
-		"nothing beside what is needed, unless fresh": {
-			needs: facts.Needs{Classes: []string{"gone"}, ServiceAccount: "gone"},
-			asked: []string{getClass + "gone", getAccount + "gone"},
+		"only needed objects, unless fresh": {
+			needs:    facts.Needs{Classes: []string{"gone"}, ServiceAccount: "gone"},
+			requests: []string{getClass + "gone", getAccount + "gone"},
 		},
-		"the names of classes where one is missing": {
-			needs: facts.Needs{Classes: []string{"key-vault", "gone"}},
-			fresh: true,
-			want:  facts.Answer{Classes: allOfIt.Classes, Available: facts.Available{Classes: []string{"key-vault"}}},
-			asked: []string{getClass + "key-vault", getClass + "gone", listClasses},
+		"the names of classes if one is missing": {
+			needs:    facts.Needs{Classes: []string{"key-vault", "gone"}},
+			fresh:    true,
+			want:     facts.Answer{Classes: allOfIt.Classes, Available: facts.Available{Classes: []string{"key-vault"}}},
+			requests: []string{getClass + "key-vault", getClass + "gone", listClasses},
 		},
-		"no names where nothing is missing": {
-			needs: facts.Needs{Classes: []string{"key-vault"}, ServiceAccount: "blob-sa"},
-			fresh: true,
-			want:  facts.Answer{Classes: allOfIt.Classes, ServiceAccount: blob},
-			asked: []string{getClass + "key-vault", getAccount + "blob-sa"},
+		"no names if no object is missing": {
+			needs:    facts.Needs{Classes: []string{"key-vault"}, ServiceAccount: "blob-sa"},
+			fresh:    true,
+			want:     facts.Answer{Classes: allOfIt.Classes, ServiceAccount: blob},
+			requests: []string{getClass + "key-vault", getAccount + "blob-sa"},
 		},
-		"the names of identities where a ServiceAccount has no client-id": {
+		"the names of identities if a ServiceAccount has no client id": {
 			needs: facts.Needs{ServiceAccount: "default"},
 			fresh: true,
 			want: facts.Answer{
 				ServiceAccount: allOfIt.ServiceAccount,
 				Available:      facts.Available{ServiceAccounts: []string{"blob-sa", "default"}, Clients: []string{"blob-sa"}, Selectors: []string{"access-blob"}},
 			},
-			asked: []string{getAccount + "default", listBindings, listAccounts},
+			requests: []string{getAccount + "default", listBindings, listAccounts},
 		},
-		"the names of identities where no binding has the selector": {
-			needs: facts.Needs{Selector: "acces-blob"},
-			fresh: true,
-			want:  facts.Answer{Available: facts.Available{ServiceAccounts: []string{"blob-sa", "default"}, Clients: []string{"blob-sa"}, Selectors: []string{"access-blob"}}},
-			asked: []string{listBindings, listAccounts},
+		"the names of identities if no binding has the selector": {
+			needs:    facts.Needs{Selector: "acces-blob"},
+			fresh:    true,
+			want:     facts.Answer{Available: facts.Available{ServiceAccounts: []string{"blob-sa", "default"}, Clients: []string{"blob-sa"}, Selectors: []string{"access-blob"}}},
+			requests: []string{listBindings, listAccounts},
 		},
-		"classes of a kind that the cluster does not know": {
-			needs:  facts.Needs{Classes: []string{"key-vault"}},
-			fresh:  true,
-			forget: classes,
-			want:   facts.Answer{Available: facts.Available{NoDriver: true}},
-			asked:  []string{getClass + "key-vault", listClasses},
+		"classes in a cluster without the kind": {
+			needs:    facts.Needs{Classes: []string{"key-vault"}},
+			fresh:    true,
+			forget:   classes,
+			want:     facts.Answer{Available: facts.Available{NoDriver: true}},
+			requests: []string{getClass + "key-vault", listClasses},
 		},
-		"bindings of a kind that the cluster does not know": {
-			needs:  facts.Needs{Selector: "access-blob"},
-			forget: bindings,
-			asked:  []string{listBindings},
+		"bindings in a cluster without the kind": {
+			needs:    facts.Needs{Selector: "access-blob"},
+			forget:   bindings,
+			requests: []string{listBindings},
 		},
-		"a class from which more would be kept than it has bytes": {
-			needs: facts.Needs{Classes: []string{"dense"}},
-			want:  facts.Answer{Classes: []*class.Class{{Name: "dense", Provider: "azure", Invalid: "must have fewer values"}}},
-			asked: []string{getClass + "dense"},
+		"a class that would take more memory than it has bytes": {
+			needs:    facts.Needs{Classes: []string{"dense"}},
+			want:     facts.Answer{Classes: []*class.Class{{Name: "dense", Provider: "azure", Invalid: "must have fewer values"}}},
+			requests: []string{getClass + "dense"},
 		},
-		"names that lead out of the path": {
+		"names that would leave the URL path": {
 			needs: facts.Needs{Classes: []string{"../../../../api/v1/secrets/x", ""}, ServiceAccount: "../secrets/x", NamedServiceAccount: ".."},
 		},
 	} {
@@ -114,7 +114,7 @@ func TestLive(t *testing.T) {
 			if diff := cmp.Diff(test.want, got); diff != "" {
 				t.Errorf("facts (-want +got):\n%s", diff)
 			}
-			if diff := cmp.Diff(test.asked, server.asked()); diff != "" {
+			if diff := cmp.Diff(test.requests, server.takeRequests()); diff != "" {
 				t.Errorf("requests (-want +got):\n%s", diff)
 			}
 		})
@@ -134,7 +134,7 @@ func TestLiveNamespace(t *testing.T) {
 	}
 }
 
-// Whoever can't be told apart from what does not exist must not be taken for it.
+// TestLiveFailures shows that a failed request is an error: the object may exist.
 func TestLiveFailures(t *testing.T) {
 	for resource, want := range map[string]string{
 		namespaces:      "read metadata of namespaces/shop: the server says Forbidden",
@@ -176,9 +176,9 @@ func TestOverlay(t *testing.T) {
 		forget    string
 		needs     facts.Needs
 		want      facts.Answer
-		asked     int
+		requests  int
 	}{
-		"documents alone, where they have it all": {
+		"only documents, if they have all objects": {
 			documents: []string{ours, blobSA},
 			cached:    []string{keyVault},
 			needs:     facts.Needs{Classes: []string{"key-vault"}, NamedServiceAccount: "blob-sa"},
@@ -187,7 +187,7 @@ func TestOverlay(t *testing.T) {
 				Available: facts.Available{Classes: []string{"key-vault"}, ServiceAccounts: []string{"blob-sa"}, Clients: []string{"blob-sa"}},
 			},
 		},
-		"the cluster for the rest": {
+		"the cluster for other objects": {
 			documents: []string{ours},
 			cached:    []string{keyVault, defaultSA, blobSA, blobBinding},
 			needs:     everything,
@@ -195,26 +195,26 @@ func TestOverlay(t *testing.T) {
 				Classes: []*class.Class{ourClass}, ServiceAccount: allOfIt.ServiceAccount, NamedServiceAccount: blob, Bound: true,
 				Available: facts.Available{Classes: []string{"key-vault"}, ServiceAccounts: []string{"blob-sa", "default"}, Clients: []string{"blob-sa"}, Selectors: []string{"access-blob"}},
 			},
-			asked: 4,
+			requests: 4,
 		},
-		"a binding among the documents, without asking": {
+		"a binding in the documents, without requests": {
 			documents: []string{blobBinding},
 			needs:     facts.Needs{Selector: "access-blob"},
 			want:      facts.Answer{Bound: true, Available: facts.Available{Selectors: []string{"access-blob"}}},
 		},
-		"a class that neither has, since the cluster does not know its kind": {
+		"a class that neither has, in a cluster without the kind": {
 			documents: []string{ours},
 			forget:    classes,
 			needs:     facts.Needs{Classes: []string{"gone"}},
 			want:      facts.Answer{Available: facts.Available{Classes: []string{"key-vault"}, NoDriver: true}},
-			asked:     2,
+			requests:  2,
 		},
-		"the names of both, each once": {
+		"the names of both, without duplicates": {
 			documents: []string{blobBinding, defaultSA},
 			cached:    []string{blobBinding, defaultSA, blobSA},
 			needs:     facts.Needs{Selector: "gone"},
 			want:      facts.Answer{Available: facts.Available{Selectors: []string{"access-blob"}, ServiceAccounts: []string{"default", "blob-sa"}, Clients: []string{"blob-sa"}}},
-			asked:     2,
+			requests:  2,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -227,8 +227,8 @@ func TestOverlay(t *testing.T) {
 			if diff := cmp.Diff(test.want, got); diff != "" {
 				t.Errorf("facts (-want +got):\n%s", diff)
 			}
-			if asked := server.asked(); len(asked) != test.asked {
-				t.Errorf("want %d requests, got %q", test.asked, asked)
+			if got := server.takeRequests(); len(got) != test.requests {
+				t.Errorf("want %d requests, got %q", test.requests, got)
 			}
 		})
 	}
@@ -240,11 +240,11 @@ func TestOverlayNamespace(t *testing.T) {
 		documents, cached []string
 		want              bool
 	}{
-		"that the documents opt in":         {[]string{shop}, []string{plain}, true},
-		"that the documents don't opt in":   {[]string{plain}, []string{shop}, false},
-		"that the cluster opts in":          {nil, []string{shop}, true},
-		"that the cluster does not opt in":  {nil, []string{plain}, false},
-		"that is in neither, and may be in": {nil, nil, true},
+		"that the documents opt in":             {[]string{shop}, []string{plain}, true},
+		"that the documents don't opt in":       {[]string{plain}, []string{shop}, false},
+		"that the cluster opts in":              {nil, []string{shop}, true},
+		"that the cluster does not opt in":      {nil, []string{plain}, false},
+		"that is in neither counts as opted in": {nil, nil, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -258,11 +258,11 @@ func TestOverlayNamespace(t *testing.T) {
 	server := startAPIServer(t)
 	server.fail(namespaces, http.StatusForbidden)
 	if _, err := facts.Overlay(&facts.Objects{}, live(t, server)).Namespace(t.Context(), "shop", false); !apierrors.IsForbidden(err) {
-		t.Errorf("got error %v from a cluster that does not answer", err)
+		t.Errorf("got error %v from a cluster that rejects the request", err)
 	}
 }
 
-// objects are those of manifests, which are YAML documents.
+// objects returns the objects of YAML documents.
 func objects(t *testing.T, manifests ...string) *facts.Objects {
 	t.Helper()
 	var o facts.Objects

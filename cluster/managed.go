@@ -11,41 +11,47 @@ import (
 	"github.com/akv-injector/akv-injector/core/class"
 )
 
-// ManagedClass is how the cluster has a class that has the name of a managed one.
+// ManagedClass is the state of a class that has the name of a managed class.
 type ManagedClass struct {
 	ResourceVersion string
 	Owners          []metav1.OwnerReference
-	// Ours is true where the injector wrote it, or somebody who said so: it has the label, or was last written by our field manager.
+	// Ours is true if the injector or a manifest from `akv-injector inject` created the class: it
+	// has the label app.kubernetes.io/managed-by=akv-injector, or fields that the field manager
+	// akv-injector owns.
 	Ours bool
-	// Intact is true where nobody edited it since: the name is the hash of all of its spec, and if it is ours, it has the label.
+	// Intact is true if the class is unedited: its name is the hash of its whole spec, and if it is
+	// ours, it has the label.
 	Intact bool
 }
 
-// existingClass is what is kept of each class.
+// existingClass is what the Cache keeps of each class.
 type existingClass struct {
 	*class.Class
-	managed *ManagedClass // nil where its name is none of a managed class
+	managed *ManagedClass // nil if its name is not that of a managed class
 }
 
-// ManagedClass is the class of that name as far as it is known; nil where there is none. Whoever gets it must not change it.
+// ManagedClass returns the class of that name from memory; nil if it does not exist. The caller
+// must not change it.
 func (c *Cache) ManagedClass(namespace, name string) *ManagedClass {
 	found, _ := c.classes.in(namespace).find(name)
 	return found.managed
 }
 
-// OnClass lets changed hear of each class that came, changed or went, and, with an empty name, that any may have: after a list, or since
-// the cluster came to know or forgot the kind. It must be called before Start, and changed must return at once.
+// OnClass calls changed for every added, updated or deleted class, and with an empty name when any
+// may have changed: after a list, and when the CustomResourceDefinition was created or deleted. It
+// must be called before Start, and changed must return at once.
 func (c *Cache) OnClass(changed func(namespace, name string)) {
 	c.classes.changed = changed
 }
 
-// OnNamespace calls changed for every added, updated or deleted namespace, and with an empty name when any may have changed. It must be called
-// before Start, and changed must return at once.
+// OnNamespace calls changed for every added, updated or deleted namespace, and with an empty name
+// when any may have changed. It must be called before Start, and changed must return at once.
 func (c *Cache) OnNamespace(changed func(name string)) {
 	c.namespaces.changed = func(_, name string) { changed(name) }
 }
 
-// AwaitFilled returns when all is known, or with the error of ctx when that ends first.
+// AwaitFilled waits until all objects have been listed. If ctx ends first, it returns the error of
+// ctx.
 func (c *Cache) AwaitFilled(ctx context.Context) error {
 	for _, f := range c.feeds {
 		select {
@@ -57,7 +63,7 @@ func (c *Cache) AwaitFilled(ctx context.Context) error {
 	return nil
 }
 
-// ManagedClass asks for the class of that name; nil where there is none.
+// ManagedClass reads the class of that name from the API server; nil if it does not exist.
 func (l *Live) ManagedClass(ctx context.Context, namespace, name string) (*ManagedClass, error) {
 	object, err := l.classObject(ctx, namespace, name)
 	if err != nil || object == nil {
@@ -66,7 +72,7 @@ func (l *Live) ManagedClass(ctx context.Context, namespace, name string) (*Manag
 	return managedClassOf(object), nil
 }
 
-// managedClassOf is nil for a class whose name is none of a managed one.
+// managedClassOf returns nil for a class whose name is not that of a managed class.
 func managedClassOf(object *unstructured.Unstructured) *ManagedClass {
 	if !class.IsManagedName(object.GetName()) {
 		return nil
@@ -81,7 +87,7 @@ func managedClassOf(object *unstructured.Unstructured) *ManagedClass {
 	}
 }
 
-// IsIntact is [class.IsIntact] for an object that may hold fields unknown to us.
+// IsIntact is [class.IsIntact] for an object. A class with unknown fields is not intact.
 func IsIntact(object *unstructured.Unstructured) bool {
 	spc := class.SecretProviderClass{ObjectMeta: metav1.ObjectMeta{Name: object.GetName()}}
 	spec, ok := object.Object["spec"].(map[string]any)

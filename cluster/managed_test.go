@@ -1,6 +1,7 @@
 package cluster_test
 
 import (
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -16,7 +17,7 @@ import (
 	"github.com/akv-injector/akv-injector/core/class"
 )
 
-// managed is a managed class in namespace shop, owned by a ReplicaSet.
+// managed returns a managed class in namespace shop that a ReplicaSet owns.
 func managed(t *testing.T) *class.SecretProviderClass {
 	t.Helper()
 	spc := class.Managed(class.Request{Vault: "shop-kv", TenantID: "t", Mode: api.ModePodIdentity, Items: []api.Item{{Name: "db"}}, Synced: []int{0}})
@@ -41,10 +42,10 @@ func TestManagedClass(t *testing.T) {
 		edit   [2]string // of the manifest
 		want   *cluster.ManagedClass
 	}{
-		"as it was made":                {want: &cluster.ManagedClass{Owners: owners, Ours: true, Intact: true}},
-		"with a value changed":          {edit: [2]string{"shop-kv", "other-kv"}, want: &cluster.ManagedClass{Owners: owners, Ours: true}},
-		"with a field that we know not": {edit: [2]string{"type: Opaque", "type: Opaque\n    labels: {a: b}"}, want: &cluster.ManagedClass{Owners: owners, Ours: true}},
-		"with a value of another type":  {edit: [2]string{"keyvaultName: shop-kv", "keyvaultName: 1"}, want: &cluster.ManagedClass{Owners: owners, Ours: true}},
+		"as it was created":            {want: &cluster.ManagedClass{Owners: owners, Ours: true, Intact: true}},
+		"with a value changed":         {edit: [2]string{"shop-kv", "other-kv"}, want: &cluster.ManagedClass{Owners: owners, Ours: true}},
+		"with an unknown field":        {edit: [2]string{"type: Opaque", "type: Opaque\n    labels: {a: b}"}, want: &cluster.ManagedClass{Owners: owners, Ours: true}},
+		"with a value of another type": {edit: [2]string{"keyvaultName: shop-kv", "keyvaultName: 1"}, want: &cluster.ManagedClass{Owners: owners, Ours: true}},
 		"without its label": {
 			change: func(c *class.SecretProviderClass) { c.Labels = nil }, want: &cluster.ManagedClass{Owners: owners, Intact: true},
 		},
@@ -81,36 +82,36 @@ func TestManagedClass(t *testing.T) {
 			if err := cached.AwaitFilled(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			asked, err := live(t, server).ManagedClass(t.Context(), "shop", spc.Name)
+			read, err := live(t, server).ManagedClass(t.Context(), "shop", spc.Name)
 			if err != nil {
 				t.Fatal(err)
 			}
-			for source, got := range map[string]*cluster.ManagedClass{"followed": cached.ManagedClass("shop", spc.Name), "asked": asked} {
+			for source, got := range map[string]*cluster.ManagedClass{"cached": cached.ManagedClass("shop", spc.Name), "live": read} {
 				if got != nil && got.ResourceVersion == "" {
-					t.Errorf("%s, the class has no resource version", source)
+					t.Errorf("%s: the class has no resource version", source)
 				}
 				if got != nil {
 					got = &cluster.ManagedClass{Owners: got.Owners, Ours: got.Ours, Intact: got.Intact}
 				}
 				if diff := cmp.Diff(test.want, got); diff != "" {
-					t.Errorf("%s, the class differs (-want +got):\n%s", source, diff)
+					t.Errorf("%s: class (-want +got):\n%s", source, diff)
 				}
 			}
 		})
 	}
 }
 
-// TestOnClass sees a class come, change and go, and its kind too.
+// TestOnClass creates, changes and deletes a class, and removes the kind.
 func TestOnClass(t *testing.T) {
 	server := startAPIServer(t, shop)
 	source := live(t, server)
 	cached := cluster.NewCache(source, logr.Discard())
 	var mu sync.Mutex
-	told := map[types.NamespacedName]int{}
+	calls := map[types.NamespacedName]int{}
 	cached.OnClass(func(namespace, name string) {
 		mu.Lock()
 		defer mu.Unlock()
-		told[types.NamespacedName{Namespace: namespace, Name: name}]++
+		calls[types.NamespacedName{Namespace: namespace, Name: name}]++
 	})
 	run(t, cached)
 	spc := managed(t)
@@ -119,17 +120,17 @@ func TestOnClass(t *testing.T) {
 		what  string
 		do    func()
 		of    types.NamespacedName
-		there bool
+		exist bool
 	}{
 		{"the start", func() {}, types.NamespacedName{}, false},
 		{"a new class", func() { server.apply(manifest(t, spc)) }, key, true},
 		{"an edited class", func() { server.apply(strings.Replace(manifest(t, spc), "shop-kv", "other-kv", 1)) }, key, true},
 		{"a deleted class", func() { server.remove(classes, "shop", spc.Name) }, key, false},
 		{"a class again", func() { server.apply(manifest(t, spc)) }, key, true},
-		{"a kind that is gone", func() { server.forget(classes) }, types.NamespacedName{}, false},
+		{"a removed kind", func() { server.forget(classes) }, types.NamespacedName{}, false},
 	} {
 		mu.Lock()
-		before := told[step.of]
+		before := calls[step.of]
 		mu.Unlock()
 		if step.what == "the start" {
 			before = 0
@@ -138,11 +139,11 @@ func TestOnClass(t *testing.T) {
 		eventually(t, func() string {
 			mu.Lock()
 			defer mu.Unlock()
-			if told[step.of] <= before {
-				return "nothing told of " + step.what
+			if calls[step.of] <= before {
+				return "no call after " + step.what
 			}
-			if there := cached.ManagedClass("shop", spc.Name) != nil; there != step.there {
-				return "the class is not as it is after " + step.what
+			if exist := cached.ManagedClass("shop", spc.Name) != nil; exist != step.exist {
+				return fmt.Sprintf("class exists: %t, after %s", exist, step.what)
 			}
 			return ""
 		})

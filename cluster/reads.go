@@ -14,56 +14,62 @@ import (
 	"github.com/akv-injector/akv-injector/internal/fair"
 )
 
-// Limits of the requests that the reviews of one caller cause at the API server: about one namespace, and in all. No caller uses up what another
-// one may ask.
+// Limits of the requests, per second, that the reviews of one caller cause at the API server: for
+// one namespace, and in total. They are separate for each caller, so one caller cannot use up the
+// limits of another.
 const (
 	namespaceRate, namespaceBurst = 50, 100
 	callerRate, callerBurst       = 100, 200
-	// maxAtOnce is the number of requests of all reviews at the same time: an answer may have a megabyte or more. Callers share it. Each request
-	// counts for at least leastTime, so all callers together cause at most 800 requests a second.
-	maxAtOnce = 8
-	leastTime = 10 * time.Millisecond
+	// maxConcurrent is the number of concurrent requests of all reviews, because an answer may have
+	// a megabyte or more. Callers share it fairly. Each request counts for at least minTime, so all
+	// callers together cause at most 800 requests a second.
+	maxConcurrent = 8
+	minTime       = 10 * time.Millisecond
 	// maxDelay is how long a request waits for these limits.
 	maxDelay = time.Second
-	// maxRead is how long one may take.
+	// maxRead is the timeout of a request.
 	maxRead = 3 * time.Second
-	// maxPaced is how many namespaces of callers limits are kept of.
-	maxPaced = 4096
+	// maxLimits is the number of limits for a namespace of a caller that are kept.
+	maxLimits = 4096
 )
 
-// NewCallerLimit is the limit of the requests that the reviews of one caller cause.
+// NewCallerLimit returns a limit for the requests that the reviews of one caller cause. Pass it to
+// [WithCaller].
 func NewCallerLimit() *rate.Limiter {
 	return rate.NewLimiter(callerRate, callerBurst)
 }
 
 type callerKey struct{}
 
-// WithCaller makes the lookups of a review count against the limit of its caller. Without one, only the limits of namespaces apply.
+// WithCaller returns a context whose lookups count against the limit of a caller. Without a caller,
+// only the limits of namespaces apply.
 func WithCaller(ctx context.Context, limit *rate.Limiter) context.Context {
 	return context.WithValue(ctx, callerKey{}, limit)
 }
 
-// reads makes reviews share the requests that they cause. Reviews that ask the same question share a request that begins after each of them
-// has asked: so none gets an answer that is older than itself, and what was applied before a review is found by it.
+// reads shares requests between reviews. Reviews that need the same object share a request that
+// starts after each of them has joined. So no review gets an answer that is older than itself, and
+// a review finds every object that was applied before it.
 type reads struct {
-	atOnce *fair.Capacity[*rate.Limiter] // by caller
+	concurrent *fair.Capacity[*rate.Limiter] // by caller
 
 	mu         sync.Mutex
-	flights    map[asked]*flight
-	namespaces *lru.Cache // a *rate.Limiter by paced
+	flights    map[flightKey]*flight
+	namespaces *lru.Cache // a *rate.Limiter by limitKey
 }
 
-// question is what a request asks for: an object, or with an empty name a list.
-type question struct{ namespace, resource, name string }
+// target is what a request reads: an object, or with an empty name a list.
+type target struct{ namespace, resource, name string }
 
-// asked is a question and whose reviews ask it. Callers share no request: one that is over its limits would take the answer from the others.
-type asked struct {
-	caller *rate.Limiter // nil for callers that have no limit in all
-	question
+// flightKey identifies a request. Callers do not share requests, because a caller beyond its limits
+// would delay the others.
+type flightKey struct {
+	caller *rate.Limiter // nil for a caller without a limit in total
+	target
 }
 
-// paced is what a limit is for.
-type paced struct {
+// limitKey identifies the limit for a namespace of a caller.
+type limitKey struct {
 	caller    *rate.Limiter
 	namespace string
 }
@@ -71,22 +77,27 @@ type paced struct {
 // flight is a request that reviews wait for.
 type flight struct {
 	begun bool
-	next  *flight // of those that asked after it had begun
+	next  *flight // of the reviews that joined after it had begun
 	ended chan struct{}
 	value any
 	err   error
 }
 
 func newReads() *reads {
-	return &reads{atOnce: fair.NewCapacity[*rate.Limiter](maxAtOnce), flights: map[asked]*flight{}, namespaces: lru.New(maxPaced)}
+	return &reads{
+		concurrent: fair.NewCapacity[*rate.Limiter](maxConcurrent),
+		flights:    map[flightKey]*flight{},
+		namespaces: lru.New(maxLimits),
+	}
 }
 
-// share answers a question by read, which other callers may have begun and others may wait for. A nil r calls read.
-func share[T any](ctx context.Context, r *reads, q question, read func(context.Context) (T, error)) (answer T, err error) {
+// share returns the result of read, or of the same read for another review. If r is nil, it calls
+// read.
+func share[T any](ctx context.Context, r *reads, t target, read func(context.Context) (T, error)) (answer T, err error) {
 	if r == nil {
 		return read(ctx)
 	}
-	f := r.join(ctx, q, func(ctx context.Context) (any, error) { return read(ctx) })
+	f := r.join(ctx, t, func(ctx context.Context) (any, error) { return read(ctx) })
 	select {
 	case <-f.ended:
 	case <-ctx.Done():
@@ -95,16 +106,16 @@ func share[T any](ctx context.Context, r *reads, q question, read func(context.C
 	if f.err != nil {
 		return answer, f.err
 	}
-	answer, _ = f.value.(T) // of one question, all answers have one type
+	answer, _ = f.value.(T) // all answers for one target have the same type
 	return answer, nil
 }
 
-// join is the first request for q that has not begun.
-func (r *reads) join(ctx context.Context, q question, read func(context.Context) (any, error)) *flight {
+// join returns the first request for a target that has not begun. It creates it if necessary.
+func (r *reads) join(ctx context.Context, t target, read func(context.Context) (any, error)) *flight {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	caller, _ := ctx.Value(callerKey{}).(*rate.Limiter)
-	key := asked{caller, q}
+	key := flightKey{caller, t}
 	f := r.flights[key]
 	switch {
 	case f == nil:
@@ -120,24 +131,24 @@ func (r *reads) join(ctx context.Context, q question, read func(context.Context)
 	return f
 }
 
-// fly makes the request of f, and of those that follow it.
-func (r *reads) fly(ctx context.Context, q asked, f *flight, read func(context.Context) (any, error)) {
+// fly sends the request of f, and then those of the flights that follow it.
+func (r *reads) fly(ctx context.Context, key flightKey, f *flight, read func(context.Context) (any, error)) {
 	for f != nil {
-		err := r.pace(ctx, paced{q.caller, q.namespace})
+		err := r.pace(ctx, limitKey{key.caller, key.namespace})
 		r.mu.Lock()
 		f.begun = true
 		r.mu.Unlock()
 		if f.err = err; err == nil {
 			start := time.Now()
 			f.value, f.err = readSafely(ctx, read)
-			time.AfterFunc(leastTime-time.Since(start), func() { r.atOnce.Release(q.caller, 1) })
+			time.AfterFunc(minTime-time.Since(start), func() { r.concurrent.Release(key.caller, 1) })
 		}
 		r.mu.Lock()
 		next := f.next
 		if next != nil {
-			r.flights[q] = next
+			r.flights[key] = next
 		} else {
-			delete(r.flights, q)
+			delete(r.flights, key)
 		}
 		r.mu.Unlock()
 		close(f.ended)
@@ -145,7 +156,8 @@ func (r *reads) fly(ctx context.Context, q asked, f *flight, read func(context.C
 	}
 }
 
-// readSafely reads within maxRead, and turns a panic into an error: a panic in this goroutine would end the process.
+// readSafely calls read with the timeout maxRead, and returns a panic as an error, because a panic
+// in this goroutine would end the process.
 func readSafely(ctx context.Context, read func(context.Context) (any, error)) (value any, err error) {
 	defer func() {
 		if reason := recover(); reason != nil {
@@ -157,29 +169,30 @@ func readSafely(ctx context.Context, read func(context.Context) (any, error)) (v
 	return read(ctx)
 }
 
-// pace waits until another request may be made. If it returns no error, the caller must release its unit of atOnce after the request.
-func (r *reads) pace(ctx context.Context, p paced) error {
+// pace waits until the limits allow a request. If it returns no error, the caller must release one
+// unit of concurrent after the request.
+func (r *reads) pace(ctx context.Context, key limitKey) error {
 	ctx, cancel := context.WithTimeout(ctx, maxDelay)
 	defer cancel()
-	if p.caller != nil && p.caller.Wait(ctx) != nil {
+	if key.caller != nil && key.caller.Wait(ctx) != nil {
 		return errors.New("too many lookups are waiting for this caller")
 	}
-	if err := r.limitOf(p).Wait(ctx); err != nil {
-		return fmt.Errorf("too many lookups are waiting in namespace %s", p.namespace)
+	if err := r.limitOf(key).Wait(ctx); err != nil {
+		return fmt.Errorf("too many lookups are waiting in namespace %s", key.namespace)
 	}
-	if r.atOnce.Acquire(ctx, p.caller, 1) != nil {
+	if r.concurrent.Acquire(ctx, key.caller, 1) != nil {
 		return errors.New("too many lookups are under way")
 	}
 	return nil
 }
 
-func (r *reads) limitOf(p paced) *rate.Limiter {
+func (r *reads) limitOf(key limitKey) *rate.Limiter {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if limit, ok := r.namespaces.Get(p); ok {
+	if limit, ok := r.namespaces.Get(key); ok {
 		return limit.(*rate.Limiter) //nolint:forcetypeassert // it holds nothing else
 	}
 	limit := rate.NewLimiter(namespaceRate, namespaceBurst)
-	r.namespaces.Add(p, limit)
+	r.namespaces.Add(key, limit)
 	return limit
 }

@@ -15,7 +15,8 @@ import (
 	"github.com/akv-injector/akv-injector/cluster"
 )
 
-// TestSharedReads shows that many who ask at once cause two requests at most, and that each answer is from after its question.
+// TestSharedReads shows that many concurrent callers cause at most two requests, and that no answer
+// is older than its call.
 func TestSharedReads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		reads := cluster.NewReads()
@@ -25,32 +26,33 @@ func TestSharedReads(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 			return strconv.FormatInt(version.Load(), 10), nil
 		}
-		var asking sync.WaitGroup
-		ask := func(atLeast int64) {
-			asking.Go(func() {
-				text, err := reads.Ask(t.Context(), "shop", "a", read)
+		var calls sync.WaitGroup
+		call := func(atLeast int64) {
+			calls.Go(func() {
+				text, err := reads.Share(t.Context(), "shop", "a", read)
 				if got, _ := strconv.ParseInt(text, 10, 64); err != nil || got < atLeast {
-					t.Errorf("got %q, %v; want version %d at least", text, err, atLeast)
+					t.Errorf("got %q, %v; want at least version %d", text, err, atLeast)
 				}
 			})
 		}
-		ask(0)
+		call(0)
 		synctest.Wait() // the first request is under way
 		version.Store(1)
 		for range 1000 {
-			ask(1)
+			call(1)
 		}
-		asking.Wait()
+		calls.Wait()
 		if got := requests.Load(); got != 2 {
 			t.Errorf("there were %d requests, want 2", got)
 		}
 		version.Store(2)
-		ask(2)
-		asking.Wait()
+		call(2)
+		calls.Wait()
 	})
 }
 
-// TestReadsOutliveTheirCaller shows that one who hangs up takes no answer from those who asked the same.
+// TestReadsOutliveTheirCaller shows that a caller that ends does not cancel the request of other
+// callers.
 func TestReadsOutliveTheirCaller(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		reads := cluster.NewReads()
@@ -58,25 +60,25 @@ func TestReadsOutliveTheirCaller(t *testing.T) {
 			time.Sleep(time.Second)
 			return "answer", ctx.Err()
 		}
-		ctx, hangUp := context.WithCancel(t.Context())
+		ctx, cancel := context.WithCancel(t.Context())
 		go func() {
-			if _, err := reads.Ask(ctx, "shop", "a", read); !errors.Is(err, context.Canceled) {
+			if _, err := reads.Share(ctx, "shop", "a", read); !errors.Is(err, context.Canceled) {
 				t.Errorf("the first got %v", err)
 			}
 		}()
 		go func() {
-			if text, err := reads.Ask(t.Context(), "shop", "a", read); err != nil || text != "answer" {
+			if text, err := reads.Share(t.Context(), "shop", "a", read); err != nil || text != "answer" {
 				t.Errorf("the second got %q, %v", text, err)
 			}
 		}()
 		synctest.Wait()
-		hangUp()
+		cancel()
 		time.Sleep(time.Minute)
 	})
 }
 
-// TestCallersShareRequests shows that callers with addresses of their own, which ask as much as they can, keep no other caller from its requests, and
-// that all of them together cause a bounded number.
+// TestCallersShareRequests shows that callers which send as many requests as they can do not delay
+// another caller, and that the total number of requests is bounded.
 func TestCallersShareRequests(t *testing.T) {
 	for _, callers := range []int{1, 64} {
 		t.Run(fmt.Sprint(callers, " callers"), func(t *testing.T) {
@@ -99,7 +101,7 @@ func TestCallersShareRequests(t *testing.T) {
 					for i := range 20 {
 						go func() {
 							for j := 0; flooding.Err() == nil; j++ {
-								_, _ = reads.Ask(caller, fmt.Sprint("n", i), fmt.Sprint("a", j), read)
+								_, _ = reads.Share(caller, fmt.Sprint("n", i), fmt.Sprint("a", j), read)
 								time.Sleep(10 * time.Millisecond)
 							}
 						}()
@@ -108,7 +110,7 @@ func TestCallersShareRequests(t *testing.T) {
 				for i := range 40 {
 					time.Sleep(100 * time.Millisecond)
 					start := time.Now()
-					_, err := reads.Ask(t.Context(), "n0", fmt.Sprint("a", i), read)
+					_, err := reads.Share(t.Context(), "n0", fmt.Sprint("a", i), read)
 					if took := time.Since(start); err != nil || took > 100*time.Millisecond {
 						t.Errorf("another caller gets %v after %s", err, took)
 					}
@@ -123,24 +125,24 @@ func TestCallersShareRequests(t *testing.T) {
 	}
 }
 
-// TestReadsSurvivePanics shows that what panics while an answer is read becomes an error.
+// TestReadsSurvivePanics shows that a panic in read becomes an error.
 func TestReadsSurvivePanics(t *testing.T) {
-	_, err := cluster.NewReads().Ask(t.Context(), "shop", "a", func(context.Context) (string, error) { panic("at the answer") })
-	if err == nil || !strings.Contains(err.Error(), "panic: at the answer") {
+	_, err := cluster.NewReads().Share(t.Context(), "shop", "a", func(context.Context) (string, error) { panic("in read") })
+	if err == nil || !strings.Contains(err.Error(), "panic: in read") {
 		t.Errorf("got %v", err)
 	}
 }
 
-// TestReadsAreLimited counts the requests that a flood of different questions causes in 10 seconds.
+// TestReadsAreLimited counts the requests that many different reads cause in 10 seconds.
 func TestReadsAreLimited(t *testing.T) {
 	for behaviour, test := range map[string]struct {
 		caller     bool
 		namespaces int
 		most       int64
 	}{
-		"of one namespace":                      {namespaces: 1, most: 200 + 10*100 + 100},
-		"of many namespaces, by one caller":     {caller: true, namespaces: 1000, most: 20 + 10*10 + 10},
-		"of many namespaces, by no such caller": {namespaces: 1000, most: 100_000},
+		"of one namespace":                     {namespaces: 1, most: 200 + 10*100 + 100},
+		"of many namespaces, by one caller":    {caller: true, namespaces: 1000, most: 20 + 10*10 + 10},
+		"of many namespaces, without a caller": {namespaces: 1000, most: 100_000},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -151,18 +153,18 @@ func TestReadsAreLimited(t *testing.T) {
 					ctx = cluster.WithCaller(ctx, cluster.NewLimit(10, 20))
 				}
 				var requests, failed, n atomic.Int64
-				var asking sync.WaitGroup
+				var calls sync.WaitGroup
 				for range 100 {
-					asking.Go(func() {
+					calls.Go(func() {
 						for ctx.Err() == nil {
 							i := n.Add(1)
 							start := time.Now()
-							_, err := reads.Ask(ctx, fmt.Sprint("n", i%int64(test.namespaces)), fmt.Sprint("a", i), func(context.Context) (string, error) {
+							_, err := reads.Share(ctx, fmt.Sprint("n", i%int64(test.namespaces)), fmt.Sprint("a", i), func(context.Context) (string, error) {
 								requests.Add(1)
 								return "", nil
 							})
 							if took := time.Since(start); took > time.Second {
-								t.Errorf("a question waited for %s", took)
+								t.Errorf("a read waited for %s", took)
 							}
 							if err != nil {
 								failed.Add(1)
@@ -173,10 +175,10 @@ func TestReadsAreLimited(t *testing.T) {
 						}
 					})
 				}
-				asking.Wait()
+				calls.Wait()
 				time.Sleep(time.Minute) // until the last request has ended
 				if got := requests.Load(); got > test.most || got == 0 {
-					t.Errorf("there were %d requests, want at most %d; %d questions failed", got, test.most, failed.Load())
+					t.Errorf("there were %d requests, want at most %d; %d reads failed", got, test.most, failed.Load())
 				}
 			})
 		})

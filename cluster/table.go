@@ -10,45 +10,47 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// table holds what was read from the objects of one kind, by namespace and name. It is the store of a reflector, which alone
-// writes to it, one event at a time; anyone may read.
+// table holds one value for each object of a kind, by namespace and name. It is the store of a
+// [feed.Feed], and nothing else may write to it. It is safe for concurrent reads.
 //
-// A SharedIndexInformer would do too, but it keeps objects, a queue of changes to them and a map for each index, and wants whatever
-// it is given instead to look like an object. A table keeps what reviews need and nothing else.
+// A SharedIndexInformer keeps objects, a queue of changes and a map for each index. A table keeps
+// only what reviews need; see docs/adr/0010-reflectors.md.
 type table[T any] struct {
-	// read takes from an object what is to be kept. False passes over the object.
+	// read returns the value of an object; false if the table must not keep the object.
 	read func(metav1.Object) (T, bool)
-	// changed hears of each object that came, changed or went, and, with no name, that any may have. It may be nil.
+	// changed is called for each added, updated or deleted object, and with an empty name after all
+	// objects were replaced. It may be nil.
 	changed func(namespace, name string)
 
 	mu      sync.RWMutex
 	shelves map[string]shelf[T] // by namespace
-	written chan struct{}       // closed at the next write; nil unless somebody waits for that
+	written chan struct{}       // closed by the next write; nil unless a reader waits for it
 }
 
-// shelf is what one namespace holds, in the order of names. Its slices never change, so readers share them: a write makes another
-// shelf.
+// shelf holds the values of one namespace, sorted by name. Readers share its slices, so they never
+// change: a write creates a new shelf.
 type shelf[T any] struct {
 	names  []string
 	values []T
 }
 
-// item is what was read of an object. To the reflector, which holds a streamed list until it is complete, it still is an object.
+// item is the value of an object. It has metadata because the reflector collects a streamed list as
+// objects until it is complete.
 type item[T any] struct {
-	metav1.ObjectMeta // nothing but namespace, name and resource version
+	metav1.ObjectMeta // only namespace, name and resource version
 
 	value T
 	kept  bool
 }
 
-// in is what the namespace holds. Whoever gets it must not change it.
+// in returns the shelf of a namespace. The caller must not change it.
 func (t *table[T]) in(namespace string) shelf[T] {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	return t.shelves[namespace]
 }
 
-// next is closed once the table is written to.
+// next returns a channel that the next write closes.
 func (t *table[T]) next() <-chan struct{} {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -58,7 +60,7 @@ func (t *table[T]) next() <-chan struct{} {
 	return t.written
 }
 
-// wake ends the wait for a write; t.mu must be locked.
+// wake closes the channel of next. mu must be locked.
 func (t *table[T]) wake() {
 	if t.written != nil {
 		close(t.written)
@@ -66,7 +68,7 @@ func (t *table[T]) wake() {
 	}
 }
 
-// find is the value of that name, or false.
+// find returns the value of that name, or false.
 func (s shelf[T]) find(name string) (value T, ok bool) {
 	if i, found := slices.BinarySearch(s.names, name); found {
 		return s.values[i], true
@@ -74,7 +76,7 @@ func (s shelf[T]) find(name string) (value T, ok bool) {
 	return value, false
 }
 
-// with is the shelf with another value of that name.
+// with returns a copy of the shelf with another value of that name.
 func (s shelf[T]) with(name string, value T) shelf[T] {
 	i, found := slices.BinarySearch(s.names, name)
 	if found {
@@ -88,7 +90,7 @@ func (s shelf[T]) with(name string, value T) shelf[T] {
 	}
 }
 
-// without is the shelf with no value of that name.
+// without returns a copy of the shelf without a value of that name.
 func (s shelf[T]) without(name string) shelf[T] {
 	i, found := slices.BinarySearch(s.names, name)
 	if !found {
@@ -103,13 +105,13 @@ func (t *table[T]) Add(object any) error {
 	if err != nil {
 		return err
 	}
-	// The reflector, the only writer, needs no lock to read.
+	// No lock to read: the feed's goroutine is the only writer.
 	if i.kept {
 		t.put(i.Namespace, t.shelves[i.Namespace].with(i.Name, i.value))
 	} else {
 		t.put(i.Namespace, t.shelves[i.Namespace].without(i.Name))
 	}
-	t.tell(i.Namespace, i.Name)
+	t.notify(i.Namespace, i.Name)
 	return nil
 }
 
@@ -122,14 +124,14 @@ func (t *table[T]) Update(object any) error {
 func (t *table[T]) Delete(object any) error {
 	o, ok := object.(metav1.Object)
 	if !ok {
-		return fmt.Errorf("delete %T: no object", object)
+		return fmt.Errorf("must be an object, is %T", object)
 	}
 	t.put(o.GetNamespace(), t.shelves[o.GetNamespace()].without(o.GetName()))
-	t.tell(o.GetNamespace(), o.GetName())
+	t.notify(o.GetNamespace(), o.GetName())
 	return nil
 }
 
-func (t *table[T]) tell(namespace, name string) {
+func (t *table[T]) notify(namespace, name string) {
 	if t.changed != nil {
 		t.changed(namespace, name)
 	}
@@ -182,21 +184,22 @@ func (t *table[T]) Replace(objects []any, _ string) error {
 	t.shelves = shelves
 	t.wake()
 	t.mu.Unlock()
-	t.tell("", "")
+	t.notify("", "")
 	return nil
 }
 
-// Resync implements [cache.ReflectorStore]. Nothing here is derived from elsewhere.
+// Resync implements [cache.ReflectorStore]. It does nothing.
 func (t *table[T]) Resync() error {
 	return nil
 }
 
-// Transformer implements [cache.TransformingStore], so that a streamed list never holds whole objects.
+// Transformer implements [cache.TransformingStore], so that a streamed list does not hold whole
+// objects.
 func (t *table[T]) Transformer() cache.TransformFunc {
 	return func(object any) (any, error) { return t.itemOf(object) }
 }
 
-// itemOf reads an object. A streamed list comes with what was read already.
+// itemOf returns the item of an object. The objects of a streamed list are items already.
 func (t *table[T]) itemOf(object any) (*item[T], error) {
 	switch o := object.(type) {
 	case *item[T]:
@@ -207,5 +210,5 @@ func (t *table[T]) itemOf(object any) (*item[T], error) {
 		i.Namespace, i.Name, i.ResourceVersion = o.GetNamespace(), o.GetName(), o.GetResourceVersion()
 		return i, nil
 	}
-	return nil, fmt.Errorf("read %T: no object", object)
+	return nil, fmt.Errorf("must be an object, is %T", object)
 }

@@ -1,11 +1,18 @@
-// Package controller makes the managed SecretProviderClasses that injected pods mount, and keeps them as they have to be while a pod
-// mounts them. Nothing else in this program writes to a cluster but what serves its certificate.
+// Package controller creates the managed SecretProviderClasses that injected pods mount, and
+// repairs them while a pod mounts them. Apart from package certs, nothing else in this program
+// writes to the cluster.
 //
-// A class is made only for a pod that mounts it and whose annotations, in its namespace as it now is, amount to exactly that class: what a
-// pod or its labels, status or volumes claim by themselves makes none. A class goes when its last owner does, by Kubernetes' own garbage
-// collector; the controller deletes nothing.
+//	err := controller.AddTo(mgr, controller.Options{
+//		Live: live, Cache: cached, Defaults: defaults, Log: log, Metrics: metrics.Registry,
+//	})
 //
-// It knows nothing of reviews. Every replica runs it, without a leader: names are hashes of contents, so replicas can only agree.
+// The controller creates a class only for a pod that mounts it and whose annotations, evaluated
+// again in its namespace as it is now, request exactly that class. A pod's labels, status and
+// volumes alone never cause a class to be created. The garbage collector of Kubernetes deletes a
+// class after its last owner; the controller deletes nothing.
+//
+// Every replica runs the controller, without leader election: the name of a class is a hash of its
+// content, so replicas write the same. The package does not review admission requests.
 package controller
 
 import (
@@ -14,6 +21,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -36,50 +44,58 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/akv-injector/akv-injector/cluster"
-	"github.com/akv-injector/akv-injector/cluster/feed"
 	"github.com/akv-injector/akv-injector/controller/claims"
 	"github.com/akv-injector/akv-injector/core/api"
 	"github.com/akv-injector/akv-injector/core/class"
 	"github.com/akv-injector/akv-injector/core/inject"
 	"github.com/akv-injector/akv-injector/core/review"
+	"github.com/akv-injector/akv-injector/internal/feed"
 )
 
-// name is the controller's in logs and metrics.
+// name is the controller's name in metrics.
 const name = "managed-classes"
 
 const (
-	// atOnce is how many classes are looked at at the same time. Writing one takes some milliseconds of waiting.
-	atOnce = 16
-	// patience is how long a deleted class stays so before it is put back. Whoever deletes a workload deletes the class a moment before its
-	// pods; a new pod that mounts it does not wait for this.
-	patience = 500 * time.Millisecond
-	// firstRetry and lastRetry are how long a class that could not be kept is left alone: the first time, and at most.
+	// maxConcurrent is the number of classes that are reconciled at the same time. Writing one
+	// takes a few milliseconds of waiting.
+	maxConcurrent = 16
+	// restoreDelay is the delay before a deleted class is created again. To delete a workload,
+	// people and tools delete the class a moment before its pods. A new pod that mounts the class
+	// does not wait for this delay.
+	restoreDelay = 500 * time.Millisecond
+	// firstRetry and lastRetry are the shortest and longest delay between retries of one class.
 	firstRetry, lastRetry = 250 * time.Millisecond, time.Minute
-	// A pod that does not ask for its class is not asked again for the time of respite, and the API server not on its behalf for that of trust:
-	// there may be thousands of its kind.
-	respite, trust = time.Second, time.Minute
-	// maxAsked is how many different pods are asked in one go, so that no class keeps others waiting.
-	maxAsked = 10
-	// conflicts is how often a class that others write to is read again in one go.
+	// evaluationDelay is the delay before a pod that does not request its class is evaluated again.
+	evaluationDelay = time.Second
+	// liveInterval is the time for which such a pod is evaluated on cached facts alone. There may
+	// be thousands of such pods, so the controller reads the API server at most once in this time
+	// for each.
+	liveInterval = time.Minute
+	// maxEvaluated is the number of different pods that one reconcile evaluates, so that no class
+	// delays the others.
+	maxEvaluated = 10
+	// conflicts is how often one reconcile reads a class again after a conflicting write.
 	conflicts = 5
-	// A class gets owners, up to maxOwners, when fewer than minOwners of them have pods that mount it: thousands of pods may share a class, and each write
-	// repeats all owners.
+	// A class gets owners, up to maxOwners, while fewer than minOwners of its owners have pods that
+	// mount it. Thousands of pods may share a class, and each write repeats all owners.
 	minOwners, maxOwners = 8, 16
 )
 
-// Options say what the controller works with. Every field is needed.
+// Options configure the controller. Every field is required.
 type Options struct {
-	// Live reads a class that another replica or somebody else has just written, and writes classes by its client.
+	// Live reads a class that another replica or another client has just written. Its Dynamic
+	// client writes classes.
 	Live *cluster.Live
-	// Cache is where the requests of pods are looked up.
+	// Cache supplies the facts by which pods are evaluated, and the known classes. AddTo registers
+	// handlers with it, so it must not be started yet.
 	Cache *cluster.Cache
-	// Defaults must be those of the webhook.
+	// Defaults must equal those of the webhook.
 	Defaults inject.Defaults
 	Log      logr.Logger
 	Metrics  prometheus.Registerer
 }
 
-// controller keeps the managed classes.
+// controller reconciles managed classes.
 type controller struct {
 	live     *cluster.Live
 	cache    *cluster.Cache
@@ -88,16 +104,17 @@ type controller struct {
 	log      logr.Logger
 	total    *prometheus.CounterVec
 
-	claims    *claims.Table
-	following *feed.Feed
-	asking    singleflight.Group
-	refused   *expiring.Expiring // a *refusal by *claims.Pod
-	retries   workqueue.TypedRateLimiter[types.NamespacedName]
-	// queue is nil until all is known that a decision needs.
+	claims     *claims.Table
+	podFeed    *feed.Feed
+	evaluating singleflight.Group
+	denials    *expiring.Expiring // a *denial by *claims.Pod
+	failing    sync.Map           // the classes whose error is logged, until a reconcile succeeds
+	// queue is nil until pods and facts have been listed.
 	queue atomic.Pointer[workqueue.TypedRateLimitingInterface[types.NamespacedName]]
 }
 
-// AddTo adds the controller to a manager, which runs it beside whatever else it has.
+// AddTo adds the controller to a manager. It returns an error if the clients cannot be created or
+// the controller is already added.
 func AddTo(mgr manager.Manager, o Options) error {
 	c := &controller{
 		live:     o.Live,
@@ -106,36 +123,36 @@ func AddTo(mgr manager.Manager, o Options) error {
 		events:   mgr.GetEventRecorder(class.ManagedBy),
 		log:      o.Log,
 		total:    newTotal(o.Metrics),
-		refused:  expiring.NewExpiring(),
-		retries:  workqueue.NewTypedItemExponentialFailureRateLimiter[types.NamespacedName](firstRetry, lastRetry),
+		denials:  expiring.NewExpiring(),
 	}
 	var err error
-	c.claims = claims.NewTable(c.look)
-	if c.following, err = claims.Follow(mgr.GetConfig(), mgr.GetHTTPClient(), c.claims); err != nil {
+	c.claims = claims.NewTable(c.enqueue)
+	if c.podFeed, err = claims.Follow(mgr.GetConfig(), mgr.GetHTTPClient(), c.claims); err != nil {
 		return err
 	}
-	c.following.Register(o.Metrics)
+	c.podFeed.Register(o.Metrics)
 	c.cache.OnClass(c.classChanged)
 	c.cache.OnNamespace(c.namespaceChanged)
 	never := false
-	keeper, err := ctrlcontroller.NewTyped(name, mgr, ctrlcontroller.TypedOptions[types.NamespacedName]{
+	reconciler, err := ctrlcontroller.NewTyped(name, mgr, ctrlcontroller.TypedOptions[types.NamespacedName]{
 		Reconciler:              c,
-		MaxConcurrentReconciles: atOnce,
+		MaxConcurrentReconciles: maxConcurrent,
 		NeedLeaderElection:      &never,
-		LogConstructor:          func(*types.NamespacedName) logr.Logger { return o.Log },
+		RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[types.NamespacedName](firstRetry, lastRetry),
+		LogConstructor:          func(*types.NamespacedName) logr.Logger { return withoutReported(o.Log) },
 	})
 	if err != nil {
 		return fmt.Errorf("set up the controller: %w", err)
 	}
-	if err := keeper.Watch(source.TypedFunc[types.NamespacedName](c.start)); err != nil {
+	if err := reconciler.Watch(source.TypedFunc[types.NamespacedName](c.start)); err != nil {
 		return fmt.Errorf("set up the controller: %w", err)
 	}
 	return nil
 }
 
-// start follows the cluster, and fills the queue once all is known.
+// start watches pods, and fills the queue once pods and facts have been listed.
 func (c *controller) start(ctx context.Context, queue workqueue.TypedRateLimitingInterface[types.NamespacedName]) error {
-	go c.following.Run(logr.NewContext(ctx, c.log))
+	go c.podFeed.Run(logr.NewContext(ctx, c.log))
 	go func() {
 		if c.cache.AwaitFilled(ctx) != nil {
 			return
@@ -143,244 +160,266 @@ func (c *controller) start(ctx context.Context, queue workqueue.TypedRateLimitin
 		select {
 		case <-ctx.Done():
 			return
-		case <-c.following.Filled():
+		case <-c.podFeed.Filled():
 		}
 		c.queue.Store(&queue)
-		classes := c.lookAtAll()
+		classes := c.enqueueAll()
 		c.log.Info("Following injected pods", "pods", c.claims.Pods(), "classes", classes)
 	}()
 	return nil
 }
 
-// look has a class looked at, at once unless it is in trouble already.
-func (c *controller) look(key types.NamespacedName) {
+// enqueue adds a class to the queue: at once, or after firstRetry if its latest reconcile failed,
+// so that frequent events do not defeat its backoff.
+func (c *controller) enqueue(key types.NamespacedName) {
 	queue := c.queue.Load()
 	switch {
 	case queue == nil:
-	case c.retries.NumRequeues(key) > 0:
+	case (*queue).NumRequeues(key) > 0:
 		(*queue).AddAfter(key, firstRetry)
 	default:
 		(*queue).Add(key)
 	}
 }
 
-// lookAtAll has every class looked at that a pod mounts, and counts them.
-func (c *controller) lookAtAll() int {
+// enqueueAll enqueues every class that a pod mounts, and returns their number.
+func (c *controller) enqueueAll() int {
 	keys := c.claims.Classes()
 	for _, key := range keys {
-		c.look(key)
+		c.enqueue(key)
 	}
 	return len(keys)
 }
 
-// classChanged has a class looked at that came, changed or went; all of them where it has no name.
+// classChanged enqueues a class that was added, updated or deleted; with an empty name, every class
+// that a pod mounts.
 func (c *controller) classChanged(namespace, name string) {
 	queue := c.queue.Load()
 	switch {
 	case queue == nil || (name != "" && !class.IsManagedName(name)):
 	case name == "":
-		c.lookAtAll()
+		c.enqueueAll()
 	case c.cache.ManagedClass(namespace, name) == nil:
-		(*queue).AddAfter(types.NamespacedName{Namespace: namespace, Name: name}, patience)
+		(*queue).AddAfter(types.NamespacedName{Namespace: namespace, Name: name}, restoreDelay)
 	default:
 		(*queue).Add(types.NamespacedName{Namespace: namespace, Name: name})
 	}
 }
 
-// namespaceChanged has the classes of a namespace looked at, whose label may have changed; all classes where it has no name.
+// namespaceChanged enqueues the classes of a namespace, whose labels or annotations may have
+// changed; with an empty name, every class.
 func (c *controller) namespaceChanged(namespace string) {
 	if c.queue.Load() == nil {
 		return
 	}
 	for _, key := range c.claims.Classes() {
 		if namespace == "" || key.Namespace == namespace {
-			c.look(key)
+			c.enqueue(key)
 		}
 	}
 }
 
-// Reconcile implements reconcile.TypedReconciler: it sees to it that the class of that name is what the pods that mount it need.
+// Reconcile implements reconcile.TypedReconciler: it creates or repairs the class of that name if
+// its pods request it.
+//
+// A returned error makes controller-runtime count it and retry with backoff. This includes
+// [errSkipped], so that pods which do not request their class are evaluated less and less often.
+// Reconcile logs the first error of a class itself; see [reported].
 func (c *controller) Reconcile(ctx context.Context, key types.NamespacedName) (reconcile.Result, error) {
-	return reconcile.Result{RequeueAfter: c.attend(ctx, key)}, nil
-}
-
-// attend sees to a class, and says when to look again; 0 for not before something changes.
-func (c *controller) attend(ctx context.Context, key types.NamespacedName) time.Duration {
-	err := c.keep(ctx, key, c.cache.ManagedClass(key.Namespace, key.Name))
+	more, err := c.reconcileFound(ctx, key, c.cache.ManagedClass(key.Namespace, key.Name))
 	for range conflicts {
-		if !contested(err) {
+		if !isContested(err) {
 			break
 		}
 		var found *cluster.ManagedClass
 		if found, err = c.live.ManagedClass(ctx, key.Namespace, key.Name); err == nil {
-			err = c.keep(ctx, key, found)
+			more, err = c.reconcileFound(ctx, key, found)
 		}
 	}
 	switch {
-	case err == nil, ctx.Err() != nil:
-		c.retries.Forget(key)
-		return 0
-	case errors.Is(err, errMore):
-		c.retries.Forget(key)
-		return time.Millisecond
-	case errors.Is(err, errPutOff):
-	case c.retries.NumRequeues(key) == 0: // once is enough: it is tried again for as long as it takes
-		c.log.Info("Class is not as its pods need it", "namespace", key.Namespace, "class", key.Name, "why", err.Error())
+	case ctx.Err() != nil:
+		return reconcile.Result{}, nil // the program ends
+	case err == nil:
+		c.failing.Delete(key)
+		if more {
+			return reconcile.Result{RequeueAfter: time.Millisecond}, nil
+		}
+		return reconcile.Result{}, nil
+	case !errors.Is(err, errSkipped):
+		if _, logged := c.failing.LoadOrStore(key, true); !logged {
+			c.log.Info("Class is not as its pods need it",
+				"namespace", key.Namespace, "class", key.Name, "why", err.Error())
+		}
 	}
-	return c.retries.When(key)
+	return reconcile.Result{}, reported{err}
 }
 
-// errPutOff says that there are pods that were not asked, and errMore that there are, and that of those which were, some asked for the class.
-var (
-	errPutOff = errors.New("put off")
-	errMore   = errors.New("more")
-)
+// requeues returns how often the class has been requeued after an error since it was last
+// reconciled without one.
+func (c *controller) requeues(key types.NamespacedName) int {
+	return (*c.queue.Load()).NumRequeues(key) // it has a queue, since the key came from there
+}
 
-// keep sees to it that the class of that name, which is there as found says or not at all, is what the pods that mount it need.
-func (c *controller) keep(ctx context.Context, key types.NamespacedName, found *cluster.ManagedClass) error {
+// errSkipped means that some pods were skipped, and that no evaluated pod requests the class.
+var errSkipped = errors.New("pods were skipped")
+
+// reconcileFound creates or repairs the class of that name if its pods request it. Found is the
+// class as it exists; nil if it does not. More means that the class was written, and that some pods
+// were skipped which may become owners too.
+func (c *controller) reconcileFound(
+	ctx context.Context, key types.NamespacedName, found *cluster.ManagedClass,
+) (more bool, err error) {
 	var owners []metav1.OwnerReference
 	held := 0
 	if found != nil && found.Intact {
 		if !found.Ours {
-			return nil // somebody made exactly that class, and may keep it
+			return false, nil // another client created exactly this class, and keeps it
 		}
 		owners = found.Owners
 		if held = c.claims.Held(key, owners); held >= minOwners {
-			return nil
+			return false, nil
 		}
 	}
 	open := c.claims.Of(key, owners)
 	if len(open) == 0 {
-		return nil
+		return false, nil
 	}
 	switch namespace, err := c.cache.Namespace(ctx, key.Namespace, false); {
 	case err != nil:
-		return err
-	case !namespace.OptedIn() && c.retries.NumRequeues(key) == 0:
-		return errPutOff // the label of a new namespace may arrive after its pods
+		return false, err
+	case !namespace.OptedIn() && c.requeues(key) == 0:
+		return false, errSkipped // the label of a new namespace may arrive after its pods
 	case !namespace.OptedIn():
 		if found == nil || found.Ours {
-			c.tell(api.ClassOutdated, key, notesTo(open, key.Name, outdatedNote(key.Name, found, &inject.Result{NotOptedIn: true})))
+			text := outdatedNote(key.Name, found, &inject.Result{NotOptedIn: true})
+			c.record(api.ClassOutdated, key, notesTo(open, key.Name, text))
 			c.total.WithLabelValues(outdated).Inc()
 		}
-		return nil
+		return false, nil
 	}
 	d, err := c.derive(ctx, key, open, found, maxOwners-held)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if d.wanted == nil && found != nil && !found.Ours {
-		d.outdated = nil // they have nothing to do with the injector
+		d.outdated = nil // these pods use a class of another client
 	}
 	if d.wanted != nil {
 		err = c.write(ctx, key, d, found)
 	}
-	if len(d.outdated) > 0 && !contested(err) {
-		c.tell(api.ClassOutdated, key, d.outdated)
+	if len(d.outdated) > 0 && !isContested(err) {
+		c.record(api.ClassOutdated, key, d.outdated)
 		c.total.WithLabelValues(outdated).Inc()
 		if err == nil {
-			err = errors.New(d.outdated[0].note)
+			err = errors.New(d.outdated[0].text)
 		}
 	}
 	switch {
-	case err != nil || !d.putOff:
-		return err
+	case err != nil || !d.skipped:
+		return false, err
 	case d.wanted != nil:
-		return errMore
+		return true, nil
 	}
-	return errPutOff
+	return false, errSkipped
 }
 
-// contested reports whether a class was written by somebody else since it was read.
-func contested(err error) bool {
+// isContested reports whether another client wrote a class after it was read.
+func isContested(err error) bool {
 	return apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err)
 }
 
-// derivation is what the pods of some claims amount to.
+// derivation is the result of evaluating the pods of some claims.
 type derivation struct {
-	// wanted is the class that the pods of granted claims ask for; nil where no claim is.
+	// wanted is the class that the pods of the granted claims request; nil without such a claim.
 	wanted  *class.SecretProviderClass
 	granted []claims.Claim
-	// outdated are pods of the other claims, as many as are told; those that were told a moment ago are put off.
-	outdated []told
-	putOff   bool
+	// outdated are notes to pods that do not request the class, at most maxNotes.
+	outdated []note
+	// skipped is true if some pods were not evaluated: they were evaluated a moment ago, or
+	// changed, or there are too many.
+	skipped bool
 }
 
-// derive works out anew what the pods ask for, and grants up to most claims. An owner may have the class if one of its pods asks for it.
-func (c *controller) derive(ctx context.Context, key types.NamespacedName, open []claims.Claim, found *cluster.ManagedClass, most int) (*derivation, error) {
+// derive evaluates pods and grants up to most claims. The claim of an owner is granted if one of
+// its pods requests the class.
+func (c *controller) derive(
+	ctx context.Context, key types.NamespacedName, open []claims.Claim, found *cluster.ManagedClass, most int,
+) (*derivation, error) {
 	var d derivation
-	type question struct {
+	type candidate struct {
 		claim claims.Claim
 		pod   *claims.Pod
-		last  *refusal
+		last  *denial
 	}
-	var first, again []question
+	var first, again []candidate
 	for _, claim := range open {
 		for _, p := range claim.Pods {
-			if last := c.lastRefusal(p, key.Name); last == nil {
-				first = append(first, question{claim, p, nil})
-			} else if time.Since(last.at) < respite {
-				d.putOff = true
+			if last := c.lastDenial(p, key.Name); last == nil {
+				first = append(first, candidate{claim, p, nil})
+			} else if time.Since(last.evaluated) < evaluationDelay {
+				d.skipped = true
 			} else {
-				again = append(again, question{claim, p, last})
+				again = append(again, candidate{claim, p, last})
 			}
 		}
 	}
-	type answer struct {
+	type evaluation struct {
 		digest [sha256.Size]byte
 		result *inject.Result
 	}
-	var answers []answer // to the different questions, of which there is seldom more than one
-	for _, q := range append(first, again...) {
+	var evaluations []evaluation // of different pods; usually there is one
+	for _, pod := range append(first, again...) {
 		if len(d.granted) == most {
 			break
 		}
-		if d.grants(q.claim.Owner) {
+		if d.grants(pod.claim.Owner) {
 			continue
 		}
-		at := slices.IndexFunc(answers, func(a answer) bool { return a.digest == q.pod.Digest })
-		if at < 0 && len(answers) == maxAsked {
-			d.putOff = true
+		at := slices.IndexFunc(evaluations, func(e evaluation) bool { return e.digest == pod.pod.Digest })
+		if at < 0 && len(evaluations) == maxEvaluated {
+			d.skipped = true
 			continue
 		}
 		if at < 0 {
-			result, err := c.ask(ctx, q.pod, false)
-			if err == nil && result.Class(key.Name) == nil && q.last == nil {
-				result, err = c.ask(ctx, q.pod, true)
+			result, err := c.evaluate(ctx, pod.pod, false)
+			if err == nil && result.Class(key.Name) == nil && pod.last == nil {
+				result, err = c.evaluate(ctx, pod.pod, true)
 			}
 			if errors.Is(err, claims.ErrChanged) {
-				d.putOff = true
+				d.skipped = true
 				continue
 			}
 			if err != nil {
 				return nil, err
 			}
-			at = len(answers)
-			answers = append(answers, answer{q.pod.Digest, result})
+			at = len(evaluations)
+			evaluations = append(evaluations, evaluation{pod.pod.Digest, result})
 		}
-		result := answers[at].result
+		result := evaluations[at].result
 		if wanted := result.Class(key.Name); wanted != nil {
-			d.wanted, d.granted = wanted, append(d.granted, q.claim)
+			d.wanted, d.granted = wanted, append(d.granted, pod.claim)
 			continue
 		}
-		c.refuse(q.pod, result, q.last)
-		if len(d.outdated) < maxTold && getsEvents(q.pod, key.Name) {
-			d.outdated = append(d.outdated, told{q.pod, outdatedNote(key.Name, found, result)})
+		c.deny(pod.pod, result, pod.last)
+		if len(d.outdated) < maxNotes && getsEvents(pod.pod, key.Name) {
+			d.outdated = append(d.outdated, note{pod.pod, outdatedNote(key.Name, found, result)})
 		}
 	}
-	// Where one of an owner's pods has the class for it, none of its others misses it.
-	d.outdated = slices.DeleteFunc(d.outdated, func(t told) bool { return d.grants(t.pod.Owner) })
+	// If one pod of an owner requests the class, the owner's other pods have it too.
+	d.outdated = slices.DeleteFunc(d.outdated, func(n note) bool { return d.grants(n.pod.Owner) })
 	return &d, nil
 }
 
-// grants reports whether an owner may have the class.
+// grants reports whether the claim of an owner is granted.
 func (d *derivation) grants(owner metav1.OwnerReference) bool {
 	return slices.ContainsFunc(d.granted, func(claim claims.Claim) bool { return claim.Owner == owner })
 }
 
-// ask works out which classes a pod asks for, once for all of them where they are looked at together.
-func (c *controller) ask(ctx context.Context, p *claims.Pod, fresh bool) (*inject.Result, error) {
-	answer, err, _ := c.asking.Do(fmt.Sprintf("%p %t", p, fresh), func() (any, error) {
+// evaluate returns what a pod requests now. Reconciles of different classes of one pod share an
+// evaluation. If fresh, it reads the API server, not the cache. The error is [claims.ErrChanged] if
+// the pod has changed.
+func (c *controller) evaluate(ctx context.Context, p *claims.Pod, fresh bool) (*inject.Result, error) {
+	shared, err, _ := c.evaluating.Do(fmt.Sprintf("%p %t", p, fresh), func() (any, error) {
 		outline, err := c.claims.Outline(ctx, p)
 		if err != nil {
 			return nil, err
@@ -391,52 +430,55 @@ func (c *controller) ask(ctx context.Context, p *claims.Pod, fresh bool) (*injec
 	if err != nil {
 		return nil, err
 	}
-	result, ok := answer.(*inject.Result)
+	result, ok := shared.(*inject.Result)
 	if !ok {
-		return nil, fmt.Errorf("ask a pod: got %T", answer)
+		return nil, fmt.Errorf("evaluate a pod: got %T", shared)
 	}
 	return result, nil
 }
 
-// refusal is that a pod did not ask for a class that it mounts.
-type refusal struct {
-	classes []string // that it asks for
-	// at is when the pod was asked last, asked when the API server was on its behalf.
-	at, asked time.Time
+// denial records that a pod did not request a class that it mounts.
+type denial struct {
+	// requested are the names of the classes that the pod requests.
+	requested []string
+	// evaluated is the time of the pod's latest evaluation, read that of its latest evaluation
+	// which read the API server.
+	evaluated, read time.Time
 }
 
-// lastRefusal is what is remembered of a pod that does not ask for the class of that name; nil where nothing is.
-func (c *controller) lastRefusal(p *claims.Pod, name string) *refusal {
-	remembered, ok := c.refused.Get(p)
+// lastDenial returns the denial of a class to a pod; nil if there is none, or if it is forgotten.
+func (c *controller) lastDenial(p *claims.Pod, name string) *denial {
+	remembered, ok := c.denials.Get(p)
 	if !ok {
 		return nil
 	}
-	last, ok := remembered.(*refusal)
-	if !ok || slices.Contains(last.classes, name) {
+	last, ok := remembered.(*denial)
+	if !ok || slices.Contains(last.requested, name) {
 		return nil
 	}
 	return last
 }
 
-// refuse remembers that a pod did not ask for a class.
-func (c *controller) refuse(p *claims.Pod, result *inject.Result, last *refusal) {
+// deny remembers that a pod did not request a class, until the API server may be read again for the
+// pod.
+func (c *controller) deny(p *claims.Pod, result *inject.Result, last *denial) {
 	now := time.Now()
-	r := &refusal{at: now, asked: now}
+	d := &denial{evaluated: now, read: now}
 	if len(result.AllErrors()) == 0 {
 		for _, spc := range result.Classes {
-			r.classes = append(r.classes, spc.Name)
+			d.requested = append(d.requested, spc.Name)
 		}
 	}
 	if last != nil {
-		r.asked = last.asked
+		d.read = last.read
 	}
-	c.refused.Set(p, r, trust-now.Sub(r.asked))
+	c.denials.Set(p, d, liveInterval-now.Sub(d.read))
 }
 
-// write makes the class, or adds owners to it and puts its spec back.
+// write creates the class, or restores its spec and adds owners.
 func (c *controller) write(ctx context.Context, key types.NamespacedName, d *derivation, found *cluster.ManagedClass) error {
 	if found != nil && !found.Ours {
-		c.tell(api.ClassNameTaken, key, notesTo(d.granted, key.Name, takenNote(key.Name)))
+		c.record(api.ClassNameTaken, key, notesTo(d.granted, key.Name, takenNote(key.Name)))
 		c.total.WithLabelValues(taken).Inc()
 		return errors.New("somebody else made another class of that name")
 	}
@@ -446,17 +488,18 @@ func (c *controller) write(ctx context.Context, key types.NamespacedName, d *der
 		c.total.WithLabelValues(result).Inc()
 		c.log.V(1).Info("Class written", "namespace", key.Namespace, "class", key.Name, "result", result)
 		return nil
-	case contested(err), ctx.Err() != nil:
+	case isContested(err), ctx.Err() != nil:
 		return err
 	case apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
-		return nil // its pods go too
+		return nil // the pods are deleted too
 	}
-	c.tell(api.ClassNotWritten, key, notesTo(d.granted, key.Name, notWrittenNote(key.Name, err)))
+	c.record(api.ClassNotWritten, key, notesTo(d.granted, key.Name, notWrittenNote(key.Name, err)))
 	c.total.WithLabelValues(failed).Inc()
 	return fmt.Errorf("write: %w", err)
 }
 
-// ownersOf are the owners of claims, with the UIDs of revisions. A revision that does not exist is replaced by one of its pods.
+// ownersOf returns owner references for claims, with the UIDs of revisions. If a revision does not
+// exist, the owner is one of its pods.
 func (c *controller) ownersOf(ctx context.Context, namespace string, granted []claims.Claim) ([]metav1.OwnerReference, error) {
 	owners := make([]metav1.OwnerReference, 0, len(granted))
 	for i := range granted {
@@ -472,7 +515,8 @@ func (c *controller) ownersOf(ctx context.Context, namespace string, granted []c
 				owner.UID = revision.GetUID()
 			}
 		}
-		// A pod's author may write the UID of another object, and the API server takes each UID once.
+		// The author of a pod may write the UID of another object, and the API server accepts each
+		// UID once.
 		if !slices.ContainsFunc(owners, func(o metav1.OwnerReference) bool { return o.UID == owner.UID }) {
 			owners = append(owners, owner)
 		}
@@ -482,7 +526,7 @@ func (c *controller) ownersOf(ctx context.Context, namespace string, granted []c
 
 var revisions = appsv1.SchemeGroupVersion.WithResource("controllerrevisions")
 
-// apply writes the class to the API server, and says what came of it.
+// apply writes the class to the API server, and returns the result as the metric counts it.
 func (c *controller) apply(ctx context.Context, namespace string, d *derivation, found *cluster.ManagedClass) (result string, err error) {
 	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(d.wanted)
 	if err != nil {
@@ -497,17 +541,18 @@ func (c *controller) apply(ctx context.Context, namespace string, d *derivation,
 	}
 	classes := c.live.Dynamic.Resource(class.Resource).Namespace(namespace)
 	if found == nil {
-		// An apply can't be told to make a class only where there is none: it would add to one that somebody else has just made, and take away
-		// the owners that another replica has just given it.
+		// A server-side apply would change a class that another client has just created, and remove
+		// the owners that another replica has just added. Create fails instead.
 		object.SetOwnerReferences(owners)
 		_, err := classes.Create(ctx, object, metav1.CreateOptions{FieldManager: class.ManagedBy})
 		return created, err
 	}
-	// The API server removes the owners that this apply leaves out. The ones without pods are last, and are left out if there are too many.
+	// The API server removes the owners that this apply omits. Owners without pods come last, and
+	// are omitted if there are too many.
 	held, others := 0, make([]metav1.OwnerReference, 0, len(found.Owners))
 	for _, owner := range found.Owners {
 		switch known := func(o metav1.OwnerReference) bool { return o.UID == owner.UID }; {
-		case slices.ContainsFunc(owners, known), slices.ContainsFunc(others, known): // the API server takes each UID once
+		case slices.ContainsFunc(owners, known), slices.ContainsFunc(others, known): // the API server accepts each UID once
 		case c.claims.Held(types.NamespacedName{Namespace: namespace, Name: object.GetName()}, []metav1.OwnerReference{owner}) > 0:
 			others = slices.Insert(others, held, owner)
 			held++
@@ -523,7 +568,7 @@ func (c *controller) apply(ctx context.Context, namespace string, d *derivation,
 	if err != nil {
 		return "", err
 	}
-	if !cluster.IsIntact(applied) { // what others added to the spec, an apply leaves there
+	if !cluster.IsIntact(applied) { // an apply keeps the fields that others added to the spec
 		applied.Object["spec"] = content["spec"]
 		if _, err := classes.Update(ctx, applied, metav1.UpdateOptions{FieldManager: class.ManagedBy}); err != nil {
 			return "", err

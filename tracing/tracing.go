@@ -1,8 +1,14 @@
-// Package tracing sends a span of each review, and below it one of each question that the review puts to the API server, to an
-// OpenTelemetry collector. The standard environment variables OTEL_EXPORTER_OTLP_* say where, OTEL_TRACES_SAMPLER how
-// many, OTEL_RESOURCE_ATTRIBUTES from whom.
+// Package tracing sends spans to an OpenTelemetry collector: one for each review, and a child span
+// for each request that the review causes at the API server. Standard environment variables
+// configure it: OTEL_EXPORTER_OTLP_* the collector, OTEL_TRACES_SAMPLER the share of traced
+// reviews, and OTEL_RESOURCE_ATTRIBUTES the attributes of this program.
 //
-// It knows nothing of reviews: their handler notes in the span what came of them.
+//	t, err := tracing.New(ctx, "akv-injector", version, log)
+//	defer t.Stop(ctx)
+//	config.Wrap(t.Transport)
+//	mux.Handle(path, t.Handler(path, handler))
+//
+// The package does not read reviews. The webhook's handler adds the outcome to the span.
 package tracing
 
 import (
@@ -28,22 +34,23 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// flushTime bounds how long the end of the program waits for a collector.
-const flushTime = 3 * time.Second
+// flushTimeout is how long Stop waits for the collector.
+const flushTimeout = 3 * time.Second
 
-// quiet is how long nothing is said of a collector that still takes no spans.
-const quiet = time.Minute
+// logInterval is the interval between log lines about a collector that does not accept spans.
+const logInterval = time.Minute
 
-// Tracing collects spans, and sends them from a goroutine of its own. A collector that takes none costs their loss and a line of the
-// log a minute; nobody waits for it.
+// Tracing collects spans and sends them in the background. If the collector does not accept them,
+// they are lost, and one line a minute is logged. Reviews never wait for the collector.
 type Tracing struct {
 	provider   *sdktrace.TracerProvider
 	propagator propagation.TextMapPropagator
 }
 
-// New starts to send spans. It contacts nobody; its errors are those of a wrong environment. Whoever starts it must stop it.
+// New returns a Tracing that sends spans until Stop. It does not connect to the collector. It
+// returns an error if an environment variable is invalid.
 func New(ctx context.Context, service, version string, log logr.Logger) (*Tracing, error) {
-	// What is said of traces beats what is said of all signals.
+	// The variable for traces overrides the variable for all signals.
 	for _, variable := range []string{"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"} {
 		protocol := os.Getenv(variable)
 		if protocol != "" && protocol != "http/protobuf" {
@@ -64,7 +71,7 @@ func New(ctx context.Context, service, version string, log logr.Logger) (*Tracin
 	if err != nil {
 		return nil, fmt.Errorf("set up the exporter of spans: %w", err)
 	}
-	sometimes := rate.Sometimes{First: 1, Interval: quiet}
+	sometimes := rate.Sometimes{First: 1, Interval: logInterval}
 	otel.SetLogger(log)
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
 		sometimes.Do(func() { log.Error(err, "Spans are lost") })
@@ -75,16 +82,17 @@ func New(ctx context.Context, service, version string, log logr.Logger) (*Tracin
 	}, nil
 }
 
-// Stop sends what is left until ctx ends, for three seconds at most.
+// Stop sends the remaining spans. It returns when ctx ends, or after three seconds.
 func (t *Tracing) Stop(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, flushTime)
+	ctx, cancel := context.WithTimeout(ctx, flushTimeout)
 	defer cancel()
 	if err := t.provider.Shutdown(ctx); err != nil {
 		otel.Handle(err)
 	}
 }
 
-// Handler makes a span of each request that is served at path, below that of its caller where that sends one.
+// Handler returns a handler that creates a span for each request at path. If the caller sends a
+// span's identity, that span is the parent.
 func (t *Tracing) Handler(path string, handler http.Handler) http.Handler {
 	return otelhttp.NewHandler(handler, http.MethodPost+" "+path,
 		otelhttp.WithTracerProvider(t.provider),
@@ -94,13 +102,14 @@ func (t *Tracing) Handler(path string, handler http.Handler) http.Handler {
 	)
 }
 
-// Transport makes a span of each request to the API server that is made for one that is traced. The feeds' own are not: a watch lasts
-// for minutes.
+// Transport returns a transport that creates a span for each request to the API server during a
+// traced review. Watches get no spans: they last for minutes, and belong to no review.
 func (t *Tracing) Transport(next http.RoundTripper) http.RoundTripper {
 	return &transport{next: next, tracer: t.provider.Tracer("github.com/akv-injector/akv-injector/tracing"), propagator: t.propagator}
 }
 
-// transport is OpenTelemetry's own but for the URL, which it always tells: an author's annotation may be in there, as a name.
+// transport does what OpenTelemetry's transport does, but does not send the URL, which may contain
+// names from an author's annotations.
 type transport struct {
 	next       http.RoundTripper
 	tracer     trace.Tracer
@@ -126,13 +135,14 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	span.SetAttributes(semconv.HTTPResponseStatusCode(response.StatusCode))
-	if response.StatusCode >= http.StatusInternalServerError { // that there is no such object is an answer
+	if response.StatusCode >= http.StatusInternalServerError { // 404 is an answer: the object does not exist
 		span.SetStatus(codes.Error, "")
 	}
 	return response, nil
 }
 
-// template is an API server's path without the names in it, such as "/api/v1/namespaces/{}/serviceaccounts/{}".
+// template returns the path of a request to an API server with {} in place of names, such as
+// "/api/v1/namespaces/{}/serviceaccounts/{}".
 func template(path string) string {
 	segments := strings.Split(path, "/")
 	start := slices.IndexFunc(segments, func(s string) bool { return s == "api" || s == "apis" })

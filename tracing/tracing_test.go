@@ -30,7 +30,7 @@ import (
 	"github.com/akv-injector/akv-injector/webhook"
 )
 
-// collector is an OpenTelemetry collector as far as its OTLP receiver for HTTP goes.
+// collector is the OTLP receiver for HTTP of an OpenTelemetry collector.
 type collector struct {
 	mu       sync.Mutex
 	bodies   []byte
@@ -38,7 +38,7 @@ type collector struct {
 	spans    []*tracepb.Span
 }
 
-// startCollector starts one, and points the environment to it.
+// startCollector starts a collector and sets the environment variable that selects it.
 func startCollector(t *testing.T) *collector {
 	t.Helper()
 	c := &collector{}
@@ -74,16 +74,17 @@ func start(t *testing.T, log logr.Logger) *tracing.Tracing {
 	return tracer
 }
 
-// canary is what an author wrote. It must not leave the program.
+// canary is a text of an author, which spans must not contain.
 const canary = "very-secret-canary"
 
-// startAPIServer starts as much of an API server as knows one namespace and nothing in it.
-func startAPIServer(t *testing.T, questions *http.Header) *httptest.Server {
+// startAPIServer starts an API server with one empty namespace. It stores the header of the latest
+// request for the namespace.
+func startAPIServer(t *testing.T, latest *http.Header) *httptest.Server {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		if r.URL.Path == "/api/v1/namespaces/shop" {
-			*questions = r.Header.Clone()
+			*latest = r.Header.Clone()
 			fmt.Fprint(w, `{"apiVersion":"meta.k8s.io/v1","kind":"PartialObjectMetadata","metadata":{"name":"shop","labels":{"keyvault.io/injection":"enabled"}}}`)
 			return
 		}
@@ -102,11 +103,12 @@ const (
 	spanOfCaller  = "b7ad6b7169203331"
 )
 
-// TestReview has the API server's own span above the review's, and the review's above those of its questions.
+// TestReview checks that the span of a review is a child of the caller's, and that the spans of its
+// requests are children of the review's.
 func TestReview(t *testing.T) {
 	spans := startCollector(t)
-	var asked http.Header
-	apiserver := startAPIServer(t, &asked)
+	var latest http.Header
+	apiserver := startAPIServer(t, &latest)
 	tracer := start(t, logr.Discard())
 	config := &rest.Config{Host: apiserver.URL}
 	config.Wrap(tracer.Transport)
@@ -120,7 +122,7 @@ func TestReview(t *testing.T) {
 	})
 	server := httptest.NewServer(mux)
 	defer server.Close()
-	if _, err := live.Namespace(t.Context(), "shop", true); err != nil { // for no review: no span
+	if _, err := live.Namespace(t.Context(), "shop", true); err != nil { // no review, so no span
 		t.Fatal(err)
 	}
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL+webhook.MutatePods+"?timeout=5s", strings.NewReader(reviewOfPod))
@@ -144,11 +146,11 @@ func TestReview(t *testing.T) {
 	defer spans.mu.Unlock()
 	index := slices.IndexFunc(spans.spans, func(s *tracepb.Span) bool { return s.GetKind() == tracepb.Span_SPAN_KIND_SERVER })
 	if index < 0 {
-		t.Fatalf("there is no span of the review among %v", spans.spans)
+		t.Fatalf("no span of the review in %v", spans.spans)
 	}
 	review := spans.spans[index]
 	if got := hex.EncodeToString(review.GetParentSpanId()); got != spanOfCaller || hex.EncodeToString(review.GetTraceId()) != traceOfCaller {
-		t.Errorf("the review is below %s of trace %x, want the caller's", got, review.GetTraceId())
+		t.Errorf("parent of the review's span is %s of trace %x, want the caller's", got, review.GetTraceId())
 	}
 	want := map[string]string{
 		"akv_injector.review.uid": "705ab4f5", "akv_injector.review.outcome": "invalid", "akv_injector.review.reason": "ClassNotFound",
@@ -160,17 +162,17 @@ func TestReview(t *testing.T) {
 			t.Errorf("attribute %s is %q, want %q", name, got[name], value)
 		}
 	}
-	var questions []string
+	var requests []string
 	for _, s := range spans.spans {
 		if s == review {
 			continue
 		}
 		if !bytes.Equal(s.GetParentSpanId(), review.GetSpanId()) {
-			t.Errorf("span %q is not below the review", s.GetName())
+			t.Errorf("span %q is not a child of the review's", s.GetName())
 		}
-		questions = append(questions, s.GetName()+" "+attributes(s.GetAttributes())["http.response.status_code"])
+		requests = append(requests, s.GetName()+" "+attributes(s.GetAttributes())["http.response.status_code"])
 	}
-	slices.Sort(questions)
+	slices.Sort(requests)
 	if diff := cmp.Diff([]string{
 		"GET /api/v1/namespaces/{} 200",
 		"GET /api/v1/namespaces/{}/serviceaccounts 404",
@@ -178,18 +180,18 @@ func TestReview(t *testing.T) {
 		"GET /apis/aadpodidentity.k8s.io/v1/namespaces/{}/azureidentitybindings 404",
 		"GET /apis/secrets-store.csi.x-k8s.io/v1/namespaces/{}/secretproviderclasses 404",
 		"GET /apis/secrets-store.csi.x-k8s.io/v1/namespaces/{}/secretproviderclasses/{} 404",
-	}, slices.Compact(questions)); diff != "" {
-		t.Errorf("questions (-want +got):\n%s", diff)
+	}, slices.Compact(requests)); diff != "" {
+		t.Errorf("requests (-want +got):\n%s", diff)
 	}
-	if got := asked.Get("Traceparent"); !strings.HasPrefix(got, "00-"+traceOfCaller+"-") {
-		t.Errorf("the API server was asked with traceparent %q, want the caller's trace", got)
+	if got := latest.Get("Traceparent"); !strings.HasPrefix(got, "00-"+traceOfCaller+"-") {
+		t.Errorf("the API server got traceparent %q, want the caller's trace", got)
 	}
 	if bytes.Contains(spans.bodies, []byte(canary)) {
-		t.Error("a span holds what an author wrote")
+		t.Error("a span contains a text of an author")
 	}
 }
 
-// TestDescribesItself has the environment beat what the program says of itself.
+// TestDescribesItself checks that the environment overrides the program's attributes.
 func TestDescribesItself(t *testing.T) {
 	spans := startCollector(t)
 	t.Setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test,service.version=mine")
@@ -206,7 +208,8 @@ func TestDescribesItself(t *testing.T) {
 	}
 }
 
-// TestSampling leaves to the caller which reviews are traced, and to the environment those without a caller that says.
+// TestSampling checks that the caller decides whether a review is traced, and the environment if
+// the caller does not.
 func TestSampling(t *testing.T) {
 	spans := startCollector(t)
 	t.Setenv("OTEL_TRACES_SAMPLER", "parentbased_always_off")
@@ -221,11 +224,12 @@ func TestSampling(t *testing.T) {
 	spans.mu.Lock()
 	defer spans.mu.Unlock()
 	if len(spans.spans) != 1 {
-		t.Errorf("%d spans, want that of the caller who asked for one", len(spans.spans))
+		t.Errorf("%d spans, want one, for the caller that requests it", len(spans.spans))
 	}
 }
 
-// TestCollectorThatNeverAnswers makes more spans than are kept for a collector: nobody waits for it, and one line says so.
+// TestCollectorThatNeverAnswers creates more spans than the queue holds. Requests do not wait for
+// the collector, and one line is logged.
 func TestCollectorThatNeverAnswers(t *testing.T) {
 	released := make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-released }))
@@ -250,12 +254,12 @@ func TestCollectorThatNeverAnswers(t *testing.T) {
 	begin = time.Now()
 	tracer.Stop(t.Context())
 	if took := time.Since(begin); took > 5*time.Second {
-		t.Errorf("to stop took %s", took)
+		t.Errorf("Stop took %s", took)
 	}
 	mu.Lock()
 	defer mu.Unlock()
 	if len(lines) != 1 || !strings.Contains(lines[0], "Spans are lost") {
-		t.Errorf("the log says %q, want one line", lines)
+		t.Errorf("log is %q, want one line", lines)
 	}
 }
 
@@ -264,11 +268,11 @@ func TestWrongEnvironment(t *testing.T) {
 		env  map[string]string
 		want string
 	}{
-		"another protocol":                {map[string]string{"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, `OTEL_EXPORTER_OTLP_PROTOCOL: must be http/protobuf, is "grpc"`},
-		"another protocol for traces":     {map[string]string{"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"}, `OTEL_EXPORTER_OTLP_TRACES_PROTOCOL: must be http/protobuf, is "grpc"`},
-		"another protocol but for traces": {map[string]string{"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, ""},
-		"attributes that are none":        {map[string]string{"OTEL_RESOURCE_ATTRIBUTES": "team"}, "OTEL_RESOURCE_ATTRIBUTES: "},
-		"a collector that is not there":   {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, ""},
+		"another protocol":                 {map[string]string{"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, `OTEL_EXPORTER_OTLP_PROTOCOL: must be http/protobuf, is "grpc"`},
+		"another protocol for traces":      {map[string]string{"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"}, `OTEL_EXPORTER_OTLP_TRACES_PROTOCOL: must be http/protobuf, is "grpc"`},
+		"another protocol, not for traces": {map[string]string{"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, ""},
+		"malformed attributes":             {map[string]string{"OTEL_RESOURCE_ATTRIBUTES": "team"}, "OTEL_RESOURCE_ATTRIBUTES: "},
+		"a collector that does not run":    {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, ""},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -286,7 +290,7 @@ func TestWrongEnvironment(t *testing.T) {
 	}
 }
 
-// TestDeadlinesStay shows that a review's handler can still bound how long its body may take.
+// TestDeadlinesStay checks that a traced handler can still set the read deadline of a request.
 func TestDeadlinesStay(t *testing.T) {
 	startCollector(t)
 	tracer := start(t, logr.Discard())

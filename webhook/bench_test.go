@@ -30,7 +30,8 @@ import (
 	"github.com/akv-injector/akv-injector/webhook"
 )
 
-// BenchmarkHandler reviews a pod's creation from the HTTP body in to the HTTP body out, by us and by what we compare with:
+// BenchmarkHandler reviews a pod's creation from the HTTP body in to the HTTP body out, by us and
+// by what we compare with:
 //
 //	echo       looks for the UID and allows: the floor
 //	decode     controller-runtime's admission.Webhook: decodes the pod and allows it
@@ -94,7 +95,8 @@ func jsonLog() logr.Logger {
 	return zapr.NewLogger(zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(encoder), zapcore.Lock(zapcore.AddSync(io.Discard)), zapcore.InfoLevel)))
 }
 
-// controllerRuntime is controller-runtime's handler around one that decodes the pod, and patches it if change is to.
+// controllerRuntime is controller-runtime's handler around one that decodes the pod, and patches it
+// if change is to.
 func controllerRuntime(change func(*corev1.Pod)) http.Handler {
 	decoder := admission.NewDecoder(scheme.Scheme)
 	return &admission.Webhook{Handler: admission.HandlerFunc(func(_ context.Context, r admission.Request) admission.Response {

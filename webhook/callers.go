@@ -13,10 +13,10 @@ import (
 	"github.com/akv-injector/akv-injector/webhook/serving"
 )
 
-// maxCallers is how many callers limits are kept of.
+// maxCallers is the number of callers whose limits are kept.
 const maxCallers = 1024
 
-// callerLimits holds the limits of the lookups that callers without a client certificate cause.
+// callerLimits has a rate limit of lookups for each caller without a client certificate.
 type callerLimits struct {
 	mu     sync.Mutex
 	limits *lru.Cache // a *rate.Limiter by netip.Addr
@@ -26,7 +26,7 @@ func newCallerLimits() *callerLimits {
 	return &callerLimits{limits: lru.New(maxCallers)}
 }
 
-// limited is the context of a request, with the limit of its caller.
+// limited returns the context of a request with the limit of its caller.
 func (c *callerLimits) limited(ctx context.Context, r *http.Request) context.Context {
 	if serving.IsAuthenticated(r) {
 		return ctx

@@ -25,13 +25,14 @@ import (
 	"github.com/akv-injector/akv-injector/core/review"
 )
 
-// maxTime bounds a review where the API server does not say how long it waits.
+// maxTime is the timeout of a review if the API server does not send its own timeout.
 const maxTime = 10 * time.Second
 
-// timeMargin is how much sooner than the API server a review gives up, so that the answer says why.
+// timeMargin is how much earlier than the API server a review times out, so that the API server
+// gets the reason.
 const timeMargin = 200 * time.Millisecond
 
-// handler answers the reviews of one path.
+// handler handles the reviews of one path.
 type handler[T any, P reader[T]] struct {
 	path    string
 	log     logr.Logger
@@ -44,14 +45,15 @@ type handler[T any, P reader[T]] struct {
 func (h *handler[T, P]) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	deadline := start.Add(timeout(r))
-	// A body that never ends must not hold what was read of it for longer than a review takes.
+	// A body that never ends must not keep its memory for longer than a review may take.
 	if err := http.NewResponseController(w).SetReadDeadline(deadline); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		h.log.V(1).Info("Reading is not bounded in time", "path", h.path, "error", err.Error())
+		h.log.V(1).Info("Cannot set the read deadline", "path", h.path, "error", err.Error())
 	}
 	req, code, err := readRequest[T, P](w, r)
 	if err != nil {
-		// Anyone in the cluster can post anything, so it gets no line of the log by default; the metric counts it.
-		h.log.V(1).Info("Refused what is no review", "path", h.path, "code", code, "error", err.Error())
+		// Any client in the cluster can cause this, so it is not logged by default; the metric
+		// counts it.
+		h.log.V(1).Info("Rejected a malformed review", "path", h.path, "code", code, "error", err.Error())
 		h.metrics.observe(inject.Malformed, "", start)
 		http.Error(w, err.Error(), code)
 		return
@@ -65,18 +67,18 @@ func (h *handler[T, P]) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		outcome, reason, err = inject.Abandoned, "", nil
 	case err != nil:
 		outcome, reason = inject.Failed, ""
-		http.Error(w, faulty(err), http.StatusInternalServerError)
+		http.Error(w, failure(err), http.StatusInternalServerError)
 	default:
 		h.respond(w, answer(req.UID, lastingName[T, P](req), req.Kind, &verdict), verdict.Operations)
 	}
 	h.metrics.observe(outcome, reason, start)
-	note(ctx, req.UID, outcome, reason)
+	addToSpan(ctx, req.UID, outcome, reason)
 	h.logReview(req, outcome, reason, len(verdict.Warnings), time.Since(start), err)
 }
 
-// note tells the span of a review, if there is one, what came of it. No text that an author wrote belongs there; the UID leads to the line
-// of the log.
-func note(ctx context.Context, uid types.UID, outcome inject.Outcome, reason api.Reason) {
+// addToSpan adds the result of a review to its span, if there is one. A span has no text of the
+// object; its UID is also in the log line.
+func addToSpan(ctx context.Context, uid types.UID, outcome inject.Outcome, reason api.Reason) {
 	span := trace.SpanFromContext(ctx)
 	if !span.IsRecording() {
 		return
@@ -100,7 +102,8 @@ func (h *handler[T, P]) logReview(req *request[T], outcome inject.Outcome, reaso
 	h.log.Info("Reviewed", fields...)
 }
 
-// recoverVerdict turns a panic into an error: the API server has to be told something.
+// recoverVerdict returns the verdict. It turns a panic into an error, so that the API server gets a
+// response.
 func (h *handler[T, P]) recoverVerdict(ctx context.Context, req *request[T]) (verdict review.Verdict, err error) {
 	defer func() {
 		if reason := recover(); reason != nil {
@@ -110,7 +113,8 @@ func (h *handler[T, P]) recoverVerdict(ctx context.Context, req *request[T]) (ve
 	return h.verdict(ctx, req)
 }
 
-// timeout is how long a review may take: what the API server says in its query that it waits, less a margin.
+// timeout returns how long a review may take: the API server's timeout, which it sends in the
+// query, minus a margin.
 func timeout(r *http.Request) time.Duration {
 	wait, err := time.ParseDuration(r.URL.Query().Get("timeout"))
 	if err != nil || wait <= 0 || wait > maxTime {
@@ -119,7 +123,7 @@ func timeout(r *http.Request) time.Duration {
 	return max(wait-timeMargin, wait/2)
 }
 
-// respond writes the answer, with operations as its patch.
+// respond writes the response, with operations as its patch.
 func (h *handler[T, P]) respond(w http.ResponseWriter, response *admissionv1.AdmissionResponse, operations []jsonpatch.Operation) {
 	buffer := answers.Get().(*answerBuffer) //nolint:forcetypeassert // the pool holds nothing else
 	defer buffer.release()
@@ -129,18 +133,18 @@ func (h *handler[T, P]) respond(w http.ResponseWriter, response *admissionv1.Adm
 	}
 	buffer.body.Reset()
 	if err := json.MarshalWrite(&buffer.body, &admissionv1.AdmissionReview{TypeMeta: reviewType, Response: response}, json.Deterministic(true)); err != nil {
-		h.log.Error(err, "Answer can't be printed", "path", h.path)
-		http.Error(w, "the answer can't be printed", http.StatusInternalServerError)
+		h.log.Error(err, "Cannot encode the response", "path", h.path)
+		http.Error(w, "cannot encode the response", http.StatusInternalServerError)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", strconv.Itoa(buffer.body.Len()))
 	if _, err := w.Write(buffer.body.Bytes()); err != nil {
-		h.log.V(1).Info("Answer not taken", "path", h.path, "error", err.Error())
+		h.log.V(1).Info("Cannot write the response", "path", h.path, "error", err.Error())
 	}
 }
 
-// answerBuffer holds an answer while it is written.
+// answerBuffer is the buffer of a response.
 type answerBuffer struct {
 	patch []byte
 	body  bytes.Buffer
@@ -148,7 +152,7 @@ type answerBuffer struct {
 
 var answers = sync.Pool{New: func() any { return new(answerBuffer) }}
 
-// release gives the buffer to the next answer, unless this one was unusually large.
+// release returns the buffer to the pool, unless it is unusually large.
 func (b *answerBuffer) release() {
 	if b.body.Cap() <= 256<<10 {
 		answers.Put(b)

@@ -10,7 +10,7 @@ import (
 	"github.com/akv-injector/akv-injector/core/inject"
 )
 
-// Metrics count reviews. Their names are part of the product's interface.
+// Metrics count reviews. Their names are a stable interface; docs/metrics.md lists them.
 type Metrics struct {
 	reviews  *prometheus.CounterVec
 	duration *prometheus.HistogramVec
@@ -21,11 +21,11 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		reviews: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "akv_injector_reviews_total",
-			Help: "Admission reviews by webhook path, by outcome, and for a rejection by its first Reason.",
+			Help: "Admission reviews by webhook path, outcome and, for a rejection, its first Reason.",
 		}, []string{"path", "outcome", "reason"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "akv_injector_review_duration_seconds",
-			Help:    "Seconds from the first byte of a review read to the last byte of its answer written, by webhook path.",
+			Help:    "Seconds from reading the first byte of a review to writing the last byte of its response, by webhook path.",
 			Buckets: []float64{.00005, .0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5},
 		}, []string{"path"}),
 	}
@@ -33,12 +33,12 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 	return m
 }
 
-// pathMetrics are the metrics of one path. All of its series exist from the start, so that the first rejection is an increase, and
-// no text of a review can add a series.
+// pathMetrics are the metrics of one path. All series exist from the start, so that the first
+// rejection is an increase, and no text of a review can add a series.
 type pathMetrics struct {
 	reviews  map[series]prometheus.Counter
 	duration prometheus.Observer
-	// others counts what the path should never have.
+	// others counts combinations that the path should never have.
 	others func(series) prometheus.Counter
 }
 

@@ -17,8 +17,9 @@ import (
 	"github.com/akv-injector/akv-injector/webhook"
 )
 
-// TestEveryReviewIsCounted sends the whole corpus to all webhooks. Each review is counted as what its answer says, and in a series that was
-// there before: nothing that an author writes makes another.
+// TestEveryReviewIsCounted sends the whole corpus to all webhooks. Each review is counted as what
+// its answer says, and in a series that was there before: nothing that an author writes makes
+// another.
 func TestEveryReviewIsCounted(t *testing.T) {
 	archives, err := corpus.Load()
 	if err != nil {

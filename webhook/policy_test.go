@@ -21,7 +21,8 @@ import (
 	"github.com/akv-injector/akv-injector/webhook"
 )
 
-// TestPolicyOfTheCorpus sends what the API server makes of an archive's subject, once the patch is applied, to the webhooks that validate.
+// TestPolicyOfTheCorpus sends what the API server makes of an archive's subject, once the patch is
+// applied, to the webhooks that validate.
 func TestPolicyOfTheCorpus(t *testing.T) {
 	archives, err := corpus.Load()
 	if err != nil {
@@ -117,7 +118,8 @@ func patch(t *testing.T, object *unstructured.Unstructured, lines string) *unstr
 	return patched
 }
 
-// team is a namespace with every mode, two ceilings' worth of identities, and a ServiceAccount that has none.
+// team is a namespace with every mode, two ceilings' worth of identities, and a ServiceAccount that
+// has none.
 const team = `
 apiVersion: v1
 kind: Namespace
@@ -144,7 +146,8 @@ metadata: {name: app-secrets}
 spec: {provider: azure, parameters: {usePodIdentity: "true", keyvaultName: team-kv, objects: "array: []"}}
 `
 
-// TestRelabelling holds a running pod, whose labels change, to what the change breaks. What was broken before it is nobody's fault now.
+// TestRelabelling holds a running pod, whose labels change, to what the change breaks. What was
+// broken before it is nobody's fault now.
 func TestRelabelling(t *testing.T) {
 	const (
 		binding  = "aadpodidbinding"
@@ -195,7 +198,8 @@ func TestRelabelling(t *testing.T) {
 	}
 }
 
-// TestRelabellingByBinding shows that a Binding, whose labels become its pod's, sets none of an identity where one may not be taken at will.
+// TestRelabellingByBinding shows that a Binding, whose labels become its pod's, sets none of an
+// identity where one may not be taken at will.
 func TestRelabellingByBinding(t *testing.T) {
 	const refused = `[IdentityNotAllowed] metadata.labels[aadpodidbinding]: Forbidden: must not be set by a Binding; set it on the pod`
 	const asked = "; required by namespace label identity.io/%s=required"
@@ -269,7 +273,8 @@ func TestPolicyPassesOver(t *testing.T) {
 	}
 }
 
-// TestRefusalOfAGeneratedName shows that a refusal says the same each time a controller tries again, so that it is one event.
+// TestRefusalOfAGeneratedName shows that a refusal says the same each time a controller tries
+// again, so that it is one event.
 func TestRefusalOfAGeneratedName(t *testing.T) {
 	for behaviour, test := range map[string]struct{ name, generateName, want string }{
 		"a generated name":                     {"app-6d8f9-x2x9q", "app-6d8f9-", "app-6d8f9-*"},

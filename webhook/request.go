@@ -20,26 +20,30 @@ import (
 	"github.com/akv-injector/akv-injector/core/pods"
 )
 
-// maxBody bounds how much of a review is read, in bytes. An API server takes objects of at most 3 MiB and stores 1.5 MiB, and a byte that
-// JSON escapes becomes six: an update with both objects has 27 MiB at most.
+// maxBody is the size of the largest review that is read, in bytes. An API server accepts objects
+// of at most 3 MiB and stores 1.5 MiB, and JSON may escape a byte as six: an update with both
+// objects has at most 27 MiB.
 const maxBody = 32 << 20
 
-// maxUnread bounds how much of a longer review is read and discarded, so that its sender gets to the answer.
+// maxUnread is how many bytes of a larger review are read and discarded, so that its sender reads
+// the response.
 const maxUnread = 256 << 20
 
-// request is the part of an AdmissionRequest that a review is about. Names are cut to [pods.MaxName] bytes.
+// request has the fields of an AdmissionRequest that a review needs. Names are cut to
+// [pods.MaxName] bytes.
 type request[T any] struct {
 	UID       types.UID
 	Kind      metav1.GroupVersionKind
 	Name      string
 	Namespace string
 	Operation admissionv1.Operation
-	// ByNode is true where a node sent the request.
+	// ByNode is true if a node sent the request.
 	ByNode bool
-	// Object and OldObject are nil where the request has none.
+	// Object and OldObject are nil if the request has none.
 	Object, OldObject *T
 	DryRun            bool
-	// TooLarge is true where the objects are too large to be read. What is read of them is incomplete then.
+	// TooLarge is true if the objects are too large to be read. Object and OldObject are then
+	// incomplete.
 	TooLarge bool
 }
 
@@ -48,20 +52,21 @@ func (r *request[T]) writes() bool {
 	return r.Operation == admissionv1.Create || r.Operation == admissionv1.Update
 }
 
-// reader constrains a type that a review can be about.
+// reader is the constraint of the types of reviewed objects.
 type reader[T any] interface {
 	*T
 	Read(r *jsonstream.Reader)
 	ObjectMeta() *pods.Meta
 }
 
-// readers holds the buffers of reviews that are done.
+// readers is a pool of readers with their buffers.
 var readers = sync.Pool{New: func() any { return new(jsonstream.Reader) }}
 
-// readRequest reads the one AdmissionReview in the body of an HTTP request. On an error it returns the HTTP status of the answer.
+// readRequest reads the AdmissionReview in the body of an HTTP request. With an error, it returns
+// the HTTP status of the response.
 func readRequest[T any, P reader[T]](w http.ResponseWriter, r *http.Request) (*request[T], int, error) {
 	if r.Method != http.MethodPost {
-		return nil, http.StatusMethodNotAllowed, errors.New("must be a POST of an AdmissionReview")
+		return nil, http.StatusMethodNotAllowed, errors.New("must be a POST request with an AdmissionReview")
 	}
 	if mediaType := r.Header.Get("Content-Type"); mediaType != "application/json" {
 		if parsed, _, err := mime.ParseMediaType(mediaType); err != nil || parsed != "application/json" {
@@ -98,8 +103,8 @@ func readRequest[T any, P reader[T]](w http.ResponseWriter, r *http.Request) (*r
 	return review.request, http.StatusOK, nil
 }
 
-// body is the start of a request's body. Once yieldAfter bytes are read, it lets other goroutines run before it reads more, so that small reviews
-// do not wait for large ones.
+// body reads a request's body up to its limit. After yieldAfter bytes it yields to other goroutines
+// before each read, so that small reviews do not wait for large ones.
 type body struct{ io.LimitedReader }
 
 const yieldAfter = 64 << 10
@@ -175,7 +180,7 @@ func (a *admissionReview[T, P]) readRequest(r *jsonstream.Reader) {
 	}
 }
 
-// isNode reads the user of a request, and reports whether it is a node.
+// isNode reads the user of a request and reports whether it is a node.
 func isNode(r *jsonstream.Reader) bool {
 	named, grouped := false, false
 	for name := range r.Members {
@@ -202,7 +207,7 @@ func readObject[T any, P reader[T]](r *jsonstream.Reader) *T {
 	return o
 }
 
-// check says why a review can't be judged.
+// check returns an error if the AdmissionReview is not valid.
 func (a *admissionReview[T, P]) check() error {
 	switch r := a.request; {
 	case a.apiVersion != admissionv1.SchemeGroupVersion.String() || a.kind != "AdmissionReview":

@@ -16,14 +16,14 @@ import (
 	"github.com/akv-injector/akv-injector/core/review"
 )
 
-// Audit annotations of a review; the API server puts the webhook's name before them.
+// Audit annotations of a review. The API server adds the webhook's name as a prefix.
 const (
 	auditOutcome    = "outcome"
 	auditReasons    = "reasons"
 	auditViolations = "violations"
 )
 
-// answer turns a verdict into the response to the API server, but for the patch.
+// answer returns the response for a verdict, without the patch.
 func answer(uid types.UID, name string, kind metav1.GroupVersionKind, v *review.Verdict) *admissionv1.AdmissionResponse {
 	response := &admissionv1.AdmissionResponse{
 		UID:              uid,
@@ -32,10 +32,10 @@ func answer(uid types.UID, name string, kind metav1.GroupVersionKind, v *review.
 		AuditAnnotations: map[string]string{auditOutcome: string(v.Outcome)},
 	}
 	if len(v.Audited) > 0 {
-		response.AuditAnnotations[auditViolations] = strings.Join(fit(v.Audited, maxError, maxRefusal), "\n")
+		response.AuditAnnotations[auditViolations] = strings.Join(fit(v.Audited, maxError, maxRejection), "\n")
 	}
 	if !response.Allowed {
-		response.Result = refusal(name, kind, v)
+		response.Result = rejection(name, kind, v)
 		response.AuditAnnotations[auditReasons] = reasons(v.Errors)
 		return response
 	}
@@ -44,9 +44,10 @@ func answer(uid types.UID, name string, kind metav1.GroupVersionKind, v *review.
 
 var jsonPatch = admissionv1.PatchTypeJSONPatch
 
-// refusal says why an object is refused: in one text for events and logs, and cause by cause for clients such as kubectl, which
-// prints them as it does the API server's own.
-func refusal(name string, kind metav1.GroupVersionKind, v *review.Verdict) *metav1.Status {
+// rejection returns the status of a rejected object. Its message has all errors, for events and
+// logs. Its causes have one error each, for clients such as kubectl, which prints them like those
+// of the API server.
+func rejection(name string, kind metav1.GroupVersionKind, v *review.Verdict) *metav1.Status {
 	status := &metav1.Status{
 		Status: metav1.StatusFailure, Code: http.StatusUnprocessableEntity, Reason: metav1.StatusReasonInvalid,
 		Details: &metav1.StatusDetails{Name: name, Group: kind.Group, Kind: kind.Kind},
@@ -54,7 +55,7 @@ func refusal(name string, kind metav1.GroupVersionKind, v *review.Verdict) *meta
 	if v.Outcome == inject.Forbidden {
 		status.Code, status.Reason = http.StatusForbidden, metav1.StatusReasonForbidden
 	}
-	messages := fit(v.Errors[:min(len(v.Errors), maxErrors)], maxError, maxRefusal)
+	messages := fit(v.Errors[:min(len(v.Errors), maxErrors)], maxError, maxRejection)
 	for _, err := range v.Errors[:len(messages)] {
 		status.Details.Causes = append(status.Details.Causes, metav1.StatusCause{
 			Type: metav1.CauseType(err.Type), Message: api.Cut("["+err.Origin+"] "+err.ErrorBody(), maxError), Field: api.Cut(err.Field, maxError),
@@ -72,15 +73,16 @@ func refusal(name string, kind metav1.GroupVersionKind, v *review.Verdict) *meta
 	return status
 }
 
-// A refusal becomes part of events and, for instance, of a ReplicaSet's conditions, again with each attempt to create a pod. So it names
-// this many errors, and has this many bytes, at most.
+// Limits of the message of a rejection, in errors and bytes. Each attempt to create a pod copies
+// the message to events, and for example to the conditions of a ReplicaSet.
 const (
-	maxErrors  = 20
-	maxError   = 1 << 10
-	maxRefusal = 8 << 10
+	maxErrors    = 20
+	maxError     = 1 << 10
+	maxRejection = 8 << 10
 )
 
-// fit prints errs, each cut to a number of bytes, as far as they fit into another, with room for a line on the rest.
+// fit returns the messages of the first errors that fit into all bytes, each cut to a number of
+// bytes. It leaves room for a line about the rest.
 func fit(errs field.ErrorList, each, all int) []string {
 	const rest = 128
 	printed, left := make([]string, 0, len(errs)), all-rest
@@ -94,29 +96,31 @@ func fit(errs field.ErrorList, each, all int) []string {
 	return printed
 }
 
-// faulty is the text of an answer of status 500. With it, the failurePolicy of the webhook decides, and the API server prints the text if that is Fail.
-// An AdmissionReview with this status would reject the object in any case.
-func faulty(err error) string {
+// failure returns the text of a response with status 500. For that status, the API server applies
+// the failurePolicy of the webhook, and shows the text if the policy is Fail. An AdmissionReview
+// with this status would always reject the object.
+func failure(err error) string {
 	message, _, _ := strings.Cut(err.Error(), "\n")
-	return "akv-injector could not review the request; it may succeed when tried again: " + api.Cut(message, maxError)
+	return "akv-injector could not review the request; a retry may succeed: " + api.Cut(message, maxError)
 }
 
-// The API server keeps the warnings of a response whole until they have more than 4,096 characters in all, and then cuts each to 256.
+// The API server cuts each warning of a response to 256 characters once all of them together exceed
+// 4,096.
 const (
 	maxWarning  = 1 << 10
 	maxWarnings = 4096
 )
 
-// warnings prints warnings so that the API server cuts none of them in its own way.
+// warnings returns the messages of warnings, cut so that the API server does not cut them.
 func warnings(errs field.ErrorList) []string {
 	printed := fit(errs, maxWarning, maxWarnings)
 	if more := len(errs) - len(printed); more > 0 {
-		printed = append(printed, fmt.Sprintf("and %d warnings more; akv-injector lint shows them all", more))
+		printed = append(printed, fmt.Sprintf("and %d more warnings; akv-injector lint shows them all", more))
 	}
 	return printed
 }
 
-// reasons lists the Reasons of errs, each once, in order.
+// reasons returns the Reasons of errs, in order and without duplicates, separated by commas.
 func reasons(errs field.ErrorList) string {
 	var list []string
 	seen := map[string]bool{}
@@ -129,7 +133,8 @@ func reasons(errs field.ErrorList) string {
 	return strings.Join(list, ",")
 }
 
-// firstReason is the Reason by which a refusal is counted.
+// firstReason returns the Reason of a rejection in metrics and logs: that of the first error, or
+// "".
 func firstReason(v *review.Verdict) api.Reason {
 	if len(v.Errors) == 0 {
 		return ""
@@ -137,7 +142,8 @@ func firstReason(v *review.Verdict) api.Reason {
 	return api.ReasonOf(v.Errors[0])
 }
 
-// objectName is the object's name, or the prefix from which the API server will generate its name.
+// objectName returns the object's name, or the prefix from which the API server will generate its
+// name, with *.
 func objectName[T any, P reader[T]](r *request[T]) string {
 	if meta := metaOf[T, P](r); r.Name == "" && meta != nil {
 		if meta.Name == "" && meta.GenerateName != "" {
@@ -148,9 +154,9 @@ func objectName[T any, P reader[T]](r *request[T]) string {
 	return r.Name
 }
 
-// metaOf is the metadata of the object; nil where there is none.
+// metaOf returns the metadata of the object; nil for none.
 func metaOf[T any, P reader[T]](r *request[T]) *pods.Meta {
-	if r.Object == nil { // as on deletion
+	if r.Object == nil { // for example on DELETE
 		return nil
 	}
 	return P(r.Object).ObjectMeta()
@@ -159,8 +165,9 @@ func metaOf[T any, P reader[T]](r *request[T]) *pods.Meta {
 // generatedSuffix is how many characters the API server adds to a prefix to generate a name.
 const generatedSuffix = 5
 
-// lastingName is [objectName], or the prefix from which the API server has generated the name. A controller that retries a rejected object
-// does so under a new name each time, and each rejection would be a new event.
+// lastingName returns [objectName], or the prefix with * if the API server generated the name. A
+// controller that retries a rejected object uses a new name each time, and each name would be a new
+// event.
 func lastingName[T any, P reader[T]](r *request[T]) string {
 	name := objectName[T, P](r)
 	meta := metaOf[T, P](r)

@@ -1,5 +1,5 @@
-// Package webhook is the admission shell: it decodes AdmissionReviews, has package review make the verdicts, and writes the
-// responses, metrics and log lines. [Register] puts its handlers at their paths:
+// Package webhook serves admission reviews: it decodes AdmissionReviews, calls package review for
+// the verdicts, and writes the responses, metrics and log lines. [Register] registers its handlers:
 //
 //	webhook.Register(mux.Handle, webhook.Options{
 //		Reviewer: review.Reviewer{Source: cached, Defaults: defaults},
@@ -81,7 +81,8 @@ func (o *Options) mutateWorkload(ctx context.Context, r *request[pods.Workload])
 	return o.Reviewer.Workload(ctx, r.Object, r.OldObject, r.Namespace)
 }
 
-// validatePod handles CREATE of pods, UPDATE of their labels, and CREATE of Bindings, whose labels become those of a pod.
+// validatePod handles CREATE of pods, UPDATE of their labels, and CREATE of Bindings, whose labels
+// become those of a pod.
 func (o *Options) validatePod(ctx context.Context, r *request[pods.Pod]) (review.Verdict, error) {
 	switch {
 	case !r.writes():
@@ -94,7 +95,8 @@ func (o *Options) validatePod(ctx context.Context, r *request[pods.Pod]) (review
 	return o.Reviewer.PodPolicy(ctx, subjectOf(r), r.OldObject, r.Namespace)
 }
 
-// validateWorkload handles CREATE and UPDATE of workloads: it warns of what policy will reject in their pods.
+// validateWorkload handles CREATE and UPDATE of workloads: it warns of what policy will reject in
+// their pods.
 func (o *Options) validateWorkload(ctx context.Context, r *request[pods.Workload]) (review.Verdict, error) {
 	switch {
 	case !r.writes():

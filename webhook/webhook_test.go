@@ -184,7 +184,8 @@ func checkWarnings(t *testing.T, got []string, wanted string) {
 	}
 }
 
-// TestUnknownFieldsSurvive shows that a field newer than our API version is still there after the patch.
+// TestUnknownFieldsSurvive shows that a field newer than our API version is still there after the
+// patch.
 func TestUnknownFieldsSurvive(t *testing.T) {
 	a := load(t, "origin-demo")
 	for _, pointer := range [][]string{{"metadata"}, {"spec"}} {
@@ -276,7 +277,8 @@ func (b brokenSource) Facts(context.Context, string, facts.Needs, bool) (facts.A
 	return facts.Answer{}, context.DeadlineExceeded
 }
 
-// TestOwnFaults shows that a review that can't be judged is neither allowed nor rejected: the failurePolicy of the webhook decides.
+// TestOwnFaults shows that a review that can't be judged is neither allowed nor rejected: the
+// failurePolicy of the webhook decides.
 func TestOwnFaults(t *testing.T) {
 	for name, source := range map[string]brokenSource{"a cluster out of reach": {}, "a panic": {panics: true}} {
 		for path, body := range map[string][]byte{
@@ -307,7 +309,8 @@ func (w waitingSource) Namespace(ctx context.Context, _ string, _ bool) (facts.N
 	return facts.Namespace{}, ctx.Err()
 }
 
-// TestReviewEndsWithItsCaller shows that nothing more is looked up for a caller that hung up, and that such a review is no error.
+// TestReviewEndsWithItsCaller shows that nothing more is looked up for a caller that hung up, and
+// that such a review is no error.
 func TestReviewEndsWithItsCaller(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	source := waitingSource{asked: make(chan struct{})}
@@ -336,7 +339,8 @@ func TestReviewEndsWithItsCaller(t *testing.T) {
 	}
 }
 
-// TestTooLarge shows that a review which exceeds what is read still gets an answer with its UID, and that no policy is lost by it.
+// TestTooLarge shows that a review which exceeds what is read still gets an answer with its UID,
+// and that no policy is lost by it.
 func TestTooLarge(t *testing.T) {
 	sizes := map[string]string{
 		"more than is read": `"args":["` + strings.Repeat(`\u003c`, 6<<20) + `"]`,
@@ -413,7 +417,8 @@ func TestRefusalNamesEachCause(t *testing.T) {
 	}
 }
 
-// FuzzServe holds the promise to the API server: any body gets an AdmissionReview with its UID, or a 4xx.
+// FuzzServe holds the promise to the API server: any body gets an AdmissionReview with its UID, or
+// a 4xx.
 func FuzzServe(f *testing.F) {
 	archives, err := corpus.Load()
 	if err != nil {
@@ -456,7 +461,8 @@ func FuzzServe(f *testing.F) {
 	})
 }
 
-// TestWarningsStayWithinTheirRoom shows that many warnings end in a count instead of being dropped in silence.
+// TestWarningsStayWithinTheirRoom shows that many warnings end in a count instead of being dropped
+// in silence.
 func TestWarningsStayWithinTheirRoom(t *testing.T) {
 	a := load(t, "origin-demo")
 	var namespace *unstructured.Unstructured
@@ -484,7 +490,8 @@ func TestWarningsStayWithinTheirRoom(t *testing.T) {
 	}
 }
 
-// TestRefusalsStayWithinTheirRoom shows that a refusal of many or long errors ends in a count: its text is kept in conditions and events.
+// TestRefusalsStayWithinTheirRoom shows that a refusal of many or long errors ends in a count: its
+// text is kept in conditions and events.
 func TestRefusalsStayWithinTheirRoom(t *testing.T) {
 	for name, test := range map[string]struct {
 		mistakes int
@@ -533,7 +540,8 @@ func TestRefusalsStayWithinTheirRoom(t *testing.T) {
 	}
 }
 
-// longMistakes are annotations that ask for classes of which none can be read, for a long reason. They become part of the archive.
+// longMistakes are annotations that ask for classes of which none can be read, for a long reason.
+// They become part of the archive.
 func longMistakes(t *testing.T, a *corpus.Archive, n int) map[string]string {
 	t.Helper()
 	var names, items []string
@@ -549,7 +557,8 @@ func longMistakes(t *testing.T, a *corpus.Archive, n int) map[string]string {
 	return map[string]string{"keyvault.io/class": strings.Join(names, ","), "keyvault.io/secrets": strings.Join(items, ",")}
 }
 
-// TestBodyThatNeverEnds shows that it is given up when the review's time is over, over both versions of HTTP.
+// TestBodyThatNeverEnds shows that it is given up when the review's time is over, over both
+// versions of HTTP.
 func TestBodyThatNeverEnds(t *testing.T) {
 	for name, http2 := range map[string]bool{"HTTP/1.1": false, "HTTP/2": true} {
 		t.Run(name, func(t *testing.T) {

@@ -1,5 +1,8 @@
-// Package manifest reads documents of YAML and JSON as their authors wrote them, and patches them so that all but the patch stays
-// in their authors' own words: comments, key order, quotes and blank lines.
+// Package manifest applies JSON Patches to YAML and JSON documents and keeps the rest of their
+// text: comments, the order of keys, quotes and blank lines.
 //
-// It knows nothing of pods or of what the documents are for.
+//	for _, d := range manifest.Split(text) {
+//		patched, dropped, err := d.Patch(operations)
+//
+// It does not interpret the documents: they may be of any kind.
 package manifest

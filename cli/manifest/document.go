@@ -16,18 +16,20 @@ import (
 	"github.com/akv-injector/akv-injector/core/api"
 )
 
-// Document is one document of a file. The texts of a file's documents, one after the other, are the text of the file.
+// Document is one document of a file. The texts of all documents of a file, one after the other,
+// are the text of the file.
 type Document struct {
-	// head and tail are what is around the body: a byte order mark, the line that starts with ---, the one that ends with "...".
+	// head is a byte order mark and the line that starts with ---; tail is the line that starts
+	// with "...".
 	head, body, tail string
-	// line and column are where the body starts in its file, both from 0.
+	// line and column are the position of the body in its file, both from 0.
 	line, column int
 	syntax       syntax
 
 	root    *yaml.Node
 	json    []byte
 	problem *Problem
-	// duplicate is a key that a mapping has twice.
+	// duplicate is about a duplicate key of a mapping.
 	duplicate *Problem
 }
 
@@ -36,46 +38,49 @@ type syntax uint8
 const (
 	yamlSyntax syntax = iota
 	jsonSyntax
-	// blank is the syntax of what holds no value: space, comments and directives.
+	// blank is the syntax of a document without a value: space, comments and directives.
 	blank
 )
 
-// Problem says why a document can't be read. Line and Column count from 1, and are 0 where they are not known.
+// Problem is the reason why a document cannot be read. Line and Column count from 1, and are 0 if
+// they are not known.
 type Problem struct {
 	Line, Column int
 	Detail       string
 }
 
-// Error is the detail alone.
+// Error returns the detail.
 func (p *Problem) Error() string {
 	return p.Detail
 }
 
-// Text is the whole document, byte for byte.
+// Text returns the whole document, byte for byte.
 func (d *Document) Text() string { return d.head + d.body + d.tail }
 
-// IsBlank reports whether the document holds no value.
+// IsBlank reports whether the document has no value.
 func (d *Document) IsBlank() bool { return d.syntax == blank }
 
-// IsJSON reports whether the document is JSON, and not YAML of another look.
+// IsJSON reports whether the document is JSON. YAML in the flow style is not.
 func (d *Document) IsJSON() bool { return d.syntax == jsonSyntax }
 
-// IsMarked reports whether the document starts with a --- of its own.
+// IsMarked reports whether the document starts with ---.
 func (d *Document) IsMarked() bool {
 	return strings.HasPrefix(strings.TrimPrefix(d.head, byteOrderMark), marker)
 }
 
-// Problem says why the document can't be read; nil where it can.
+// Problem returns why the document cannot be read; nil if it can.
 func (d *Document) Problem() *Problem { return d.problem }
 
-// Duplicate is a key that a mapping of the document has twice, of which the last one counts; nil where there is none. Such a document can't be patched.
+// Duplicate returns the first duplicate key in the document; nil for none. The last value of a
+// duplicate key counts. A document with a duplicate key cannot be patched.
 func (d *Document) Duplicate() *Problem { return d.duplicate }
 
-// JSON is the document's value as the API server would be sent it; nil where there is none. Plain words such as yes mean what kubectl
-// takes them for.
+// JSON returns the value of the document as kubectl would send it; nil for none. Plain words such
+// as yes have the type that kubectl gives them.
 func (d *Document) JSON() []byte { return d.json }
 
-// Limits of a document. A node takes up to 500 bytes of memory, however short it is written. No API server takes a larger object than maxObject.
+// Limits of a document. A node takes up to 500 bytes of memory, even if its text is short. No API
+// server accepts an object larger than maxObject.
 const (
 	maxNodes  = 500_000
 	maxMarks  = 400_000
@@ -88,7 +93,8 @@ const (
 	endMarker     = "..."
 )
 
-// Split takes a file apart. It always has the whole text in its documents; what can't be read says so itself.
+// Split splits the text of a file into documents. The documents always have the whole text. Those
+// that cannot be read have a [Document.Problem].
 func Split(text string) []*Document {
 	if !utf8.ValidString(text) {
 		return []*Document{{body: text, problem: &Problem{Detail: "must be UTF-8"}}}
@@ -117,13 +123,14 @@ func Split(text string) []*Document {
 	return documents
 }
 
-// startsWith reports whether a line is one of YAML's markers, alone or before a space.
+// startsWith reports whether a line starts with a marker of YAML, alone or before a space.
 func startsWith(line, mark string) bool {
 	rest, ok := strings.CutPrefix(line, mark)
 	return ok && (rest == "" || strings.ContainsAny(rest[:1], " \t\r\n"))
 }
 
-// read makes the documents of a chunk that starts at a line, from 0: one, or as many as it has JSON values.
+// read returns the documents of a chunk, which starts at a line, from 0: one document, or one for
+// each JSON value.
 func read(chunk string, line int) []*Document {
 	d := Document{line: line}
 	if rest, ok := strings.CutPrefix(chunk, byteOrderMark); ok {
@@ -163,7 +170,8 @@ func isBlank(text string) bool {
 	return true
 }
 
-// readJSON reads one JSON value after the other. What starts like JSON and is none is YAML in its flow style.
+// readJSON reads one JSON value after the other. A text that starts like JSON, but is not JSON, may
+// be YAML in the flow style.
 func readJSON(d Document) []*Document {
 	var documents []*Document
 	whole := d
@@ -203,7 +211,7 @@ func readJSON(d Document) []*Document {
 	return documents
 }
 
-// jsonProblem finds the line of what the library says.
+// jsonProblem returns the problem, with its line, for an error of the JSON library.
 func (d *Document) jsonProblem(text string, err error) *Problem {
 	p := &Problem{Line: d.line + 1, Detail: "must be JSON: " + err.Error()}
 	if syntactic, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
@@ -213,23 +221,24 @@ func (d *Document) jsonProblem(text string, err error) *Problem {
 	return d.templated(p)
 }
 
-// templated says of a problem where text of a template is that it is one.
+// templated changes the detail of a problem if its line is part of a template.
 func (d *Document) templated(p *Problem) *Problem {
 	lines := strings.Split(d.body, "\n")
 	if at := p.Line - d.line - 1; at >= 0 && at < len(lines) && strings.Contains(lines[at], "{{") {
-		p.Detail = "must be YAML or JSON; a template has to be rendered first"
+		p.Detail = "must be YAML or JSON; render the template first"
 	}
 	return p
 }
 
-// keyProblem finds what is wrong with the keys of a mapping: one that is no text, or one that it has twice.
+// keyProblem checks the keys of all mappings below a node. A key that is not a scalar is a problem;
+// a duplicate key is kept in d.duplicate.
 func (d *Document) keyProblem(node *yaml.Node) {
 	seen := map[string]*yaml.Node{}
 	for i, child := range node.Content {
 		if node.Kind == yaml.MappingNode && i%2 == 0 {
 			p := &Problem{Line: d.line + child.Line}
 			if len(child.Content) > 0 {
-				p.Detail = "must have a text for a key"
+				p.Detail = "must have a string as the key"
 				d.problem = d.templated(p)
 				return
 			}
@@ -271,18 +280,19 @@ func (d *Document) readYAML() {
 	}
 }
 
-// tooLarge says which limit a document exceeds.
+// tooLarge returns the problem of a document that exceeds a limit.
 func (d *Document) tooLarge(format string, args ...any) *Problem {
 	return &Problem{Line: d.line + 1, Detail: fmt.Sprintf(format, args...)}
 }
 
-// expandedSize is the size in bytes of a node's scalars with its aliases expanded, or more than limit if it exceeds that. Known has the sizes of the
-// nodes that aliases refer to.
+// expandedSize returns the size in bytes of a node's scalars with its aliases expanded. If the size
+// exceeds limit, the result is any number above limit. The sizes of the nodes that aliases refer to
+// are kept in known.
 func expandedSize(node *yaml.Node, limit int, known map[*yaml.Node]int) int {
 	if node.Kind == yaml.AliasNode {
 		size, ok := known[node.Alias]
 		if !ok {
-			known[node.Alias] = 0 // an alias of a node around itself is an error elsewhere
+			known[node.Alias] = 0 // an alias inside its own node is reported elsewhere
 			size = expandedSize(node.Alias, limit, known)
 			known[node.Alias] = size
 		}
@@ -304,17 +314,18 @@ func parseYAML(text string) (*yaml.Node, error) {
 		return nil, err
 	}
 	if err := decoder.Decode(&next); !errors.Is(err, io.EOF) {
-		return nil, errors.Join(err, errors.New("must be one value; write --- on a line of its own before the next"))
+		return nil, errors.Join(err, errors.New("must be one value; write a line --- before the next one"))
 	}
 	return &document, nil
 }
 
 var yamlError = regexp.MustCompile(`^(?:error converting YAML to JSON: )?yaml: (?:line (\d+): )?(?s:(.*))$`)
 
-// parserError is what the library's parser says (upstream: parserc.go, and fail in decode.go, which counts lines).
+// parserError matches errors of the library's parser (parserc.go, and fail in decode.go, which
+// counts lines).
 var parserError = regexp.MustCompile("^did not find expected (<|node content|key|'-'|',')")
 
-// yamlProblem takes the line out of what the library says.
+// yamlProblem returns the problem, with its line, for an error of the YAML library.
 func (d *Document) yamlProblem(err error) *Problem {
 	match := yamlError.FindStringSubmatch(err.Error())
 	if match == nil {
@@ -323,15 +334,16 @@ func (d *Document) yamlProblem(err error) *Problem {
 	line, err := strconv.Atoi(match[1])
 	switch {
 	case err != nil:
-		line = 1 // the library names no line for the first
+		line = 1 // the library omits the number of the first line
 	case parserError.MatchString(match[2]):
-		line++ // and counts from 0 what its parser finds, as opposed to its scanner
+		line++ // the library's parser counts lines from 0, and its scanner from 1
 	}
 	return d.templated(&Problem{Line: d.line + line, Detail: strings.TrimSpace(match[2])})
 }
 
-// Locate is where the author wrote what a field path leads to, or the longest part of it that there is: a line and a column,
-// both from 1. For the member of a mapping that is its key.
+// Locate returns the line and column, both from 1, of the value at a field path. For a member of a
+// mapping that is the position of its key. If the path does not exist, it is the position of the
+// longest part of the path that exists.
 func (d *Document) Locate(fieldPath string) (line, column int) {
 	if d.root == nil {
 		return d.line + 1, 1
@@ -344,8 +356,8 @@ func (d *Document) Locate(fieldPath string) (line, column int) {
 	return line, column
 }
 
-// Block is the text that a field path leads to and the line, from 1, that it starts on, where the author wrote it as a literal block:
-// each line of the text is one of the file. Line is 0 where that is not so.
+// Block returns the text at a field path and the line, from 1, where it starts, if it is a literal
+// block: then each line of the text is a line of the file. Otherwise line is 0.
 func (d *Document) Block(fieldPath string) (text string, line int) {
 	if d.root == nil {
 		return "", 0
@@ -360,7 +372,8 @@ func (d *Document) Block(fieldPath string) (text string, line int) {
 	return node.Value, node.Line + d.line + 1
 }
 
-// find follows a field path as far as it leads: to a node, and to the key that it has if it is a member.
+// find follows a field path as far as it exists. It returns the node, and its key if it is a member
+// of a mapping.
 func (d *Document) find(fieldPath string) (at, node *yaml.Node) {
 	node = d.root
 	if node.Kind == yaml.DocumentNode {
@@ -380,7 +393,8 @@ func (d *Document) find(fieldPath string) (at, node *yaml.Node) {
 	return at, node
 }
 
-// child is a member of a mapping with its key, or an item of a sequence, twice; nil where there is none.
+// child returns a member of a mapping with its key, or an item of a sequence as both values; nil
+// for none.
 func child(node *yaml.Node, token string) (key, value *yaml.Node) {
 	switch node.Kind {
 	case yaml.MappingNode:
@@ -396,7 +410,7 @@ func child(node *yaml.Node, token string) (key, value *yaml.Node) {
 	return nil, nil
 }
 
-// member is the position of a key in a mapping's content, or -1.
+// member returns the index of a key in a mapping's content, or -1.
 func member(mapping *yaml.Node, key string) int {
 	for at := 0; at < len(mapping.Content); at += 2 {
 		if mapping.Content[at].Value == key {
@@ -406,7 +420,8 @@ func member(mapping *yaml.Node, key string) int {
 	return -1
 }
 
-// pathTokens takes a path such as spec.containers[0] or metadata.annotations[a.io/b] apart.
+// pathTokens splits a path such as spec.containers[0] or metadata.annotations[a.io/b] into its
+// tokens.
 func pathTokens(path string) []string {
 	var tokens []string
 	for path != "" {

@@ -17,7 +17,8 @@ import (
 	"github.com/akv-injector/akv-injector/cli/manifest"
 )
 
-// FuzzPatch patches random documents and compares with what the API server's library makes of the same patch.
+// FuzzPatch patches random documents and compares with what the API server's library makes of the
+// same patch.
 func FuzzPatch(f *testing.F) {
 	for seed := range uint64(64) {
 		f.Add(seed, seed)

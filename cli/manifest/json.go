@@ -9,8 +9,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// parseJSON reads the first JSON value of text into the nodes that its YAML would have, numbers as they are spelt. Length is how
-// much of text it took.
+// parseJSON parses the first JSON value of text into the nodes of the same YAML. Numbers keep their
+// text. Length is the length of the value in text.
 func parseJSON(text string) (value *yaml.Node, length int, err error) {
 	p := jsonParser{text: text, line: 1, column: 1, Decoder: jsontext.NewDecoder(strings.NewReader(text), jsontext.AllowDuplicateNames(true))}
 	value, err = p.value()
@@ -20,7 +20,7 @@ func parseJSON(text string) (value *yaml.Node, length int, err error) {
 type jsonParser struct {
 	*jsontext.Decoder
 	text string
-	// line and column are those of the offset seen, from 1.
+	// line and column are the position, from 1, of the offset seen.
 	line, column, seen int
 	nodes              int
 }
@@ -79,7 +79,7 @@ func (p *jsonParser) value() (*yaml.Node, error) {
 	return node, nil
 }
 
-// position is the line and column, from 1, of the token that comes next.
+// position returns the line and column, from 1, of the next token.
 func (p *jsonParser) position() (line, column int) {
 	at := int(p.InputOffset())
 	at = len(p.text) - len(strings.TrimLeft(p.text[at:], " \t\r\n,:"))
@@ -94,7 +94,7 @@ func (p *jsonParser) position() (line, column int) {
 	return p.line, p.column
 }
 
-// jsonIndent is how the author of a JSON text indents it; empty where it is on one line.
+// jsonIndent returns the indentation of a JSON text; empty if the text is on one line.
 func jsonIndent(text string) string {
 	for line := range strings.SplitSeq(text, "\n") {
 		if content := strings.TrimLeft(line, " \t"); content != line && strings.TrimSpace(content) != "" {
@@ -104,7 +104,7 @@ func jsonIndent(text string) string {
 	return ""
 }
 
-// printJSON writes nodes without aliases as JSON, on one line where indent is empty.
+// printJSON prints nodes without aliases as JSON, on one line if indent is empty.
 func printJSON(node *yaml.Node, indent string) (string, error) {
 	b, err := appendJSON(nil, node, indent, "\n")
 	return string(b), err

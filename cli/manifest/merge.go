@@ -25,8 +25,9 @@ type replacement struct {
 	lines      []string
 }
 
-// merge brings what changed between base and changed into the author's text, which differs from base by its looks alone: new lines are
-// indented as the author indents those around them. It reports false where both touch the same lines.
+// merge applies the difference between base and changed to the author's text. That text differs
+// from base only in its style. New lines are indented as those around them in the author's text. It
+// returns false if both differences touch the same lines.
 func merge(author, base, changed string) (string, bool) {
 	ending := lineEnding(author)
 	authorLines, baseLines, changedLines := splitLines(author), splitLines(base), splitLines(changed)
@@ -36,8 +37,8 @@ func merge(author, base, changed string) (string, bool) {
 		inserted := reindent(baseLines, kept, h.PosX, changedLines[h.PosY:h.EndY])
 		patches = append(patches, replacement{h.PosX, h.EndX, inserted})
 	}
-	// An insertion goes before what replaces the lines at its place, and the patch's before the author's own: blank lines that
-	// follow a block still follow it.
+	// At the same position, an insertion comes before a replacement, and the patch's insertion
+	// before the author's: blank lines after a block stay after it.
 	replacements = append(patches, replacements...)
 	slices.SortStableFunc(replacements, func(a, b replacement) int {
 		return cmp.Or(a.start-b.start, min(a.end-a.start, 1)-min(b.end-b.start, 1))
@@ -60,8 +61,9 @@ func merge(author, base, changed string) (string, bool) {
 	return strings.Join(merged, ""), true
 }
 
-// align finds each line of base in the author's text, which may indent it otherwise: kept has the author's line for it, or "". What
-// has no match is replaced by what the author has in its place.
+// align finds each line of base in the author's text, which may have another indentation. kept has
+// the author's line for each line of base, or "". The replacements replace lines of base without a
+// match by the author's lines.
 func align(base, author []string) (kept []string, replacements []replacement) {
 	kept = make([]string, len(base))
 	next, other := 0, 0
@@ -79,7 +81,7 @@ func align(base, author []string) (kept []string, replacements []replacement) {
 	return kept, replacements
 }
 
-// words are lines without what space can be between their words.
+// words returns lines with single spaces between their words, and without space around them.
 func words(lines []string) []string {
 	bare := make([]string, len(lines))
 	for i, line := range lines {
@@ -88,10 +90,11 @@ func words(lines []string) []string {
 	return bare
 }
 
-// reindent moves lines that are to be inserted before base[at] to where the author indents what is beside or around them.
+// reindent indents the lines to insert before base[at] as the author indents their siblings or
+// parents.
 func reindent(base, kept []string, at int, inserted []string) []string {
 	for len(inserted) > 0 && strings.TrimSpace(inserted[0]) == "" {
-		inserted = inserted[1:] // the library sets a comment apart from what follows
+		inserted = inserted[1:] // the library adds a blank line after a comment
 	}
 	moved := make([]string, len(inserted))
 	for i, line := range inserted {
@@ -118,7 +121,7 @@ func reindent(base, kept []string, at int, inserted []string) []string {
 	return moved
 }
 
-// around is the last line that is indented by at most so much, or -1.
+// around returns the index of the last line with at most that indentation, or -1.
 func around(lines []string, indent int) int {
 	for i, line := range slices.Backward(lines) {
 		if strings.TrimSpace(line) != "" && indentation(line) <= indent {
@@ -134,8 +137,8 @@ func indentation(line string) int {
 
 var jsonToken = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|[][{}:,]|[^][{}:,"\s]+`)
 
-// mergeJSON brings what changed between base and changed into the author's text, which has the tokens of base with other space between
-// them, and other escapes.
+// mergeJSON applies the difference between base and changed to the author's text. That text has the
+// tokens of base, with other space and other escapes.
 func mergeJSON(author, base, changed string) (string, bool) {
 	authorSpaces, authorTokens, tail := tokens(author)
 	baseSpaces, baseTokens, _ := tokens(base)
@@ -149,7 +152,7 @@ func mergeJSON(author, base, changed string) (string, bool) {
 		for ; next < end; next, other = next+1, other+1 {
 			space := authorSpaces[next]
 			if baseSpaces[next] != changedSpaces[other] {
-				space = changedSpaces[other] // a bracket that moved to a line of its own
+				space = changedSpaces[other] // a bracket that moved to a separate line
 			}
 			b.WriteString(space + authorTokens[next])
 		}
@@ -166,7 +169,8 @@ func mergeJSON(author, base, changed string) (string, bool) {
 	return b.String() + tail, true
 }
 
-// startAtComma moves an insertion of JSON tokens down so that it starts with a comma, where the text stays the same.
+// startAtComma moves an insertion of JSON tokens down so that it starts with a comma, if that gives
+// the same text.
 func startAtComma(h diff.Hunk[string], tokens []string) diff.Hunk[string] {
 	for n := 0; h.PosX == h.EndX && n < h.EndY-h.PosY && h.EndY+n < len(tokens); n++ {
 		if tokens[h.PosY+n] == "," {
@@ -180,7 +184,8 @@ func startAtComma(h diff.Hunk[string], tokens []string) diff.Hunk[string] {
 	return h
 }
 
-// tokens takes a JSON text apart: the tokens, the space before each, and the space after the last.
+// tokens splits a JSON text into the tokens, the space before each of them, and the space after the
+// last.
 func tokens(text string) (spaces, tokens []string, tail string) {
 	end := 0
 	for _, at := range jsonToken.FindAllStringIndex(text, -1) {
@@ -190,7 +195,7 @@ func tokens(text string) (spaces, tokens []string, tail string) {
 	return spaces, tokens, text[end:]
 }
 
-// lineEnding is how the text's first line ends.
+// lineEnding returns the line ending of the first line of a text.
 func lineEnding(text string) string {
 	if at := strings.IndexByte(text, '\n'); at > 0 && text[at-1] == '\r' {
 		return "\r\n"
@@ -198,7 +203,7 @@ func lineEnding(text string) string {
 	return "\n"
 }
 
-// withEndings gives text the line endings of another.
+// withEndings returns a text with the line endings of another.
 func withEndings(text, like string) string {
 	if ending := lineEnding(like); ending != "\n" {
 		return strings.ReplaceAll(text, "\n", ending)

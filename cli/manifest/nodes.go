@@ -11,14 +11,14 @@ import (
 	"gomodules.xyz/jsonpatch/v2"
 )
 
-// tree is a document that is about to be patched.
+// tree is a document to patch.
 type tree struct {
 	// root is the document node, above the value.
 	root   *yaml.Node
 	syntax syntax
 }
 
-// apply does one operation of RFC 6902: add, replace or remove.
+// apply applies one operation of RFC 6902: add, replace or remove.
 func (t *tree) apply(operation jsonpatch.Operation) error {
 	if operation.Path == "" || operation.Path[0] != '/' {
 		return errAt(operation.Path, "must lead to a member or an item")
@@ -50,7 +50,8 @@ func (t *tree) apply(operation jsonpatch.Operation) error {
 	return nil
 }
 
-// change does an operation on a member or an item of node, and says what forbids it, or "".
+// change applies an operation to a member or an item of node. It returns what is wrong with the
+// operation, or "".
 func (t *tree) change(node *yaml.Node, operation, token string, value *yaml.Node) string {
 	slot := t.slot(node, token)
 	switch {
@@ -80,7 +81,7 @@ func (t *tree) change(node *yaml.Node, operation, token string, value *yaml.Node
 		value.HeadComment, value.LineComment, value.FootComment = (*slot).HeadComment, (*slot).LineComment, (*slot).FootComment
 		if at := slices.Index(node.Content, *slot); len(value.Content) > 0 && value.LineComment != "" {
 			if node.Kind == yaml.MappingNode {
-				node.Content[at-1].LineComment, value.LineComment = value.LineComment, "" // it stays on the line of the key
+				node.Content[at-1].LineComment, value.LineComment = value.LineComment, "" // the comment stays on the line of the key
 			} else {
 				headline(value)
 			}
@@ -100,7 +101,8 @@ func (t *tree) change(node *yaml.Node, operation, token string, value *yaml.Node
 	return ""
 }
 
-// blockIfEmptied lets what was written {} or [] look like the rest, now that it holds something.
+// blockIfEmptied changes a node that was {} or [] to the block style after its first value was
+// added.
 func blockIfEmptied(node *yaml.Node) {
 	if len(node.Content) <= 2 && node.Style&yaml.FlowStyle != 0 {
 		node.Style &^= yaml.FlowStyle
@@ -108,13 +110,14 @@ func blockIfEmptied(node *yaml.Node) {
 	}
 }
 
-// headline moves the comment beside a node to the line above: a block has none beside it.
+// headline moves the comment on a node's line to the line above it: a block has no comment on its
+// line.
 func headline(node *yaml.Node) {
 	node.HeadComment = strings.TrimPrefix(node.HeadComment+"\n"+node.LineComment, "\n")
 	node.LineComment = ""
 }
 
-// slot is where a member or an item is kept; nil where there is none.
+// slot returns the location of a member or an item; nil for none.
 func (t *tree) slot(node *yaml.Node, token string) **yaml.Node {
 	if node.Kind == yaml.MappingNode {
 		if at := member(node, token); at >= 0 {
@@ -128,8 +131,9 @@ func (t *tree) slot(node *yaml.Node, token string) **yaml.Node {
 	return nil
 }
 
-// own makes sure that a change of the node in slot changes nothing else, and that it sees every member: an alias becomes a copy of
-// what it stands for, the aliases of the node become copies too, and merged members become its own.
+// own makes the node in slot independent of other nodes, so that a change of it changes nothing
+// else: it replaces an alias by a copy of its node, aliases of the node by copies, and merge keys
+// by copies of the merged members.
 func (t *tree) own(slot **yaml.Node) *yaml.Node {
 	if (*slot).Kind == yaml.AliasNode {
 		*slot = expanded(*slot)
@@ -142,7 +146,8 @@ func (t *tree) own(slot **yaml.Node) *yaml.Node {
 	return node
 }
 
-// release is called before a node goes away: what others share with it they get for themselves.
+// release replaces aliases of a node, and of the nodes below it, by copies before the node is
+// removed.
 func (t *tree) release(node *yaml.Node) {
 	if node.Anchor != "" {
 		t.unshare(node)
@@ -152,7 +157,7 @@ func (t *tree) release(node *yaml.Node) {
 	}
 }
 
-// unshare gives every alias of node a copy, and takes the anchor away that nobody needs any more.
+// unshare replaces every alias of node by a copy, and removes the anchor if it has no more aliases.
 func (t *tree) unshare(node *yaml.Node) {
 	shared := false
 	var visit func(*yaml.Node)
@@ -171,14 +176,14 @@ func (t *tree) unshare(node *yaml.Node) {
 	}
 }
 
-// expanded is a copy of what an alias stands for, with the alias's comments.
+// expanded returns a copy of the node that an alias refers to, with the comments of the alias.
 func expanded(alias *yaml.Node) *yaml.Node {
 	node := clone(alias.Alias)
 	node.HeadComment, node.LineComment, node.FootComment = alias.HeadComment, alias.LineComment, alias.FootComment
 	return node
 }
 
-// clone copies a node. Anchors stay with the original; aliases go on meaning what they mean.
+// clone copies a node. The copy has no anchors; its aliases refer to the same nodes.
 func clone(node *yaml.Node) *yaml.Node {
 	c := *node
 	c.Anchor = ""
@@ -191,7 +196,7 @@ func clone(node *yaml.Node) *yaml.Node {
 
 const mergeKey = "<<"
 
-// inlineMerges replaces a mapping's << by copies of the members that it stands for.
+// inlineMerges replaces the merge keys << of a mapping by copies of the merged members.
 func inlineMerges(mapping *yaml.Node) {
 	if mapping.Kind != yaml.MappingNode {
 		return
@@ -218,7 +223,7 @@ func inlineMerges(mapping *yaml.Node) {
 	}
 }
 
-// value makes nodes of an operation's value.
+// value returns the value of an operation as nodes.
 func (t *tree) value(value any) (*yaml.Node, error) {
 	text, err := json.Marshal(value, json.Deterministic(true))
 	if err != nil {
@@ -231,7 +236,7 @@ func (t *tree) value(value any) (*yaml.Node, error) {
 	return node, err
 }
 
-// restyle makes the strings of a JSON value look as YAML's look: plain where that can't be taken for something else.
+// restyle removes the quotes of strings that are still strings without them.
 func restyle(node *yaml.Node) {
 	if node.Kind == yaml.ScalarNode && node.Tag == "!!str" {
 		*node = *stringNode(node.Value)
@@ -253,7 +258,7 @@ var pointerUnescaper = strings.NewReplacer("~1", "/", "~0", "~")
 
 func unescape(token string) string { return pointerUnescaper.Replace(token) }
 
-// errAt says where in the document a patch went wrong.
+// errAt returns an error about an operation at a pointer.
 func errAt(pointer, detail string) error {
 	return fmt.Errorf("%s: %s", pointer, detail)
 }

@@ -18,11 +18,12 @@ import (
 	sigsyaml "sigs.k8s.io/yaml"
 )
 
-// Patch is the document's text after a JSON Patch of add, replace and remove.
+// Patch returns the document's text after a JSON Patch of add, replace and remove operations.
 //
-// The patched value is printed anew, and what printing changed besides the patch is undone by a merge with the author's text. Where the
-// two can't be merged, the new print stands, which keeps comments and the order of keys. Whatever is returned holds the value that
-// the API server's own library makes of the patch; a text that does not is never returned. Dropped is true where that cost a comment.
+// It prints the patched value, and merges the print with the author's text to undo other changes of
+// style. If they cannot be merged, it returns the print, which keeps comments and the order of
+// keys. The text always has the value that the library of the API server gives for the patch;
+// otherwise Patch returns an error. Dropped is true if a comment was dropped.
 func (d *Document) Patch(operations []jsonpatch.Operation) (text string, dropped bool, err error) {
 	if len(operations) == 0 {
 		return d.Text(), false, nil
@@ -42,7 +43,7 @@ func (d *Document) Patch(operations []jsonpatch.Operation) (text string, dropped
 	}
 	head := d.head
 	if strings.HasSuffix(head, marker) && !startsWith(marker+body, marker) {
-		head += lineEnding(d.body) // the author's value began on the line of its marker
+		head += lineEnding(d.body) // the value was on the line of its marker
 	}
 	return head + body + d.tail, dropped, nil
 }
@@ -74,7 +75,7 @@ func decode(text []byte) (any, error) {
 	return value, nil
 }
 
-// holds reports whether a text of YAML or JSON has that value.
+// holds reports whether a YAML or JSON text has a value.
 func (d *Document) holds(text string, want any) bool {
 	value := []byte(text)
 	if d.syntax == yamlSyntax {
@@ -119,7 +120,7 @@ func (d *Document) patchJSON(operations []jsonpatch.Operation, want any) (string
 	return patched, nil
 }
 
-// style is how a YAML text is indented.
+// style is the indentation of a YAML text.
 type style struct {
 	indent int
 	// compact sequences are not indented below their key.
@@ -144,7 +145,7 @@ func (d *Document) patchYAML(operations []jsonpatch.Operation, want any) (text s
 			return "", false, err
 		}
 	}
-	// fits writes the tree as it is into text, if that holds the value.
+	// fits prints the current tree to text, and reports whether the print has the wanted value.
 	fits := func() bool {
 		prints := make([]string, len(styles))
 		for i, s := range styles {
@@ -164,7 +165,8 @@ func (d *Document) patchYAML(operations []jsonpatch.Operation, want any) (text s
 		}
 		return false
 	}
-	// The library can print comments and anchors so that they mean something else. The value matters more than its looks.
+	// The library may print comments and anchors so that the value changes. The value is more
+	// important than comments and style.
 	ok := fits()
 	if !ok {
 		blockAroundComments(root)
@@ -187,13 +189,13 @@ func (d *Document) patchYAML(operations []jsonpatch.Operation, want any) (text s
 	return text, lacksComment(text, d.body), nil
 }
 
-// comment is one comment and where its node keeps it.
+// comment is one comment and its location in a node.
 type comment struct {
 	at   *string
 	text string
 }
 
-// comments adds those of a node and of what is below it to a list.
+// comments appends the comments of a node, and of the nodes below it, to a list.
 func comments(node *yaml.Node, to []comment) []comment {
 	for _, at := range []*string{&node.HeadComment, &node.LineComment, &node.FootComment} {
 		if *at != "" {
@@ -212,8 +214,8 @@ func drop(list []comment) {
 	}
 }
 
-// restore puts comments back where the document fits without them, all but those with which it doesn't. It halves the list until it has
-// found them.
+// restore restores dropped comments, except those with which the document does not fit. It finds
+// these by bisection.
 func restore(list []comment, fits func() bool) {
 	for _, c := range list {
 		*c.at = c.text
@@ -228,15 +230,16 @@ func restore(list []comment, fits func() bool) {
 	}
 }
 
-// commentText is what looks like a comment. Some of it the library doesn't know as one; what is in a string stays as it is anyway.
+// commentText matches a text that looks like a comment. The library does not find all comments. A
+// match in a string does no harm, since strings are not changed.
 var commentText = regexp.MustCompile(`(?m)(?:^|[ \t])(#.*?)\s*$`)
 
-// lacksComment reports whether a comment of the author's is not in text.
+// lacksComment reports whether text lacks a comment of the author's text.
 func lacksComment(text, author string) bool {
 	return slices.ContainsFunc(commentText.FindAllStringSubmatch(author, -1), func(match []string) bool { return !strings.Contains(text, match[1]) })
 }
 
-// blockAroundComments turns what is in the flow style and holds comments into blocks.
+// blockAroundComments changes nodes in the flow style that have comments to the block style.
 func blockAroundComments(node *yaml.Node) {
 	if hasComments(node) {
 		node.Style &^= yaml.FlowStyle
@@ -250,6 +253,7 @@ func hasComments(node *yaml.Node) bool {
 	return node.HeadComment+node.LineComment+node.FootComment != "" || slices.ContainsFunc(node.Content, hasComments)
 }
 
+// dropAnchors replaces all aliases by copies and removes all anchors.
 func dropAnchors(node *yaml.Node) {
 	for i, child := range node.Content {
 		if child.Kind == yaml.AliasNode {
@@ -260,7 +264,7 @@ func dropAnchors(node *yaml.Node) {
 	node.Anchor = ""
 }
 
-// candidates are the styles that an author may have followed, the likeliest first.
+// candidates returns the styles that the author may have used, the most likely first.
 func candidates(root *yaml.Node) []style {
 	likeliest := style{indent: 2, compact: true}
 	var indented, listed bool
@@ -271,7 +275,7 @@ func candidates(root *yaml.Node) []style {
 				switch {
 				case child.Kind == yaml.MappingNode && !indented:
 					likeliest.indent, indented = max(child.Content[0].Column-node.Column, 2), true
-				case child.Kind == yaml.SequenceNode && !listed && child.Anchor == "": // an anchor's place is that of the node
+				case child.Kind == yaml.SequenceNode && !listed && child.Anchor == "": // with an anchor, the node has the position of the anchor
 					likeliest.compact, listed = child.Column == node.Column, true
 				}
 			}
@@ -304,7 +308,8 @@ func (s style) print(root *yaml.Node) (string, error) {
 	return b.String(), nil
 }
 
-// Print is another value as a document in the look of d: JSON beside JSON, YAML beside YAML. It has no --- and ends with a newline.
+// Print returns a value as a document in the syntax and style of d. The text has no --- and ends
+// with a newline.
 func (d *Document) Print(value any) (string, error) {
 	t := tree{syntax: d.syntax}
 	node, err := t.value(value)

@@ -15,25 +15,28 @@ import (
 )
 
 const (
-	// exposureInterval is how often a replica tries to reach the others, firstExposure when it first does.
+	// exposureInterval is the interval between attempts to reach the other replicas, firstExposure
+	// the delay before the first.
 	exposureInterval, firstExposure = 10 * time.Minute, 30 * time.Second
-	// exposureTimeout is how long a connection may take. A network plugin that enforces a policy usually drops packets without an answer.
+	// exposureTimeout is the timeout of a connection. A network plugin that enforces a policy
+	// usually drops packets without an answer.
 	exposureTimeout = 3 * time.Second
-	// maxTried is how many replicas are tried.
+	// maxTried is the number of replicas that are tried.
 	maxTried = 3
-	// webhookPort is the name that the chart gives the port of the Service by which the API server calls.
+	// webhookPort is the name of the webhook's port in the chart's Service.
 	webhookPort = "webhook"
 )
 
-// Exposure finds out whether any pod can send reviews: whether the NetworkPolicy is there, is strict and is enforced. A replica is a pod that must
-// not call the others, so it tries to reach their webhook port. It is a controller-runtime Runnable.
+// Exposure finds out whether any pod can send reviews, which is so if the NetworkPolicy is missing,
+// too wide or not enforced. The policy must exclude replicas too, so a replica tries to connect to
+// the webhook port of the others. It is a controller-runtime Runnable that runs in every replica.
 type Exposure struct {
 	Options
 
-	open atomic.Pointer[bool] // nil as long as it is not known
+	open atomic.Pointer[bool] // nil before the first result
 }
 
-// NewExposure registers the metric of an Exposure.
+// NewExposure returns an Exposure and registers its gauge akv_injector_webhook_open_to_pods.
 func NewExposure(o Options) *Exposure {
 	e := &Exposure{Options: o}
 	o.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -53,10 +56,10 @@ func (e *Exposure) value() float64 {
 	return 0
 }
 
-// NeedLeaderElection implements controller-runtime's LeaderElectionRunnable.
+// NeedLeaderElection implements controller-runtime's LeaderElectionRunnable. It returns false.
 func (*Exposure) NeedLeaderElection() bool { return false }
 
-// Start implements controller-runtime's Runnable.
+// Start implements controller-runtime's Runnable. It calls Try at intervals until ctx ends.
 func (e *Exposure) Start(ctx context.Context) error {
 	for wait := firstExposure; ; wait = exposureInterval {
 		select {
@@ -68,11 +71,12 @@ func (e *Exposure) Start(ctx context.Context) error {
 	}
 }
 
-// Try tries to reach the other replicas once, and logs what is new.
+// Try tries to reach the other replicas once, and logs the result if it differs from the previous
+// one.
 func (e *Exposure) Try(ctx context.Context) {
 	addresses, err := e.others(ctx)
 	if err != nil {
-		e.Log.V(1).Info("The other replicas are not known", "error", err.Error())
+		e.Log.V(1).Info("Could not list the other replicas", "error", err.Error())
 		return
 	}
 	if len(addresses) == 0 {
@@ -100,7 +104,7 @@ func (e *Exposure) Try(ctx context.Context) {
 	}
 }
 
-// others are the addresses of the webhook port of the replicas other than this one that are ready.
+// others returns the addresses of the webhook port of the other ready replicas.
 func (e *Exposure) others(ctx context.Context) ([]string, error) {
 	own, err := net.InterfaceAddrs()
 	if err != nil {

@@ -16,7 +16,8 @@ import (
 	"github.com/akv-injector/akv-injector/cluster/registration"
 )
 
-// TestExposure shows what a replica finds out about a NetworkPolicy, which an open or closed port stands for, and that it logs each change once.
+// TestExposure tries replicas with an open or a closed port, in place of a missing or enforced
+// NetworkPolicy. Each change is logged once.
 func TestExposure(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.2:0")
 	if err != nil {
@@ -26,7 +27,7 @@ func TestExposure(t *testing.T) {
 	closed := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.3"), open.Port())
 	own := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), open.Port())
 	t.Cleanup(func() { _ = listener.Close() })
-	metrics, err := net.Listen("tcp", "127.0.0.3:0") // open in any case
+	metrics, err := net.Listen("tcp", "127.0.0.3:0") // always open
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,10 +49,10 @@ func TestExposure(t *testing.T) {
 		{"there is no other replica", []netip.AddrPort{own}, true, "NaN", ""},
 		{"another one is not ready", []netip.AddrPort{own, open}, false, "NaN", ""},
 		{"none can be reached", []netip.AddrPort{own, closed}, true, "0", "Pods cannot send reviews"},
-		{"nor later", []netip.AddrPort{own, closed}, true, "0", ""},
+		{"none can be reached later", []netip.AddrPort{own, closed}, true, "0", ""},
 		{"one can be reached", []netip.AddrPort{own, closed, open}, true, "1", "Any pod can send reviews"},
-		{"and later", []netip.AddrPort{open}, true, "1", ""},
-		{"it is gone, which is no news", nil, true, "1", ""},
+		{"one can be reached later", []netip.AddrPort{open}, true, "1", ""},
+		{"the other replicas are gone", nil, true, "1", ""},
 		{"none can be reached any more", []netip.AddrPort{closed}, true, "0", "Pods cannot send reviews"},
 	} {
 		lines = nil

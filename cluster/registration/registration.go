@@ -1,11 +1,17 @@
-// Package registration tells what in a cluster's MutatingWebhookConfigurations keeps the injector from its work: that nobody calls it, that it is
-// called too late, that another injector is called as well. It only tells: it changes no configuration, and decides no review.
+// Package registration finds problems in a cluster's MutatingWebhookConfigurations that keep the
+// injector from its work: no configuration calls it, the API server calls it too late, or another
+// injector is called as well. It also finds out whether pods can reach the webhook port.
 //
-// Nothing here stops the injector. A replica that refused to start would leave those pods without a webhook that another one reaches by
-// the same configuration, and with failurePolicy Fail it would block them.
+//	options := registration.Options{Client: client, Service: service, Log: log, Metrics: registry}
+//	mgr.Add(registration.NewWatcher(options))
+//	mgr.Add(registration.NewExposure(options))
 //
-// It knows nothing of ValidatingWebhookConfigurations, nor of selectors for namespaces: those are the choice of whoever runs the cluster, and
-// AKS adds to them.
+// The package logs and counts problems. It does not change configurations, decide reviews or stop
+// the injector: with failurePolicy Fail, replicas that do not start block the pods that the
+// configuration selects.
+//
+// It does not check ValidatingWebhookConfigurations or namespace selectors. The cluster's
+// administrator chooses these, and AKS adds to them.
 package registration
 
 import (
@@ -21,45 +27,50 @@ import (
 	"github.com/akv-injector/akv-injector/core/api"
 )
 
-// A ProblemType is a kind of finding. It is a label of a metric and a heading in docs/coexistence.md, so it never changes its name.
+// A ProblemType is a kind of problem. Its value is the label of a metric and a heading in
+// docs/coexistence.md, so it is stable.
 type ProblemType string
 
-// Problems, the worst first.
+// Types of problems, the most severe first.
 const (
-	// Absent means that no configuration calls an injector: nothing is injected.
+	// Absent means that no configuration calls an injector, so nothing is injected.
 	Absent ProblemType = "absent"
-	// Elsewhere means that configurations call another injector's Service only: this one idles.
+	// Elsewhere means that configurations call only another injector's Service, and not this one.
 	Elsewhere ProblemType = "elsewhere"
-	// Late means that a webhook which selects pods by what the injector sets is called before it, and so is not called for these pods.
+	// Late means that the API server calls another webhook, which selects pods by a label that the
+	// injector sets, before the injector. That webhook misses the pods that get the label from the
+	// injector.
 	Late ProblemType = "late"
-	// Doubled means that another configuration calls an injector too: each pod is reviewed by both.
+	// Doubled means that a second configuration calls an injector, so both review each pod.
 	Doubled ProblemType = "doubled"
-	// FailsOpen means that pods which ask start without what they asked for while the injector does not answer. That may be meant.
+	// FailsOpen means that, while the injector does not answer, pods are admitted without what they
+	// request. This may be intended.
 	FailsOpen ProblemType = "fails-open"
 )
 
-// problems are all of them.
+// problems has all types.
 var problems = []ProblemType{Absent, Elsewhere, Late, Doubled, FailsOpen}
 
 // A Problem is one problem of one configuration.
 type Problem struct {
 	Type ProblemType
-	// Configuration is the name of the one to change. It is empty where there is none.
+	// Configuration is the name of the configuration to change. It is empty for Absent.
 	Configuration string
-	// Found says what is wrong, and Fix what mends it.
+	// Found says what is wrong, and Fix how to fix it.
 	Found, Fix string
 }
 
-// webhookDomain ends the names of the injector's webhooks, whatever their configuration is called and whomever it calls.
+// webhookDomain is the suffix of the names of every injector's webhooks.
 const webhookDomain = ".akv-injector.io"
 
-// setLabels are labels that the injector sets, so that other webhooks may select pods by them.
+// setLabels are the labels that the injector sets. Other webhooks may select pods by them.
 var setLabels = []string{api.Injected, api.PodIdentityBinding, api.WorkloadIdentityUse}
 
-// Check says what is wrong with the configurations of a cluster, for an injector behind a Service. A webhook of the injector's that calls a URL
-// counts as calling it: only who installed it knows where that leads.
+// Check returns the problems in the configurations of a cluster, for an injector behind a Service.
+// A webhook with the injector's domain that calls a URL counts as calling this injector, because
+// Check cannot find out where the URL leads.
 func Check(service types.NamespacedName, configurations []*admissionregistrationv1.MutatingWebhookConfiguration) []Problem {
-	// As the API server calls them.
+	// The API server calls webhooks in the order of their configurations' names.
 	configurations = slices.SortedFunc(slices.Values(configurations), func(a, b *admissionregistrationv1.MutatingWebhookConfiguration) int {
 		return cmp.Compare(a.Name, b.Name)
 	})
@@ -79,34 +90,35 @@ func Check(service types.NamespacedName, configurations []*admissionregistration
 	if len(ours)+len(others) == 0 {
 		return []Problem{{
 			Type:  Absent,
-			Found: "no MutatingWebhookConfiguration calls an injector: pods start without what they ask for",
-			Fix:   "apply the one that is shipped, akv-injector",
+			Found: "no MutatingWebhookConfiguration calls an injector: pods start without what they request",
+			Fix:   "apply the MutatingWebhookConfiguration akv-injector of the chart or the manifests",
 		}}
 	}
-	var findings []Problem
+	var found []Problem
 	if len(ours) == 0 {
-		findings = append(findings, Problem{
+		found = append(found, Problem{
 			Type: Elsewhere, Configuration: others[0].Name,
-			Found: fmt.Sprintf("it calls %s and none calls %s, which is this injector", target(others[0]), describe(service)),
-			Fix:   "remove this injector if it is the one too many, or run it with the --namespace and --service that are called",
+			Found: fmt.Sprintf("it calls %s, and no configuration calls %s, which is this injector", target(others[0]), describe(service)),
+			Fix:   "uninstall this injector, or set its --namespace and --service to the Service that is called",
 		})
 	}
 	for _, c := range ours {
-		findings = append(findings, late(c, strangers)...)
-		findings = append(findings, failsOpen(c)...)
+		found = append(found, late(c, strangers)...)
+		found = append(found, failsOpen(c)...)
 	}
 	injectors := slices.Concat(ours, others)
 	for _, c := range injectors[1:] {
-		findings = append(findings, Problem{
+		found = append(found, Problem{
 			Type: Doubled, Configuration: c.Name,
-			Found: fmt.Sprintf("it calls %s, and MutatingWebhookConfiguration %s calls %s: each pod is reviewed by both", target(c), injectors[0].Name, target(injectors[0])),
-			Fix:   "remove one of the two installations, or the one configuration too many",
+			Found: fmt.Sprintf("it calls %s, and MutatingWebhookConfiguration %s calls %s: both review each pod", target(c), injectors[0].Name, target(injectors[0])),
+			Fix:   "uninstall one of the two injectors, or delete one of the configurations",
 		})
 	}
-	return findings
+	return found
 }
 
-// isInjector reports whether a configuration is an injector's, ours or that of another installation.
+// isInjector reports whether a configuration belongs to an injector: this one, or another
+// installation.
 func isInjector(c *admissionregistrationv1.MutatingWebhookConfiguration) bool {
 	return slices.ContainsFunc(c.Webhooks, func(w admissionregistrationv1.MutatingWebhook) bool { return strings.HasSuffix(w.Name, webhookDomain) })
 }
@@ -122,7 +134,7 @@ func callsURL(c *admissionregistrationv1.MutatingWebhookConfiguration) bool {
 	return slices.ContainsFunc(c.Webhooks, func(w admissionregistrationv1.MutatingWebhook) bool { return w.ClientConfig.URL != nil })
 }
 
-// target is whom a configuration calls, by its first webhook.
+// target describes what the first webhook of a configuration calls.
 func target(c *admissionregistrationv1.MutatingWebhookConfiguration) string {
 	switch to := c.Webhooks[0].ClientConfig; {
 	case to.Service != nil:
@@ -130,14 +142,15 @@ func target(c *admissionregistrationv1.MutatingWebhookConfiguration) string {
 	case to.URL != nil:
 		return *to.URL
 	}
-	return "nobody"
+	return "no Service or URL"
 }
 
 func describe(service types.NamespacedName) string { return "Service " + service.String() }
 
-// late are the webhooks of strangers that are called before c, and pass by the pods that c gives the label which they select.
+// late returns a problem for each webhook of strangers that is called before c, and selects pods by
+// a label that c sets.
 func late(c *admissionregistrationv1.MutatingWebhookConfiguration, strangers []*admissionregistrationv1.MutatingWebhookConfiguration) []Problem {
-	var findings []Problem
+	var found []Problem
 	for _, stranger := range strangers {
 		if stranger.Name > c.Name {
 			break
@@ -146,15 +159,15 @@ func late(c *admissionregistrationv1.MutatingWebhookConfiguration, strangers []*
 			if slices.ContainsFunc(stranger.Webhooks, func(w admissionregistrationv1.MutatingWebhook) bool {
 				return reviewsPods(w) && selects(w.ObjectSelector, label)
 			}) {
-				findings = append(findings, Problem{
+				found = append(found, Problem{
 					Type: Late, Configuration: c.Name,
-					Found: fmt.Sprintf("it sorts after %s, which selects pods by the label %s: where the injector sets it, that webhook has already passed the pod by", stranger.Name, label),
-					Fix:   "give it a name that sorts before, as akv-injector does before azure-wi-",
+					Found: fmt.Sprintf("it sorts after %s, which selects pods by the label %s: that webhook is not called for pods that get the label from the injector", stranger.Name, label),
+					Fix:   "rename it so that it sorts before, as akv-injector sorts before azure-wi-",
 				})
 			}
 		}
 	}
-	return findings
+	return found
 }
 
 func reviewsPods(w admissionregistrationv1.MutatingWebhook) bool {
@@ -163,7 +176,7 @@ func reviewsPods(w admissionregistrationv1.MutatingWebhook) bool {
 	})
 }
 
-// selects reports whether a selector takes only objects that have the label.
+// selects reports whether a selector matches only objects that have the label.
 func selects(selector *metav1.LabelSelector, label string) bool {
 	if selector == nil {
 		return false
@@ -188,7 +201,7 @@ func failsOpen(c *admissionregistrationv1.MutatingWebhookConfiguration) []Proble
 	}
 	return []Problem{{
 		Type: FailsOpen, Configuration: c.Name,
-		Found: "failurePolicy is Ignore in " + strings.Join(names, ", ") + ": while the injector does not answer, objects that ask are admitted as they are",
-		Fix:   "set failurePolicy Fail, unless this is meant",
+		Found: "failurePolicy is Ignore in " + strings.Join(names, ", ") + ": while the injector does not answer, objects are admitted without what they request",
+		Fix:   "set failurePolicy to Fail, unless this is intended",
 	}}
 }

@@ -28,7 +28,7 @@ func newConfiguration(name string, webhooks ...webhook) *configuration {
 	return &configuration{ObjectMeta: metav1.ObjectMeta{Name: name}, Webhooks: webhooks}
 }
 
-// ofPods is a webhook of pods.
+// ofPods returns a webhook that reviews pods.
 func ofPods(name string, calls admissionregistrationv1.WebhookClientConfig) webhook {
 	fail := admissionregistrationv1.Fail
 	return webhook{
@@ -45,7 +45,7 @@ func atURL(url string) admissionregistrationv1.WebhookClientConfig {
 	return admissionregistrationv1.WebhookClientConfig{URL: &url}
 }
 
-// selecting is a stranger's webhook of objects that a selector takes.
+// selecting returns another program's webhook with an object selector.
 func selecting(selector metav1.LabelSelector, resources ...string) webhook {
 	w := ofPods("mutation.azure-workload-identity.io", at(types.NamespacedName{Namespace: "kube-system", Name: "azure-wi"}))
 	w.ObjectSelector, w.Rules[0].Resources = &selector, resources
@@ -70,54 +70,54 @@ func TestCheck(t *testing.T) {
 	const use = "azure.workload.identity/use"
 	const azure = "azure-wi-webhook-mutating-webhook-configuration"
 	own := ofPods("pods.akv-injector.io", at(service))
-	type finding = registration.Problem
+	type problem = registration.Problem
 	for name, test := range map[string]struct {
 		configurations []*configuration
-		want           []finding
+		want           []problem
 	}{
 		"one configuration that calls this injector is fine": {
 			configurations: []*configuration{newConfiguration("akv-injector", own)},
 		},
-		"a configuration that calls a URL is fine, wherever that leads": {
+		"a configuration that calls a URL is fine": {
 			configurations: []*configuration{newConfiguration("akv-injector", ofPods("pods.akv-injector.io", atURL("https://192.0.2.7/mutate/pods")))},
 		},
-		"without a configuration nobody calls": {
+		"no configuration calls an injector": {
 			configurations: []*configuration{newConfiguration(azure, selecting(labelled(use), "pods"))},
-			want:           []finding{{Type: registration.Absent}},
+			want:           []problem{{Type: registration.Absent}},
 		},
-		"a configuration without webhooks calls nobody": {
+		"a configuration without webhooks calls no injector": {
 			configurations: []*configuration{newConfiguration("akv-injector")},
-			want:           []finding{{Type: registration.Absent}},
+			want:           []problem{{Type: registration.Absent}},
 		},
-		"another injector's Service is called, and not this one": {
+		"only another injector's Service is called": {
 			configurations: []*configuration{newConfiguration("akv-injector", ofPods("pods.akv-injector.io", at(second)))},
-			want: []finding{{
+			want: []problem{{
 				Type: registration.Elsewhere, Configuration: "akv-injector",
-				Found: "it calls Service team/akv-injector and none calls Service akv-injector-system/akv-injector, which is this injector",
+				Found: "it calls Service team/akv-injector, and no configuration calls Service akv-injector-system/akv-injector, which is this injector",
 			}},
 		},
-		"another injector is called too, whichever comes first": {
+		"another injector is called too, before this one": {
 			configurations: []*configuration{
 				newConfiguration("akv-injector", own),
 				newConfiguration("a-second", ofPods("pods.akv-injector.io", at(second))),
 			},
-			want: []finding{{
+			want: []problem{{
 				Type: registration.Doubled, Configuration: "a-second",
-				Found: "it calls Service team/akv-injector, and MutatingWebhookConfiguration akv-injector calls Service akv-injector-system/akv-injector: each pod is reviewed by both",
+				Found: "it calls Service team/akv-injector, and MutatingWebhookConfiguration akv-injector calls Service akv-injector-system/akv-injector: both review each pod",
 			}},
 		},
-		"a second configuration calls this injector too, under names of its own": {
+		"a second configuration calls this injector too, with other webhook names": {
 			configurations: []*configuration{newConfiguration("akv-injector", own), newConfiguration("copy", ofPods("pods.example.com", at(service)))},
-			want: []finding{{
+			want: []problem{{
 				Type: registration.Doubled, Configuration: "copy",
-				Found: "it calls Service akv-injector-system/akv-injector, and MutatingWebhookConfiguration akv-injector calls Service akv-injector-system/akv-injector: each pod is reviewed by both",
+				Found: "it calls Service akv-injector-system/akv-injector, and MutatingWebhookConfiguration akv-injector calls Service akv-injector-system/akv-injector: both review each pod",
 			}},
 		},
 		"a second configuration calls a URL": {
 			configurations: []*configuration{newConfiguration("akv-injector", own), newConfiguration("local", ofPods("pods.akv-injector.io", atURL("https://192.0.2.7")))},
-			want: []finding{{
+			want: []problem{{
 				Type: registration.Doubled, Configuration: "local",
-				Found: "it calls https://192.0.2.7, and MutatingWebhookConfiguration akv-injector calls Service akv-injector-system/akv-injector: each pod is reviewed by both",
+				Found: "it calls https://192.0.2.7, and MutatingWebhookConfiguration akv-injector calls Service akv-injector-system/akv-injector: both review each pod",
 			}},
 		},
 		"Azure's webhook comes after": {
@@ -125,20 +125,20 @@ func TestCheck(t *testing.T) {
 		},
 		"Azure's webhook comes before": {
 			configurations: []*configuration{newConfiguration("zz-akv-injector", own), newConfiguration(azure, selecting(labelled(use), "pods"))},
-			want: []finding{{
+			want: []problem{{
 				Type: registration.Late, Configuration: "zz-akv-injector",
-				Found: "it sorts after " + azure + ", which selects pods by the label " + use + ": where the injector sets it, that webhook has already passed the pod by",
+				Found: "it sorts after " + azure + ", which selects pods by the label " + use + ": that webhook is not called for pods that get the label from the injector",
 			}},
 		},
-		"whoever selects by a label of the injector's has to come after": {
+		"a webhook that selects by a label of the injector must come after": {
 			configurations: []*configuration{
 				newConfiguration("a", selecting(demanding("aadpodidbinding", metav1.LabelSelectorOpExists), "*")),
 				newConfiguration("aa", selecting(demanding("keyvault.io/injected", metav1.LabelSelectorOpIn, "true"), "*/*")),
 				newConfiguration("akv-injector", own),
 			},
-			want: []finding{{Type: registration.Late, Configuration: "akv-injector"}, {Type: registration.Late, Configuration: "akv-injector"}},
+			want: []problem{{Type: registration.Late, Configuration: "akv-injector"}, {Type: registration.Late, Configuration: "akv-injector"}},
 		},
-		"selectors that take pods without the label, and webhooks of other objects, may come before": {
+		"selectors that match pods without the label, and webhooks of other objects, may come before": {
 			configurations: []*configuration{
 				newConfiguration("a", selecting(demanding(use, metav1.LabelSelectorOpDoesNotExist), "pods")),
 				newConfiguration("aa", selecting(demanding(use, metav1.LabelSelectorOpNotIn, "true"), "pods")),
@@ -146,22 +146,22 @@ func TestCheck(t *testing.T) {
 				newConfiguration("akv-injector", own),
 			},
 		},
-		"a webhook that fails open is told of": {
+		"a webhook that fails open is a problem": {
 			configurations: []*configuration{newConfiguration("akv-injector", own, open(own), open(ofPods("always.pods.akv-injector.io", at(service))))},
-			want: []finding{{
+			want: []problem{{
 				Type: registration.FailsOpen, Configuration: "akv-injector",
-				Found: "failurePolicy is Ignore in pods.akv-injector.io, always.pods.akv-injector.io: while the injector does not answer, objects that ask are admitted as they are",
+				Found: "failurePolicy is Ignore in pods.akv-injector.io, always.pods.akv-injector.io: while the injector does not answer, objects are admitted without what they request",
 			}},
 		},
-		"a stranger's failure policy is its own": {
+		"the failure policy of another program is not checked": {
 			configurations: []*configuration{newConfiguration("akv-injector", own), newConfiguration(azure, open(selecting(labelled(use), "pods")))},
 		},
-		"everything is told at once": {
+		"all problems are reported together": {
 			configurations: []*configuration{
 				newConfiguration("b-akv-injector", open(own)), newConfiguration("c", ofPods("pods.akv-injector.io", at(second))),
 				newConfiguration(azure, selecting(labelled(use), "pods")),
 			},
-			want: []finding{
+			want: []problem{
 				{Type: registration.Late, Configuration: "b-akv-injector"},
 				{Type: registration.FailsOpen, Configuration: "b-akv-injector"},
 				{Type: registration.Doubled, Configuration: "c"},
@@ -172,20 +172,20 @@ func TestCheck(t *testing.T) {
 			got := registration.Check(service, test.configurations)
 			for i, f := range got {
 				if f.Found == "" || f.Fix == "" {
-					t.Errorf("finding %d says nothing: %+v", i, f)
+					t.Errorf("problem %d lacks Found or Fix: %+v", i, f)
 				}
 				if i < len(test.want) && test.want[i].Found == "" {
 					got[i].Found = ""
 				}
 			}
-			if diff := cmp.Diff(test.want, got, cmpopts.IgnoreFields(finding{}, "Fix")); diff != "" {
-				t.Errorf("findings (-want +got):\n%s", diff)
+			if diff := cmp.Diff(test.want, got, cmpopts.IgnoreFields(problem{}, "Fix")); diff != "" {
+				t.Errorf("problems (-want +got):\n%s", diff)
 			}
 		})
 	}
 }
 
-// TestDocs has a heading for each problem, where the metric's reader looks.
+// TestDocs checks that docs/coexistence.md has a heading for each type of problem.
 func TestDocs(t *testing.T) {
 	text, err := os.ReadFile("../../docs/coexistence.md")
 	if err != nil {
@@ -195,7 +195,7 @@ func TestDocs(t *testing.T) {
 		registration.Absent, registration.Elsewhere, registration.Late, registration.Doubled, registration.FailsOpen,
 	} {
 		if !bytes.Contains(text, []byte("\n### "+string(problem)+"\n")) {
-			t.Errorf("no heading says %s", problem)
+			t.Errorf("no heading %s", problem)
 		}
 	}
 }

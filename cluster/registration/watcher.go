@@ -2,170 +2,102 @@ package registration
 
 import (
 	"context"
-	"fmt"
-	"maps"
 	"slices"
 
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/cache"
 
-	"github.com/akv-injector/akv-injector/cluster/feed"
+	"github.com/akv-injector/akv-injector/internal/feed"
 )
 
-// Options are what a Watcher takes.
+// Options configure a Watcher and an Exposure. Every field is required.
 type Options struct {
-	// Client asks for the configurations. It needs list and watch on all of them: RBAC has no lesser right that shows names and selectors, and
-	// what they hold besides is no secret.
+	// Client reads from the API server. A Watcher needs list and watch on all
+	// MutatingWebhookConfigurations: RBAC has no narrower permission that shows names and
+	// selectors, and these objects hold no secrets. An Exposure needs list on the EndpointSlices of
+	// the Service's namespace.
 	Client kubernetes.Interface
-	// Service is by which the API server calls this injector.
+	// Service is the Service by which the API server calls this injector.
 	Service types.NamespacedName
 	Log     logr.Logger
-	// Metrics is where the Watcher's metrics are registered.
+	// Metrics is the registry for the metrics of the Watcher or Exposure.
 	Metrics prometheus.Registerer
 }
 
-// Watcher checks the cluster's MutatingWebhookConfigurations as soon as they are known and whenever one changes. It is a controller-runtime
-// Runnable that every replica runs.
+// Watcher runs [Check] on the cluster's MutatingWebhookConfigurations after the first list and
+// after every change, and logs problems that appear and disappear. It is a controller-runtime
+// Runnable that runs in every replica.
 type Watcher struct {
-	feed  *feed.Feed
-	store *store
-	log   logr.Logger
+	service  types.NamespacedName
+	log      logr.Logger
+	problems *prometheus.GaugeVec
+	feed     *feed.Feed
+
+	configurations *feed.Objects[*admissionregistrationv1.MutatingWebhookConfiguration]
+	found          []Problem // by the latest check; only the feed's goroutine uses it
 }
 
-// NewWatcher is a watcher that checks from Start on. It registers the gauges akv_injector_configuration_problems{problem}, which is there from
-// the first check on, and akv_injector_facts_stale_seconds{objects="MutatingWebhookConfigurations"}, which tells that it can't check.
+// NewWatcher returns a watcher and registers two gauges:
+// akv_injector_configuration_problems{problem}, which has series from the first check on, and
+// akv_injector_facts_stale_seconds{objects="MutatingWebhookConfigurations"}, which grows while the
+// watcher cannot read the configurations.
 func NewWatcher(o Options) *Watcher {
-	s := &store{service: o.Service, log: o.Log, known: map[string]*admissionregistrationv1.MutatingWebhookConfiguration{}}
-	s.problems = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+	w := &Watcher{service: o.Service, log: o.Log}
+	w.problems = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "akv_injector_configuration_problems",
 		Help: "What in the cluster's MutatingWebhookConfigurations keeps the injector from its work now, by kind of problem.",
 	}, []string{"problem"})
-	o.Metrics.MustRegister(s.problems)
-	all := o.Client.AdmissionregistrationV1().MutatingWebhookConfigurations()
-	f := feed.New(feed.Kind{
-		Objects: "MutatingWebhookConfigurations",
-		ListWatch: cache.ListWatch{
-			ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-				return all.List(ctx, options)
-			},
-			WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
-				return all.Watch(ctx, options)
-			},
-		},
-		Client:  o.Client,
-		Example: &admissionregistrationv1.MutatingWebhookConfiguration{},
-	}, s)
-	f.Register(o.Metrics)
-	return &Watcher{feed: f, store: s, log: o.Log}
+	o.Metrics.MustRegister(w.problems)
+	w.configurations = feed.NewObjects[*admissionregistrationv1.MutatingWebhookConfiguration](w.check)
+	w.feed = feed.New(feed.Kind{
+		Objects:   "MutatingWebhookConfigurations",
+		ListWatch: feed.ListWatch(o.Client.AdmissionregistrationV1().MutatingWebhookConfigurations(), nil),
+		Client:    o.Client,
+		Example:   &admissionregistrationv1.MutatingWebhookConfiguration{},
+	}, w.configurations)
+	w.feed.Register(o.Metrics)
+	return w
 }
 
-// Start implements controller-runtime's Runnable: it checks until ctx ends, through whatever trouble.
+// Start implements controller-runtime's Runnable. It checks until ctx ends, and retries after
+// errors.
 func (w *Watcher) Start(ctx context.Context) error {
 	w.feed.Run(logr.NewContext(ctx, w.log))
 	return nil
 }
 
-// NeedLeaderElection implements controller-runtime's LeaderElectionRunnable: whoever reads the log of any replica is to find it there.
+// NeedLeaderElection implements controller-runtime's LeaderElectionRunnable. It returns false:
+// every replica logs the problems.
 func (w *Watcher) NeedLeaderElection() bool {
 	return false
 }
 
-// store is what the feed writes to, from one goroutine, and where each write is followed by a check.
-type store struct {
-	service  types.NamespacedName
-	log      logr.Logger
-	problems *prometheus.GaugeVec
-
-	known map[string]*admissionregistrationv1.MutatingWebhookConfiguration
-	found []Problem // by the last check
-}
-
-// check says what has come and what is gone since the last one.
-func (s *store) check() {
-	found := Check(s.service, slices.Collect(maps.Values(s.known)))
+// check logs how the problems differ from those of the previous check.
+func (w *Watcher) check() {
+	found := Check(w.service, w.configurations.All())
 	counts := map[ProblemType]int{}
 	for _, f := range found {
 		counts[f.Type]++
-		if slices.Contains(s.found, f) {
+		if slices.Contains(w.found, f) {
 			continue
 		}
 		values := []any{"problem", f.Type, "configuration", f.Configuration, "found", f.Found, "fix", f.Fix}
 		if f.Type == FailsOpen {
-			s.log.Info("The injector is not called as it should be", values...)
+			w.log.Info("The injector is not called as it should be", values...)
 		} else {
-			s.log.Error(nil, "The injector is not called as it should be", values...)
+			w.log.Error(nil, "The injector is not called as it should be", values...)
 		}
 	}
-	for _, f := range s.found {
+	for _, f := range w.found {
 		if !slices.Contains(found, f) {
-			s.log.Info("A problem with how the injector is called is gone", "problem", f.Type, "configuration", f.Configuration)
+			w.log.Info("A problem with how the injector is called is gone", "problem", f.Type, "configuration", f.Configuration)
 		}
 	}
 	for _, p := range problems {
-		s.problems.WithLabelValues(string(p)).Set(float64(counts[p]))
+		w.problems.WithLabelValues(string(p)).Set(float64(counts[p]))
 	}
-	s.found = found
-}
-
-func (s *store) put(object any) error {
-	c, ok := object.(*admissionregistrationv1.MutatingWebhookConfiguration)
-	if !ok {
-		return fmt.Errorf("must be a MutatingWebhookConfiguration, is %T", object)
-	}
-	s.known[c.Name] = c
-	return nil
-}
-
-// Add implements [cache.ReflectorStore].
-func (s *store) Add(object any) error {
-	if err := s.put(object); err != nil {
-		return err
-	}
-	s.check()
-	return nil
-}
-
-// Update implements [cache.ReflectorStore].
-func (s *store) Update(object any) error {
-	return s.Add(object)
-}
-
-// Delete implements [cache.ReflectorStore].
-func (s *store) Delete(object any) error {
-	c, ok := object.(*admissionregistrationv1.MutatingWebhookConfiguration)
-	if !ok {
-		return fmt.Errorf("must be a MutatingWebhookConfiguration, is %T", object)
-	}
-	delete(s.known, c.Name)
-	s.check()
-	return nil
-}
-
-// Replace implements [cache.ReflectorStore].
-func (s *store) Replace(objects []any, _ string) error {
-	clear(s.known)
-	for _, object := range objects {
-		if err := s.put(object); err != nil {
-			return err
-		}
-	}
-	s.check()
-	return nil
-}
-
-// Resync implements [cache.ReflectorStore].
-func (s *store) Resync() error {
-	return nil
-}
-
-// Transformer implements [cache.TransformingStore].
-func (s *store) Transformer() cache.TransformFunc {
-	return nil
+	w.found = found
 }

@@ -22,7 +22,7 @@ import (
 	"github.com/akv-injector/akv-injector/cluster/registration"
 )
 
-// line is what a test reads of a line of the log.
+// line has the fields of a log line that tests check.
 type line struct{ Msg, Problem, Configuration string }
 
 const (
@@ -30,7 +30,7 @@ const (
 	gone = "A problem with how the injector is called is gone"
 )
 
-// watching is a watcher that runs until stop is called.
+// watching is a Watcher that runs until stop is called.
 type watching struct {
 	registry *prometheus.Registry
 	lines    chan line // of its log
@@ -51,10 +51,10 @@ func startWatcher(t *testing.T, client *fake.Clientset) *watching {
 		}, funcr.Options{}),
 	})
 	if watcher.NeedLeaderElection() {
-		t.Error("one replica alone tells")
+		t.Error("only one replica runs")
 	}
 	if got := w.problems(t); len(got) != 0 {
-		t.Errorf("counted before anything is known: %v", got)
+		t.Errorf("problems before the first check: %v", got)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	ended := make(chan error, 1)
@@ -66,14 +66,14 @@ func startWatcher(t *testing.T, client *fake.Clientset) *watching {
 		}
 	})
 	t.Cleanup(w.stop)
-	// The fake doesn't replay what comes between a list and its watch.
+	// The fake client does not send events of changes between a list and its watch.
 	if err := wait.PollUntilContextCancel(ctx, time.Millisecond, true, func(context.Context) (bool, error) {
 		return slices.ContainsFunc(client.Actions(), func(a clienttesting.Action) bool { return a.GetVerb() == "watch" }), nil
 	}); err != nil {
-		t.Fatalf("nothing is ever watched: %v", err)
+		t.Fatalf("no watch: %v", err)
 	}
 	if got := w.problems(t); len(got) != 5 {
-		t.Errorf("counted by the first check: %v", got)
+		t.Errorf("problems after the first check: %v", got)
 	}
 	return w
 }
@@ -91,7 +91,8 @@ func (w *watching) next(t *testing.T, want line) {
 	}
 }
 
-// TestWatcher follows configurations that come and go. A problem is logged when it comes and when it is gone, and counted meanwhile.
+// TestWatcher adds, changes and deletes configurations. A problem is logged when it appears and
+// when it is gone, and counted in between.
 func TestWatcher(t *testing.T) {
 	own := newConfiguration("akv-injector", ofPods("pods.akv-injector.io", at(service)))
 	client := fake.NewClientset(own)
@@ -122,11 +123,11 @@ func TestWatcher(t *testing.T) {
 		t.Errorf("problems (-want +got):\n%s", diff)
 	}
 	if len(w.lines) > 0 {
-		t.Errorf("logged too: %+v", <-w.lines)
+		t.Errorf("also logged: %+v", <-w.lines)
 	}
 }
 
-// TestWatcherMissesNothing loses its watch while a configuration goes away.
+// TestWatcherMissesNothing ends the watch while a configuration is deleted.
 func TestWatcherMissesNothing(t *testing.T) {
 	client := fake.NewClientset(newConfiguration("akv-injector", ofPods("pods.akv-injector.io", at(service))))
 	events := watch.NewFake()
@@ -139,7 +140,7 @@ func TestWatcherMissesNothing(t *testing.T) {
 	w.next(t, line{come, "absent", ""})
 }
 
-// problems are the samples of akv_injector_configuration_problems.
+// problems returns the samples of akv_injector_configuration_problems.
 func (w *watching) problems(t *testing.T) map[string]float64 {
 	t.Helper()
 	families, err := w.registry.Gather()

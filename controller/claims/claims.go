@@ -1,6 +1,16 @@
-// Package claims keeps which pods of a cluster mount which managed classes, and who owns these classes for them.
+// Package claims keeps which pods of a cluster mount which managed classes, and which objects own
+// the classes for these pods.
 //
-// It knows nothing of what a class holds, or whether it is there.
+//	table := claims.NewTable(enqueue)
+//	f, err := claims.Follow(config, httpClient, table)
+//	go f.Run(ctx)
+//	<-f.Filled()
+//	for _, claim := range table.Of(class, existingOwners) {
+//		// claim.Owner must become an owner of the class, if one of claim.Pods requests it
+//	}
+//
+// The package does not read classes: whether a class exists, and its content, are the concern of
+// package controller.
 package claims
 
 import (
@@ -28,27 +38,30 @@ import (
 	"github.com/akv-injector/akv-injector/core/inject"
 )
 
-// Pod is what is kept of an injected pod: some hundred bytes, whatever its annotations.
+// Pod is the part of an injected pod that a Table keeps: a few hundred bytes, however large the
+// pod's annotations are.
 type Pod struct {
-	// ObjectMeta has namespace, name, UID and resource version, and nothing else.
+	// ObjectMeta has only the namespace, name, UID and resource version.
 	metav1.ObjectMeta
 
-	// Owner is the owner of the classes that the pod mounts; see ownerOf. A ControllerRevision has no UID here.
+	// Owner is the owner of the classes that the pod mounts; see ownerOf. The reference to a
+	// ControllerRevision has no UID.
 	Owner metav1.OwnerReference
-	// Digest is that of the outline which the classes are derived from; see [Table.Outline].
+	// Digest is the digest of the outline from which the classes are derived; see [Table.Outline].
 	Digest [sha256.Size]byte
 
-	// Classes are those that the pod mounts and that may be managed; none for a pod that needs none any more.
+	// Classes are the names of the classes that the pod mounts and that may be managed; none for a
+	// pod that is being deleted.
 	Classes []string
 }
 
-// podOf also returns the pod's outline; nil where the pod mounts no class.
+// podOf also returns the pod's outline; nil if the pod mounts no class.
 func podOf(object *corev1.Pod) (*Pod, *inject.Outline) {
 	p := &Pod{ObjectMeta: metav1.ObjectMeta{
 		Namespace: object.Namespace, Name: object.Name, UID: object.UID, ResourceVersion: object.ResourceVersion,
 	}}
 	if object.DeletionTimestamp != nil {
-		return p, nil // what it mounts is mounted
+		return p, nil // its volumes are mounted already
 	}
 	for i := range object.Spec.Volumes {
 		csi := object.Spec.Volumes[i].CSI
@@ -59,7 +72,7 @@ func podOf(object *corev1.Pod) (*Pod, *inject.Outline) {
 			p.Classes = append(p.Classes, name)
 		}
 		if len(p.Classes) == api.MaxItems {
-			break // no request comes to more
+			break // no request has more classes
 		}
 	}
 	if len(p.Classes) == 0 {
@@ -71,9 +84,12 @@ func podOf(object *corev1.Pod) (*Pod, *inject.Outline) {
 	return p, &outline
 }
 
-// ownerOf is the owner of the classes of a pod. It must go no later than the pods that mount the class, and never is an object that stays forever: a
-// pod's author may write any owner. So it is the ReplicaSet, ReplicationController or Job that controls the pod; of a StatefulSet or DaemonSet, which outlives
-// many classes, the revision that the pod is of; and otherwise the pod itself. With several owners a pod stays while one of them does.
+// ownerOf returns the owner of the classes of a pod. The owner must not outlive the pods that mount
+// the class, and must not be an object that is never deleted, because the author of a pod can write
+// any owner reference. So the owner is the ReplicaSet, ReplicationController or Job that controls
+// the pod. For a StatefulSet or DaemonSet, which outlives many classes, it is the pod's
+// ControllerRevision. In all other cases it is the pod itself, also if the pod has several owners:
+// such a pod exists as long as one of them does.
 func (p *Pod) ownerOf(object *corev1.Pod) metav1.OwnerReference {
 	controller := metav1.GetControllerOfNoCopy(object)
 	if controller == nil || len(object.OwnerReferences) != 1 || !isName(controller.Name) {
@@ -89,7 +105,7 @@ func (p *Pod) ownerOf(object *corev1.Pod) metav1.OwnerReference {
 	default:
 		return p.itself()
 	}
-	if !isName(revision) { // an adopted pod may have no label
+	if !isName(revision) { // an adopted pod may lack the label
 		return p.itself()
 	}
 	return metav1.OwnerReference{APIVersion: "apps/v1", Kind: revisionKind, Name: revision}
@@ -100,20 +116,22 @@ func isName(text string) bool { return len(validation.IsDNS1123Subdomain(text)) 
 // revisionKind is the kind of the revisions of StatefulSets and DaemonSets.
 const revisionKind = "ControllerRevision"
 
-// IsRevision reports whether an owner is a ControllerRevision, whose UID no pod has.
+// IsRevision reports whether an owner is a ControllerRevision. Pods do not have the UIDs of their
+// revisions.
 func IsRevision(owner metav1.OwnerReference) bool {
 	return owner.Kind == revisionKind
 }
 
-// idOf identifies an owner within a namespace.
+// idOf returns an identifier of an owner that is unique within a namespace.
 func idOf(owner metav1.OwnerReference) types.UID {
 	if IsRevision(owner) {
-		return types.UID(owner.Kind + "/" + owner.Name) // no UID has a slash
+		return types.UID(owner.Kind + "/" + owner.Name) // UIDs have no slash
 	}
 	return owner.UID
 }
 
-// needsTheSame reports whether nothing that matters here differs: most updates of a pod are of its status.
+// needsTheSame reports whether two versions of a pod need the same classes and owners. Most updates
+// of a pod change only its status.
 func (p *Pod) needsTheSame(other *Pod) bool {
 	return p.UID == other.UID && p.Owner == other.Owner && slices.Equal(p.Classes, other.Classes) && p.Digest == other.Digest
 }
@@ -122,7 +140,7 @@ func (p *Pod) key() types.NamespacedName {
 	return types.NamespacedName{Namespace: p.Namespace, Name: p.Name}
 }
 
-// keys name the classes that a pod mounts.
+// keys returns the names of the classes that a pod mounts, with the namespace.
 func (p *Pod) keys() []types.NamespacedName {
 	keys := make([]types.NamespacedName, len(p.Classes))
 	for i, name := range p.Classes {
@@ -131,29 +149,30 @@ func (p *Pod) keys() []types.NamespacedName {
 	return keys
 }
 
-// Claim says that an owner has a class for its pods, of which there is one at least.
+// Claim means that an owner must own a class for its pods.
 type Claim struct {
 	Owner metav1.OwnerReference
-	Pods  []*Pod
+	Pods  []*Pod // at least one
 }
 
-// Table keeps the claims of a cluster's pods. It is the store of a feed, which alone writes to it; anyone may read.
+// Table keeps the claims of a cluster's pods. It is the store of a [feed.Feed], and nothing else
+// may write to it. It is safe for concurrent reads.
 type Table struct {
 	changed func(class types.NamespacedName)
-	// recent holds outlines of pods that were read lately, by digest: most are needed once, moments after the pod appears.
+	// recent holds outlines of the latest pods, by digest. Most outlines are needed once, a moment
+	// after the pod is created.
 	recent *lru.Cache
 	get    func(ctx context.Context, p *Pod) (*corev1.Pod, error)
 
 	mu   sync.RWMutex
 	pods map[types.NamespacedName]*Pod
-	// claims are by class and the owner's idOf.
+	// claims has the pods by class and the owner's idOf.
 	claims map[types.NamespacedName]map[types.UID]set
 }
 
-// set is a set of pods.
 type set map[*Pod]struct{}
 
-// any is one of the pods of a set that is not empty.
+// any returns one of the pods; nil for an empty set.
 func (s set) any() *Pod {
 	for p := range s {
 		return p
@@ -161,7 +180,7 @@ func (s set) any() *Pod {
 	return nil
 }
 
-// agree reports whether all pods of a set have the same owner.
+// agree reports whether all pods have the same owner.
 func (s set) agree() bool {
 	first := s.any()
 	for p := range s {
@@ -172,16 +191,20 @@ func (s set) agree() bool {
 	return true
 }
 
-// Outlines of at most maxRecentSize bytes are remembered of maxRecent different pods.
+// A Table remembers the outlines of the maxRecent latest pods, if an outline has at most
+// maxRecentSize bytes.
 const (
 	maxRecent     = 512
 	maxRecentSize = 4 << 10
 )
 
-// ErrChanged is the error of a pod that is not any more what the table knows of it. The table will know it in a moment.
+// ErrChanged means that a pod differs from what the table has. The table receives the change in a
+// moment.
 var ErrChanged = errors.New("the pod has changed")
 
-// Outline is what the classes of a pod are derived from. Where it is not at hand, the API server is asked for the pod.
+// Outline returns the part of a pod from which its classes are derived. If the table does not
+// remember the outline, Outline reads the pod from the API server. The error is [ErrChanged] if the
+// pod has changed or no longer exists.
 func (t *Table) Outline(ctx context.Context, p *Pod) (*inject.Outline, error) {
 	if recent, ok := t.recent.Get(p.Digest); ok {
 		return recent.(*inject.Outline), nil //nolint:forcetypeassert // it holds nothing else
@@ -200,12 +223,20 @@ func (t *Table) Outline(ctx context.Context, p *Pod) (*inject.Outline, error) {
 	return outline, nil
 }
 
-// NewTable is an empty table. It lets changed, which must return at once, hear of every class that a pod mounts which came or changed.
+// NewTable returns an empty table. The table calls changed for every class whose claims may have
+// changed: when a pod that mounts it is added or changes, and when such a pod is deleted and other
+// pods mount the class. Changed must not block.
 func NewTable(changed func(class types.NamespacedName)) *Table {
-	return &Table{changed: changed, recent: lru.New(maxRecent), pods: map[types.NamespacedName]*Pod{}, claims: map[types.NamespacedName]map[types.UID]set{}}
+	return &Table{
+		changed: changed,
+		recent:  lru.New(maxRecent),
+		pods:    map[types.NamespacedName]*Pod{},
+		claims:  map[types.NamespacedName]map[types.UID]set{},
+	}
 }
 
-// Of are the claims on a class, but for those of the known owners, in the order of the owners' names; pods are in the order of theirs.
+// Of returns the claims on a class without those of the known owners. Claims are sorted by the
+// owners' names and UIDs, and the pods of a claim by name.
 func (t *Table) Of(class types.NamespacedName, known []metav1.OwnerReference) []Claim {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -223,7 +254,7 @@ func (t *Table) Of(class types.NamespacedName, known []metav1.OwnerReference) []
 	return claims
 }
 
-// Held counts the owners that have claims on a class.
+// Held returns how many of the owners have claims on a class.
 func (t *Table) Held(class types.NamespacedName, owners []metav1.OwnerReference) (n int) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -235,7 +266,8 @@ func (t *Table) Held(class types.NamespacedName, owners []metav1.OwnerReference)
 	return n
 }
 
-// holds reports whether an owner has a claim of [Table.Of], or is a pod that stands for its revision.
+// holds reports whether an owner has a claim as [Table.Of] returns it, or is a pod that is the
+// owner in place of its revision. mu must be locked.
 func (t *Table) holds(class types.NamespacedName, owner metav1.OwnerReference) bool {
 	if pods := t.claims[class][idOf(owner)]; len(pods) > 0 && pods.agree() && same(pods.any().Owner, owner) {
 		return true
@@ -249,8 +281,9 @@ func (t *Table) holds(class types.NamespacedName, owner metav1.OwnerReference) b
 	return mounts && (IsRevision(p.Owner) || !pods.agree())
 }
 
-// claimsOf are the claims of pods whose owners have one UID: one, unless the pods disagree on whose it is. A pod's author may write anything
-// there, and a class can have a UID but once, so then each pod owns its class by itself.
+// claimsOf returns the claims of pods whose owners have the same UID. This is one claim if the
+// owner references are equal. Otherwise an author has written a false reference. A class can have
+// each UID only once, so each pod then owns the class itself.
 func claimsOf(pods []*Pod) []Claim {
 	owner := pods[0].Owner
 	if !slices.ContainsFunc(pods, func(p *Pod) bool { return p.Owner != owner }) {
@@ -263,29 +296,30 @@ func claimsOf(pods []*Pod) []Claim {
 	return claims
 }
 
-// itself is the pod as an owner.
+// itself returns a reference to the pod as an owner.
 func (p *Pod) itself() metav1.OwnerReference {
 	return metav1.OwnerReference{APIVersion: "v1", Kind: "Pod", Name: p.Name, UID: p.UID}
 }
 
-// Itself is the pod of a claim as an owner, for an owner that does not exist.
+// Itself returns a reference to the first pod of a claim, which is the owner if Owner does not
+// exist.
 func (c *Claim) Itself() metav1.OwnerReference {
 	return c.Pods[0].itself()
 }
 
-// same reports whether two references are to the same object.
+// same reports whether two references name the same object.
 func same(a, b metav1.OwnerReference) bool {
 	return idOf(a) == idOf(b) && a.Name == b.Name && a.Kind == b.Kind && a.APIVersion == b.APIVersion
 }
 
-// Classes are those that any pod mounts.
+// Classes returns the classes that any pod mounts, in no particular order.
 func (t *Table) Classes() []types.NamespacedName {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	return slices.Collect(maps.Keys(t.claims))
 }
 
-// Pods is how many pods there are that mount any class.
+// Pods returns the number of pods that mount a class.
 func (t *Table) Pods() int {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -298,7 +332,7 @@ func (t *Table) Add(object any) error {
 	if err != nil {
 		return err
 	}
-	old := t.pods[p.key()] // the feed, the only writer, needs no lock to read
+	old := t.pods[p.key()] // no lock: the feed's goroutine is the only writer
 	if old != nil && old.needsTheSame(p) {
 		return nil
 	}
@@ -310,7 +344,8 @@ func (t *Table) Add(object any) error {
 	return nil
 }
 
-// left looks at the classes that a pod mounted: another of their pods may have to own them.
+// left calls changed for the classes that a pod mounted, because another pod may have to become
+// their owner.
 func (t *Table) left(old *Pod) {
 	if old == nil {
 		return
@@ -339,7 +374,7 @@ func (t *Table) Delete(object any) error {
 	return nil
 }
 
-// put has p in the place of old; either may be nil.
+// put replaces old by p; either may be nil.
 func (t *Table) put(old, p *Pod) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -392,17 +427,19 @@ func (t *Table) Replace(objects []any, _ string) error {
 	return nil
 }
 
-// Resync implements [cache.ReflectorStore]. Nothing here is derived from elsewhere.
+// Resync implements [cache.ReflectorStore]. It does nothing.
 func (t *Table) Resync() error {
 	return nil
 }
 
-// Transformer implements [cache.TransformingStore], so that a streamed list never holds whole pods.
+// Transformer implements [cache.TransformingStore], so that a streamed list does not hold whole
+// pods.
 func (t *Table) Transformer() cache.TransformFunc {
 	return func(object any) (any, error) { return t.read(object) }
 }
 
-// read takes what is kept of an object that the feed has, which may have been read already.
+// read returns the part of an object that the table keeps. The objects of a streamed list have been
+// read before.
 func (t *Table) read(object any) (*Pod, error) {
 	switch o := object.(type) {
 	case *Pod:
@@ -414,5 +451,5 @@ func (t *Table) read(object any) (*Pod, error) {
 		}
 		return p, nil
 	}
-	return nil, fmt.Errorf("read %T: no pod", object)
+	return nil, fmt.Errorf("must be a Pod, is %T", object)
 }

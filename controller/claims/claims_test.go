@@ -23,7 +23,7 @@ const (
 	two = "kv-abcdef0123"
 )
 
-// pod is a pod in namespace shop that mounts classes.
+// pod returns a pod in namespace shop that mounts classes.
 func pod(name string, classes ...string) *corev1.Pod {
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID("uid-" + name), ResourceVersion: "1"}}
 	for _, c := range classes {
@@ -34,7 +34,7 @@ func pod(name string, classes ...string) *corev1.Pod {
 	return p
 }
 
-// ownedBy is the pod with a controller.
+// ownedBy returns the pod with a ReplicaSet as its controller.
 func ownedBy(p *corev1.Pod, owner string) *corev1.Pod {
 	p.OwnerReferences = []metav1.OwnerReference{
 		{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: owner, UID: types.UID("uid-" + owner), Controller: new(true), BlockOwnerDeletion: new(true)},
@@ -42,7 +42,8 @@ func ownedBy(p *corev1.Pod, owner string) *corev1.Pod {
 	return p
 }
 
-// ofKind is the pod with a controller of that kind, and the label that pods of a revision have.
+// ofKind returns the pod with a controller of that kind, and with the label that pods of a revision
+// have.
 func ofKind(p *corev1.Pod, apiVersion, kind string) *corev1.Pod {
 	p = ownedBy(p, "set")
 	p.OwnerReferences[0].APIVersion, p.OwnerReferences[0].Kind = apiVersion, kind
@@ -55,37 +56,37 @@ func withoutLabels(p *corev1.Pod) *corev1.Pod {
 	return p
 }
 
-// named is the pod with that name for its owner.
+// named returns the pod with another name of its owner.
 func named(p *corev1.Pod, owner string) *corev1.Pod {
 	p.OwnerReferences[0].Name = owner
 	return p
 }
 
-// alsoOwned is the pod with an owner more.
+// alsoOwned returns the pod with one more owner.
 func alsoOwned(p *corev1.Pod) *corev1.Pod {
 	p.OwnerReferences = append(p.OwnerReferences, metav1.OwnerReference{APIVersion: "v1", Kind: "ConfigMap", Name: "other", UID: "uid-other"})
 	return p
 }
 
-// crooked is the pod with another name for its owner.
+// crooked returns the pod with a name of its owner that does not fit the UID.
 func crooked(p *corev1.Pod) *corev1.Pod {
 	return named(p, "another")
 }
 
-// table holds pods, and says of which classes it told.
+// table returns a table with pods, and the classes for which it has called changed.
 func table(t *testing.T, pods ...*corev1.Pod) (*claims.Table, *[]string) {
 	t.Helper()
-	var told []string
-	table := claims.NewTable(func(class types.NamespacedName) { told = append(told, class.String()) })
+	var changed []string
+	table := claims.NewTable(func(class types.NamespacedName) { changed = append(changed, class.String()) })
 	for _, p := range pods {
 		if err := table.Add(p); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return table, &told
+	return table, &changed
 }
 
-// show is all that is claimed, a line for each class and owner: "CLASS KIND/OWNER: PODS".
+// show returns a line for each claim: "CLASS KIND/OWNER: PODS".
 func show(table *claims.Table, known ...metav1.OwnerReference) []string {
 	var lines []string
 	for _, class := range table.Classes() {
@@ -110,15 +111,15 @@ func TestClaims(t *testing.T) {
 		pods []*corev1.Pod
 		want []string
 	}{
-		"a pod by itself owns its class":                              {[]*corev1.Pod{pod("a", one)}, []string{"shop/" + one + " Pod/a: a"}},
-		"a pod's controller owns it for the pod":                      {[]*corev1.Pod{ownedBy(pod("a", one), "set"), ownedBy(pod("b", one), "set")}, []string{"shop/" + one + " ReplicaSet/set: a b"}},
-		"a Job owns it":                                               {[]*corev1.Pod{ofKind(pod("a", one), "batch/v1", "Job")}, []string{"shop/" + one + " Job/set: a"}},
-		"a StatefulSet's revision owns it":                            {[]*corev1.Pod{ofKind(pod("a", one), "apps/v1", "StatefulSet")}, []string{"shop/" + one + " ControllerRevision/set-1: a"}},
-		"a DaemonSet's revision owns it":                              {[]*corev1.Pod{ofKind(pod("a", one), "apps/v1", "DaemonSet")}, []string{"shop/" + one + " ControllerRevision/set-set-1: a"}},
-		"a pod without a revision owns it itself":                     {[]*corev1.Pod{withoutLabels(ofKind(pod("a", one), "apps/v1", "StatefulSet"))}, []string{"shop/" + one + " Pod/a: a"}},
-		"so does one whose owner has no name that an object can have": {[]*corev1.Pod{named(ownedBy(pod("a", one), "set"), "a/b")}, []string{"shop/" + one + " Pod/a: a"}},
-		"no other kind owns it":                                       {[]*corev1.Pod{ofKind(pod("a", one), "v1", "Namespace"), ofKind(pod("b", one), "example.org/v1", "Job")}, []string{"shop/" + one + " Pod/a: a", "shop/" + one + " Pod/b: b"}},
-		"a pod with more owners is its own":                           {[]*corev1.Pod{alsoOwned(ownedBy(pod("a", one), "set"))}, []string{"shop/" + one + " Pod/a: a"}},
+		"a pod without a controller owns its class":               {[]*corev1.Pod{pod("a", one)}, []string{"shop/" + one + " Pod/a: a"}},
+		"a pod's controller owns it for the pod":                  {[]*corev1.Pod{ownedBy(pod("a", one), "set"), ownedBy(pod("b", one), "set")}, []string{"shop/" + one + " ReplicaSet/set: a b"}},
+		"a Job owns it":                                           {[]*corev1.Pod{ofKind(pod("a", one), "batch/v1", "Job")}, []string{"shop/" + one + " Job/set: a"}},
+		"a StatefulSet's revision owns it":                        {[]*corev1.Pod{ofKind(pod("a", one), "apps/v1", "StatefulSet")}, []string{"shop/" + one + " ControllerRevision/set-1: a"}},
+		"a DaemonSet's revision owns it":                          {[]*corev1.Pod{ofKind(pod("a", one), "apps/v1", "DaemonSet")}, []string{"shop/" + one + " ControllerRevision/set-set-1: a"}},
+		"a pod without a revision owns it itself":                 {[]*corev1.Pod{withoutLabels(ofKind(pod("a", one), "apps/v1", "StatefulSet"))}, []string{"shop/" + one + " Pod/a: a"}},
+		"a pod whose owner has an impossible name owns it itself": {[]*corev1.Pod{named(ownedBy(pod("a", one), "set"), "a/b")}, []string{"shop/" + one + " Pod/a: a"}},
+		"no other kind owns it":                                   {[]*corev1.Pod{ofKind(pod("a", one), "v1", "Namespace"), ofKind(pod("b", one), "example.org/v1", "Job")}, []string{"shop/" + one + " Pod/a: a", "shop/" + one + " Pod/b: b"}},
+		"a pod with more owners is its own":                       {[]*corev1.Pod{alsoOwned(ownedBy(pod("a", one), "set"))}, []string{"shop/" + one + " Pod/a: a"}},
 		"pods that disagree on an owner are their own": {
 			[]*corev1.Pod{ownedBy(pod("b", one), "set"), ownedBy(pod("c", one), "set"), crooked(ownedBy(pod("a", one), "set"))},
 			[]string{"shop/" + one + " Pod/a: a", "shop/" + one + " Pod/b: b", "shop/" + one + " Pod/c: c"},
@@ -138,12 +139,12 @@ func TestClaims(t *testing.T) {
 	}
 }
 
-// TestHeld counts owners of a class, as it names them, that have pods.
+// TestHeld counts the owners in a list that have pods with a claim on a class.
 func TestHeld(t *testing.T) {
 	table, _ := table(t, pod("a", one), ownedBy(pod("b", one), "set"), ofKind(pod("c", one), "apps/v1", "StatefulSet"), pod("d", two))
 	owners := []metav1.OwnerReference{
 		{APIVersion: "v1", Kind: "Pod", Name: "a", UID: "uid-a"},
-		{APIVersion: "v1", Kind: "Pod", Name: "b", UID: "uid-b"}, // its controller has the claim
+		{APIVersion: "v1", Kind: "Pod", Name: "b", UID: "uid-b"}, // the claim is its controller's
 		{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "set", UID: "uid-set"},
 		{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "other", UID: "uid-set"},
 		{APIVersion: "apps/v1", Kind: "ControllerRevision", Name: "set-1", UID: "uid-set-1"},
@@ -154,14 +155,14 @@ func TestHeld(t *testing.T) {
 	if got := table.Held(class, owners); got != 3 {
 		t.Errorf("%d owners have pods, want 3", got)
 	}
-	// Pods that disagree on their owner own the class themselves.
+	// Pods with contradicting owner references own the class themselves.
 	if err := table.Add(crooked(ownedBy(pod("e", one), "set"))); err != nil {
 		t.Fatal(err)
 	}
 	if got := table.Held(class, owners); got != 3 {
 		t.Errorf("%d owners have pods, want 3: the pod b instead of its controller", got)
 	}
-	// A pod stands for its revision where that does not exist.
+	// A pod is the owner in place of a revision that does not exist.
 	if got := table.Held(class, []metav1.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: "c", UID: "uid-c"}}); got != 1 {
 		t.Errorf("%d owners have pods, want 1", got)
 	}
@@ -171,7 +172,7 @@ func TestOwnerReference(t *testing.T) {
 	table, _ := table(t, ownedBy(pod("a", one), "set"))
 	want := metav1.OwnerReference{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "set", UID: "uid-set"}
 	if diff := cmp.Diff(want, table.Of(types.NamespacedName{Namespace: "shop", Name: one}, nil)[0].Owner); diff != "" {
-		t.Errorf("the owner differs, which is no controller of classes and blocks nothing (-want +got):\n%s", diff)
+		t.Errorf("owner, without controller and blockOwnerDeletion (-want +got):\n%s", diff)
 	}
 	if left := show(table, want); left != nil {
 		t.Errorf("claims of a known owner: %v", left)
@@ -185,36 +186,36 @@ func TestOwnerReference(t *testing.T) {
 func TestChanges(t *testing.T) {
 	ended := pod("a", one)
 	ended.DeletionTimestamp = new(metav1.Now())
-	asking := pod("a", one)
-	asking.Annotations = map[string]string{api.Secrets: "team-kv/a"}
+	requesting := pod("a", one)
+	requesting.Annotations = map[string]string{api.Secrets: "team-kv/a"}
 	running := pod("a", one)
 	running.ResourceVersion, running.Status.Phase = "2", corev1.PodRunning
 	running.Annotations = map[string]string{api.Status: "{}", "other": "x"}
 	again := pod("a", one)
 	again.UID = "another"
 	for behaviour, test := range map[string]struct {
-		change func(*claims.Table) error
-		told   bool
-		claims int
+		change  func(*claims.Table) error
+		changes bool
+		claims  int
 	}{
-		"its status is no news":        {func(t *claims.Table) error { return t.Update(running) }, false, 1},
-		"what it asks for is":          {func(t *claims.Table) error { return t.Update(asking) }, true, 1},
-		"so is a pod of its name":      {func(t *claims.Table) error { return t.Update(again) }, true, 1},
-		"its deletion ends its claim":  {func(t *claims.Table) error { return t.Update(ended) }, false, 0},
-		"as does its end":              {func(t *claims.Table) error { return t.Delete(pod("a")) }, false, 0},
-		"and a list without it":        {func(t *claims.Table) error { return t.Replace(nil, "2") }, false, 0},
-		"a list with it is no news":    {func(t *claims.Table) error { return t.Replace([]any{running}, "2") }, false, 1},
-		"a list with another is":       {func(t *claims.Table) error { return t.Replace([]any{running, pod("b", one)}, "2") }, true, 2},
-		"a pod read before is as good": {func(t *claims.Table) error { return replaceRead(t, pod("b", one)) }, true, 1},
+		"a new status changes nothing":                   {func(t *claims.Table) error { return t.Update(running) }, false, 1},
+		"a new request changes the class":                {func(t *claims.Table) error { return t.Update(requesting) }, true, 1},
+		"a new pod of the same name changes the class":   {func(t *claims.Table) error { return t.Update(again) }, true, 1},
+		"a pod that is being deleted has no claim":       {func(t *claims.Table) error { return t.Update(ended) }, false, 0},
+		"a deleted pod has no claim":                     {func(t *claims.Table) error { return t.Delete(pod("a")) }, false, 0},
+		"a pod that is missing in a list has no claim":   {func(t *claims.Table) error { return t.Replace(nil, "2") }, false, 0},
+		"a list with the same pod changes nothing":       {func(t *claims.Table) error { return t.Replace([]any{running}, "2") }, false, 1},
+		"a list with one more pod changes the class":     {func(t *claims.Table) error { return t.Replace([]any{running, pod("b", one)}, "2") }, true, 2},
+		"a list may contain pods that were read already": {func(t *claims.Table) error { return replaceRead(t, pod("b", one)) }, true, 1},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
-			table, told := table(t, pod("a", one))
-			*told = nil
+			table, changed := table(t, pod("a", one))
+			*changed = nil
 			if err := test.change(table); err != nil {
 				t.Fatal(err)
 			}
-			if (len(*told) > 0) != test.told {
-				t.Errorf("told of %v", *told)
+			if (len(*changed) > 0) != test.changes {
+				t.Errorf("changed was called for %v", *changed)
 			}
 			if left := show(table); len(left) != test.claims || table.Pods() != test.claims {
 				t.Errorf("claims are %v of %d pods, want %d", left, table.Pods(), test.claims)
@@ -222,12 +223,12 @@ func TestChanges(t *testing.T) {
 		})
 	}
 	table, _ := table(t)
-	if err := table.Add("no pod"); err == nil || err.Error() != "read string: no pod" {
+	if err := table.Add("no pod"); err == nil || err.Error() != "must be a Pod, is string" {
 		t.Errorf("got error %v", err)
 	}
 }
 
-// replaceRead does what a reflector does with a streamed list.
+// replaceRead reads a pod and replaces the objects, as a reflector does with a streamed list.
 func replaceRead(table *claims.Table, p *corev1.Pod) error {
 	read, err := table.Transformer()(p)
 	if err != nil {

@@ -7,20 +7,21 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-// Origin says which object a value of a Request was read from.
+// Origin is the object that a value of a Request was read from.
 type Origin uint8
 
 // The origins, weakest first.
 const (
-	// Unset is the origin of a value that nobody wrote: the server's flag or the built-in default holds.
+	// Unset is the origin of a value that no annotation sets: the server's flag or the built-in
+	// default applies.
 	Unset Origin = iota
-	// FromNamespace is the origin of a default that the namespace's annotations give.
+	// FromNamespace is the origin of a default that the namespace's annotations set.
 	FromNamespace
-	// FromPod is the origin of what the pod's, the template's or the workload's annotations say.
+	// FromPod is the origin of a value in the annotations of the pod, its template or its workload.
 	FromPod
 )
 
-// String is the word that the status annotation uses.
+// String returns the word that the status annotation uses.
 func (o Origin) String() string {
 	switch o {
 	case FromPod:
@@ -33,20 +34,21 @@ func (o Origin) String() string {
 	return "unknown"
 }
 
-// Annotations is what people wrote for one pod: its own annotations, and the defaults that its namespace gives.
+// Annotations is the input of [ParseRequest] for one pod: the pod's own annotations, and the
+// defaults of its namespace.
 type Annotations struct {
-	// Pod holds the pod's own annotations; foreign keys are passed over.
+	// Pod holds the pod's own annotations. Keys without one of our prefixes are ignored.
 	Pod map[string]string
-	// Namespace holds the namespace's annotations; nil where no default applies.
+	// Namespace holds the namespace's annotations; nil if no default applies.
 	Namespace map[string]string
-	// NamespaceName is named by warnings about Namespace.
+	// NamespaceName is the name in warnings about Namespace.
 	NamespaceName string
-	// Path says where the author of a pod's key wrote it. Nil stands for metadata.annotations.
+	// Path returns where a key of the pod was written. If it is nil, that is metadata.annotations.
 	Path func(key string) *field.Path
 }
 
-// Asked reports whether annotations hold a key of the request, or one that looks like it: any key under the prefixes of the contract but
-// [Status].
+// Asked reports whether annotations request anything: whether they have any key under our prefixes
+// except [Status]. Misspelt keys count, so that they are reported.
 func Asked(annotations map[string]string) bool {
 	for key := range annotations {
 		if IsOurs(key) && key != Status {
@@ -61,7 +63,7 @@ func IsOurs(key string) bool {
 	return strings.HasPrefix(key, KeyVaultPrefix) || strings.HasPrefix(key, IdentityPrefix)
 }
 
-// Position is a key's position in [Keys], or -1.
+// position returns the index of a key in [Keys], or -1.
 func position(key string) int {
 	for i := range Keys {
 		if Keys[i].Name == key {
@@ -76,14 +78,15 @@ func IsRequestKey(key string) bool {
 	return position(key) >= 0 && !IsWritten(key)
 }
 
-// IsWritten reports whether the injector writes the annotation of that key.
+// IsWritten reports whether the injector writes the annotation of that key, and not a user.
 func IsWritten(key string) bool {
 	return key == Status || key == Inherited
 }
 
 var annotationsPath = field.NewPath("metadata", "annotations")
 
-// keyPaths are the paths of [Keys] in the metadata of a pod, which reviews of pods share.
+// keyPaths are the paths of [Keys] in the metadata of a pod. All reviews of pods share them, to
+// save allocations.
 var keyPaths = func() (paths [numKeys]*field.Path) {
 	for i := range Keys {
 		paths[i] = annotationsPath.Key(Keys[i].Name)
@@ -91,7 +94,7 @@ var keyPaths = func() (paths [numKeys]*field.Path) {
 	return paths
 }()
 
-// podPath is where the pod's value of key was written.
+// podPath returns where the pod's value of key was written.
 func (a *Annotations) podPath(key string) *field.Path {
 	if a.Path != nil {
 		return a.Path(key)
@@ -102,12 +105,12 @@ func (a *Annotations) podPath(key string) *field.Path {
 	return annotationsPath.Key(key)
 }
 
-// namespacePath is where the namespace's default for key was written.
+// namespacePath returns where the namespace's default for key was written.
 func (a *Annotations) namespacePath(key string) *field.Path {
 	return field.NewPath("namespaces").Key(a.NamespaceName).Child("metadata", "annotations").Key(key)
 }
 
-// PathOf is where the value of key that came from origin was written.
+// PathOf returns where the value of key with that origin was written.
 func (a *Annotations) PathOf(key string, origin Origin) *field.Path {
 	if origin == FromNamespace {
 		return a.namespacePath(key)
@@ -115,10 +118,12 @@ func (a *Annotations) PathOf(key string, origin Origin) *field.Path {
 	return a.podPath(key)
 }
 
-// maxUnknown is how many unknown keys of one object are told one by one.
+// maxUnknown is how many unknown keys of one object get an error each. More keys get one error
+// together.
 const maxUnknown = 20
 
-// unknownKeys checks the keys of one object. Order is alphabetical, since a map has none.
+// unknownKeys returns an error for each key of one object that is under our prefixes and does not
+// exist, sorted by key.
 func unknownKeys(annotations map[string]string, onNamespace bool, path func(string) *field.Path) field.ErrorList {
 	var unknown []string
 	for key := range annotations {
@@ -135,7 +140,7 @@ func unknownKeys(annotations map[string]string, onNamespace bool, path func(stri
 		case kind != "" && onNamespace:
 			detail = "must be a label of the namespace, not an annotation"
 		case kind != "":
-			detail = "must be written on the Namespace, as its " + kind
+			detail = "must be a " + kind + " of the Namespace"
 		default:
 			detail = "must be a key of akv-injector" + didYouMean(nearestKeys(key, onNamespace), keysLike(key))
 		}
@@ -147,12 +152,13 @@ func unknownKeys(annotations map[string]string, onNamespace bool, path func(stri
 	return errs
 }
 
-// keysLike are the names of the keys that share the prefix of key.
+// keysLike returns the names of the keys with the prefix of key.
 func keysLike(key string) []string {
 	prefix, _, _ := strings.Cut(key, "/")
 	return slices.DeleteFunc(keyNames(), func(name string) bool { return !strings.HasPrefix(name, prefix+"/") })
 }
 
+// keyNames returns the names of the keys that users write.
 func keyNames() []string {
 	names := make([]string, 0, numKeys)
 	for i := range Keys {

@@ -1,6 +1,13 @@
-// Package api is the vocabulary of akv-injector: the annotation and label keys that people write, the Request that
-// they amount to, and the Reasons by which a request is refused or warned about.
+// Package api has the vocabulary of akv-injector: the annotation and label keys that users write,
+// the [Request] that is parsed from them, the grammar of items, and the [Reason] of each error and
+// warning.
 //
-// It is pure: it knows nothing of pods, clusters, HTTP or logs. What it is given, it parses; what it can't accept, it
-// answers with every mistake at once.
+//	request, errs, warnings := api.ParseRequest(api.Annotations{
+//		Pod:           pod.Annotations,
+//		Namespace:     namespace.Annotations,
+//		NamespaceName: namespace.Name,
+//	})
+//
+// A parser reports all mistakes at once. The package does not look anything up: whether a class, an
+// identity or a container exists is decided in package inject.
 package api

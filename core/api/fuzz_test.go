@@ -21,14 +21,16 @@ import (
 // sameRequest compares requests, their origins apart.
 var sameRequest = cmpopts.IgnoreUnexported(api.Request{})
 
-// fuzzedKeys are the keys that FuzzParseRequest gives values to; bit i of its masks stands for the i-th.
+// fuzzedKeys are the keys that FuzzParseRequest gives values to; bit i of its masks stands for the
+// i-th.
 var fuzzedKeys = [...]string{
 	api.Secrets, api.Class, api.Vault, api.MountPath, api.Containers, api.Env, api.OnConflict, api.Inject,
 	api.IdentityName, api.IdentityMode, api.IdentityClientID, api.IdentityTenantID,
 }
 
-// FuzzParseRequest gives any annotations to the parser. What it accepts has to be what the contract describes, by a reading of it that
-// shares nothing with the parser, and has to print back to an equal request.
+// FuzzParseRequest gives any annotations to the parser. What it accepts has to be what the contract
+// describes, by a reading of it that shares nothing with the parser, and has to print back to an
+// equal request.
 func FuzzParseRequest(f *testing.F) {
 	const all, none = 0xFFFF, 0
 	structured := "- objectName: edge-cert\n  objectAlias: tls/edge.pem\n  objectFormat: pem\n  objectEncoding: utf-8\n  filePermission: \"0400\"\n  objectVersionHistory: 2\n  env: EDGE_CERT\n  containers: [app, '!side*']\n"

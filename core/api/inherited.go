@@ -7,12 +7,13 @@ import (
 	"strings"
 )
 
-// FormatInherited is the value of the annotation [Inherited]: the request keys of annotations in the order of their names, each as a line
+// FormatInherited returns the value of the annotation [Inherited]: the request keys among
+// annotations, sorted by name, each as a line
 //
 //	KEY="VALUE"
 //
-// with the escapes of the CEL function strings.quote, so that the match condition of the webhook configuration can build the same text. It is
-// empty for no request key.
+// with the escapes of the CEL function strings.quote, so that the match condition of the webhook
+// configuration can build the same text. It is empty if there is no request key.
 func FormatInherited(annotations map[string]string) string {
 	var b strings.Builder
 	for _, key := range slices.Sorted(maps.Keys(annotations)) {
@@ -30,10 +31,10 @@ func FormatInherited(annotations map[string]string) string {
 	return b.String()
 }
 
-// escapes are the escape sequences of strings.quote (github.com/google/cel-go/ext).
+// escapes has the letters of the escape sequences of strings.quote (github.com/google/cel-go/ext).
 const escapes = `\"abfnrtv`
 
-// escaped are the characters that escapes stand for, in the same order.
+// escaped has the characters that the sequences stand for, in the same order.
 const escaped = "\\\"\a\b\f\n\r\t\v"
 
 var quoter = func() *strings.Replacer {
@@ -44,8 +45,8 @@ var quoter = func() *strings.Replacer {
 	return strings.NewReplacer(pairs...)
 }()
 
-// ParseInherited reads the value of the annotation [Inherited]. Every key is under one of the prefixes of the contract, and none is one that
-// the injector writes.
+// ParseInherited parses the value of the annotation [Inherited]. Every key that it returns has one
+// of our prefixes, and is not one that the injector writes.
 func ParseInherited(text string) (map[string]string, error) {
 	annotations := map[string]string{}
 	last := ""
@@ -64,7 +65,7 @@ func ParseInherited(text string) (map[string]string, error) {
 	return annotations, nil
 }
 
-// unquote reads a text up to its closing quote.
+// unquote returns the value before the closing quote, and the rest after it.
 func unquote(text string) (value, rest string, ok bool) {
 	var b strings.Builder
 	for {

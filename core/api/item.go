@@ -25,19 +25,20 @@ const (
 	FormatPFX = "pfx"
 )
 
-// Item is one object that a pod asks for. The JSON names are the Azure provider's own, plus env, vault (in the inline form: what stands
-// before the slash, with existing classes the class) and containers.
+// Item is one object that a pod requests. In the structured form, the fields have the Azure
+// provider's names, plus env, vault and containers.
 type Item struct {
-	// Name is the object's name in the Key Vault. Never empty in a parsed item.
+	// Name is the object's name in the Key Vault; never empty in a parsed item.
 	Name string
 	// Alias is the path of the file, relative to the mount; empty for the object's name.
 	Alias string
-	// Type is secret, key or cert; empty where it was not said: a secret, or whatever an existing class says.
+	// Type is secret, key or cert; empty for the type in an existing class, or else a secret.
 	Type string
-	// Version is the object's version, 32 hex digits; empty for the newest.
+	// Version is the object's version, 32 hex digits; empty for the latest.
 	Version string
-	// History is how many versions are wanted beside the newest, each a file PATH/1, PATH/2, …, the newest PATH/0; 0 and 1 stand for the newest
-	// alone, without suffix (upstream: getLatestNKeyVaultObjects in the Azure provider).
+	// History is how many versions are mounted. If it is greater than 1, they are the files PATH/0,
+	// PATH/1 and so on, and PATH/0 is the latest. If it is 0 or 1, only the latest version is
+	// mounted, as PATH. See getLatestNKeyVaultObjects in the Azure provider.
 	History int
 	// Format is pem or pfx; empty for the provider's default.
 	Format string
@@ -47,13 +48,14 @@ type Item struct {
 	Permission string
 	// Env is the name of the env var to set; empty for none.
 	Env string
-	// VaultOrClass is the vault or, with existing classes, the class that holds the object; empty for the default one.
+	// VaultOrClass is the vault or, with existing classes, the class of the object; empty for the
+	// default.
 	VaultOrClass string
-	// Containers picks among the request's containers those that get the env var.
+	// Containers are those of the request's containers that get the env var.
 	Containers Selector
 }
 
-// Path is the file's path relative to the mount: the alias, or else the object's name.
+// Path returns the file's path relative to the mount: the alias, or else the object's name.
 func (i Item) Path() string {
 	if i.Alias != "" {
 		return i.Alias
@@ -61,8 +63,8 @@ func (i Item) Path() string {
 	return i.Name
 }
 
-// File is the path of the file that holds the newest of the versions asked for: [Item.Path], or its first entry where a
-// history makes it a folder (upstream: getLatestNKeyVaultObjects in the Azure provider).
+// File returns the path of the file with the latest version: [Item.Path], or the first file in that
+// folder if the item has a history. See getLatestNKeyVaultObjects in the Azure provider.
 func (i Item) File() string {
 	if i.History > 1 {
 		return i.Path() + "/0"
@@ -70,7 +72,8 @@ func (i Item) File() string {
 	return i.Path()
 }
 
-// EnvFor is the env var that the item is to become under mode: its own, or with [EnvAuto] a secret's name in capitals.
+// EnvFor returns the name of the item's env var: [Item.Env], or with [EnvAuto] and for a secret the
+// object's name in capitals. It is empty for none.
 func (i Item) EnvFor(mode EnvMode) string {
 	if i.Env != "" || mode != EnvAuto || (i.Type != "" && i.Type != TypeSecret) {
 		return i.Env
@@ -82,7 +85,7 @@ func (i Item) EnvFor(mode EnvMode) string {
 	return name
 }
 
-// These are the forms of contract section 3; what the Azure provider itself would accept is in its pkg/provider.
+// What the Azure provider itself accepts is in its pkg/provider.
 var (
 	vaultPattern   = regexp.MustCompile(`^[A-Za-z][0-9A-Za-z-]{2,23}$`)
 	objectPattern  = regexp.MustCompile(`^[0-9A-Za-z-]{1,127}$`)
@@ -99,16 +102,19 @@ const (
 	mustBeEnv     = "must be letters, digits, _, - or ., not starting with a digit or two dots"
 )
 
-// MaxEnv bounds the name of an env var, in bytes.
+// MaxEnv is the length of the longest name of an env var, in bytes.
 const MaxEnv = 253
 
-// maxPath bounds the path of a file, in bytes: the driver takes 4,096, of which kubelet's directory is a part.
+// maxPath is the length of the longest path of a file, in bytes. The driver accepts 4,096,
+// including the kubelet's directory.
 const maxPath = 1 << 10
 
-// maxHistory bounds objectVersionHistory; every version is a request to the vault and a file.
+// maxHistory is the largest objectVersionHistory. Every version is a file, and a request to the
+// vault.
 const maxHistory = 100
 
-// check says what is wrong with the index-th item by itself, in the order of its fields; fldPath is the whole list's.
+// check returns the mistakes in an item, in the order of its fields. The path of the list is
+// fldPath, and index is the item's.
 func (i Item) check(fldPath *field.Path, index int, withClass bool) field.ErrorList {
 	var errs field.ErrorList
 	invalid := func(name, value, detail string) {
@@ -120,13 +126,13 @@ func (i Item) check(fldPath *field.Path, index int, withClass bool) field.ErrorL
 	if !objectPattern.MatchString(i.Name) {
 		if plausibleName.MatchString(i.Name) {
 			meant := ""
-			if !withClass { // whose files may have other names
+			if !withClass { // the files of a class may have other names
 				meant = strings.ReplaceAll(i.Name, "_", "-")
 			}
-			invalid(fieldName, i.Name, mustBeObject+write(meant, objectPattern))
-		} else { // by the look of it a secret's value may have been pasted in place of its name
+			invalid(fieldName, i.Name, mustBeObject+writeInstead(meant, objectPattern))
+		} else { // the author may have pasted the secret's value in place of its name
 			errs = append(errs, Because(InvalidItem, field.Invalid(fldPath.Index(index).Child(fieldName), field.OmitValueType{},
-				mustBeObject+foreign(i.Name)+mayBeSecret)))
+				mustBeObject+firstNonASCII(i.Name)+mayBeSecret)))
 		}
 	}
 	if i.Alias != "" {
@@ -149,7 +155,7 @@ func (i Item) check(fldPath *field.Path, index int, withClass bool) field.ErrorL
 	switch {
 	case i.Format == "", i.Format == FormatPEM, i.Format == FormatPFX && secret:
 	case i.Format == FormatPFX:
-		invalid(fieldFormat, i.Format, "must be pem, since only an object of type secret can be had as pfx")
+		invalid(fieldFormat, i.Format, "must be pem: only an object of type secret can be mounted as pfx")
 	default:
 		unsupported(fieldFormat, i.Format, FormatPEM, FormatPFX)
 	}
@@ -158,11 +164,12 @@ func (i Item) check(fldPath *field.Path, index int, withClass bool) field.ErrorL
 	case i.Encoding != "utf-8" && i.Encoding != "base64" && i.Encoding != "hex":
 		unsupported(fieldEncoding, i.Encoding, "utf-8", "base64", "hex")
 	case !secret:
-		invalid(fieldEncoding, i.Encoding, "must be left out, since only an object of type secret is encoded")
+		invalid(fieldEncoding, i.Encoding, "must be omitted: only an object of type secret can have an encoding")
 	}
 	switch mode := decimalModes[i.Permission]; {
 	case mode != "":
-		invalid(fieldPermission, i.Permission, "is "+mode+" in decimal; write it in octal and in quotes, \""+mode+"\", or with a leading 0 if it is octal")
+		invalid(fieldPermission, i.Permission,
+			"is "+mode+" in decimal; write it in octal and in quotes, \""+mode+"\"; if it is octal already, add a leading 0")
 	case i.Permission != "" && !modePattern.MatchString(i.Permission):
 		invalid(fieldPermission, i.Permission, `must be an octal mode of three digits, such as "0400"`)
 	}
@@ -182,37 +189,39 @@ func (i Item) check(fldPath *field.Path, index int, withClass bool) field.ErrorL
 		return append(errs, i.checkOwnedByClass(fldPath, index)...)
 	}
 	if i.VaultOrClass != "" && !vaultPattern.MatchString(i.VaultOrClass) {
-		invalid(fieldVault, i.VaultOrClass, mustBeVault+write(vaultOf(i.VaultOrClass), vaultPattern))
+		invalid(fieldVault, i.VaultOrClass, mustBeVault+writeInstead(vaultOf(i.VaultOrClass), vaultPattern))
 	}
 	return errs
 }
 
-// mayBeSecret ends a sentence about a value that a message leaves out.
-const mayBeSecret = "; the value may be a secret itself and is left out here: write the name of the object, not its value" //nolint:gosec // a text about secrets
+// mayBeSecret is the end of a message without the value.
+const mayBeSecret = "; the value is not shown, since it may be a secret: write the name of the object, not its value" //nolint:gosec // a text about secrets
 
-// write ends a sentence with what to write instead, if that is valid.
-func write(meant string, valid *regexp.Regexp) string {
+// writeInstead returns the end of a message: what to write instead. It is empty if that would not
+// be valid.
+func writeInstead(meant string, valid *regexp.Regexp) string {
 	if !valid.MatchString(meant) {
 		return ""
 	}
 	return "; write " + meant
 }
 
-// checkKey says what is wrong with the path of an item that becomes an env var, and so a key of a Secret.
+// checkKey checks the path of an item with an env var: the path becomes a key of a Secret. It
+// returns nil if the path is valid.
 func (i Item) checkKey(fldPath *field.Path, index int) *field.Error {
 	detail := ""
 	switch {
 	case !keyPattern.MatchString(i.Path()):
-		detail = "must consist of letters, digits, - . _ and /, since an env var makes it a key of a Secret"
+		detail = "must consist of letters, digits, - . _ and /: for an env var, it becomes a key of a Secret"
 	case len(i.File()) > validation.DNS1123SubdomainMaxLength:
-		detail = "must be shorter, since an env var makes it a key of a Secret, of at most 253 characters"
+		detail = "must be at most 253 characters: for an env var, it becomes a key of a Secret"
 	default:
 		return nil
 	}
 	return Because(InvalidItem, field.Invalid(fldPath.Index(index).Child(fieldAlias), Echo(i.Path()), detail))
 }
 
-// checkOwnedByClass rejects fields of the index-th item that an existing class decides; fldPath is the whole list's.
+// checkOwnedByClass returns an error for each field of an item that an existing class sets.
 func (i Item) checkOwnedByClass(fldPath *field.Path, index int) field.ErrorList {
 	var errs field.ErrorList
 	for _, f := range []struct {
@@ -227,13 +236,14 @@ func (i Item) checkOwnedByClass(fldPath *field.Path, index int) field.ErrorList 
 	} {
 		if f.set {
 			errs = append(errs, Because(InvalidItem, field.Forbidden(fldPath.Index(index).Child(f.name),
-				"must be left out, since with "+Class+" the class decides it; change it in the class, or remove "+Class)))
+				"must be omitted: with "+Class+", the class sets it; change it in the class, or remove "+Class)))
 		}
 	}
 	return errs
 }
 
-// checkFilePath says what is wrong with a file's path, or "". The Azure provider refuses ".." anywhere in a name.
+// checkFilePath returns what is wrong with a file's path, or "". The Azure provider rejects ".."
+// anywhere in a name.
 func checkFilePath(p string) string {
 	switch {
 	case strings.HasPrefix(p, "/"):

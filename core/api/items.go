@@ -13,8 +13,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-// parseItems reads the value of [Secrets] in whichever form it is written. Errors name the item's index under fldPath; the
-// items are as good as they could be read even then. Beyond [MaxItems] nothing is read.
+// parseItems parses the value of [Secrets] in both forms. The path of an error is fldPath and the
+// item's index. If there are errors, the items have the parts that could be parsed. If there are
+// more than [MaxItems], no item is returned.
 func parseItems(value string, fldPath *field.Path, withClass bool) ([]Item, field.ErrorList) {
 	parse := parseInline
 	if isStructured(value) {
@@ -22,7 +23,8 @@ func parseItems(value string, fldPath *field.Path, withClass bool) ([]Item, fiel
 	}
 	if first := firstLine(value); strings.HasPrefix(first, "array:") || strings.HasPrefix(first, "objects:") {
 		if line := correctProvider(value, withClass); line != "" {
-			return nil, field.ErrorList{Because(InvalidItem, field.Invalid(fldPath, Echo(first), "is the text of the Azure provider, which belongs into a SecretProviderClass; write "+line))}
+			return nil, field.ErrorList{Because(InvalidItem, field.Invalid(fldPath, Echo(first),
+				"is the Azure provider's format, which belongs in a SecretProviderClass; write "+line))}
 		}
 	}
 	items, errs := parse(value, fldPath, withClass)
@@ -32,8 +34,9 @@ func parseItems(value string, fldPath *field.Path, withClass bool) ([]Item, fiel
 	return items, errs
 }
 
-// InlineItems iterates over the items of a value of [Secrets] in the inline form: the line of each item, counted from 0, and its
-// text. A value in the structured form has none.
+// InlineItems iterates over the items of a value of [Secrets] in the inline form. It yields the
+// line of each item, counted from 0, and its text. It yields nothing for a value in the structured
+// form.
 func InlineItems(value string) iter.Seq2[int, string] {
 	return func(yield func(int, string) bool) {
 		if isStructured(value) {
@@ -57,13 +60,15 @@ func InlineItems(value string) iter.Seq2[int, string] {
 	}
 }
 
-// isStructured reports whether the first line that is no comment starts with the first character of the structured form.
+// isStructured reports whether a value is in the structured form. Its first line that is not a
+// comment starts with [, { or -.
 func isStructured(value string) bool {
 	line := firstLine(value)
 	return line != "" && strings.ContainsRune("[{-", rune(line[0]))
 }
 
-// firstLine is the first line that is neither blank nor a comment, without the space around it.
+// firstLine returns the first line that is neither blank nor a comment, without the space around
+// it.
 func firstLine(value string) string {
 	for line := range strings.SplitSeq(value, "\n") {
 		if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
@@ -77,7 +82,7 @@ func tooManyItems(fldPath *field.Path, n int) field.ErrorList {
 	return field.ErrorList{Because(InvalidItem, field.TooMany(fldPath, n, MaxItems))}
 }
 
-// parseInline reads "[ENV=]ref[ as path]" items, separated by commas or newlines.
+// parseInline parses items of the form "[ENV=]ref[ as path]", separated by commas or newlines.
 func parseInline(value string, fldPath *field.Path, withClass bool) ([]Item, field.ErrorList) {
 	var texts []string
 	n := 0
@@ -100,15 +105,16 @@ func parseInline(value string, fldPath *field.Path, withClass bool) ([]Item, fie
 			wrong = item.check(fldPath, index, withClass)
 		}
 		if len(wrong) > 0 {
-			wrong = recognised(text, wrong, fldPath.Index(index), withClass)
+			wrong = simplify(text, wrong, fldPath.Index(index), withClass)
 		}
 		errs, items[index] = append(errs, wrong...), item
 	}
 	return items, errs
 }
 
-// recognised replaces what is wrong with an inline item by one error that says what its author meant, if that is known.
-func recognised(text string, wrong field.ErrorList, fldPath *field.Path, withClass bool) field.ErrorList {
+// simplify replaces the errors of an inline item by one with the corrected item, if the mistake is
+// a known one. It also hides a value that may be a secret.
+func simplify(text string, wrong field.ErrorList, fldPath *field.Path, withClass bool) field.ErrorList {
 	if detail := unrendered(text); detail != "" {
 		return field.ErrorList{Because(InvalidItem, field.Invalid(fldPath, field.OmitValueType{}, detail))}
 	}
@@ -124,8 +130,8 @@ func recognised(text string, wrong field.ErrorList, fldPath *field.Path, withCla
 
 var asPattern = regexp.MustCompile(`\s+as\s+`)
 
-// parseInlineItem takes one item apart. Detail says what is wrong with its form; what its parts may hold is checked later,
-// alike for both forms.
+// parseInlineItem splits one item into its parts. Detail describes a mistake in its form, or is empty. The values of the parts
+// are checked later, by the same function as those of the structured form.
 func parseInlineItem(text string) (item Item, detail string) {
 	ref := text
 	if strings.ContainsAny(text, " \t") {
@@ -134,10 +140,10 @@ func parseInlineItem(text string) (item Item, detail string) {
 		}
 	}
 	if strings.ContainsAny(item.Alias, " \t") {
-		return item, "must have no space in its path; put a comma or a newline between items, or write the structured form"
+		return item, "must have no space in its path; put a comma or a newline between items, or use the structured form"
 	}
 	if strings.Contains(ref, "://") {
-		return item, "must name the vault and the object, VAULT/OBJECT, not their address"
+		return item, "must have the names of the vault and the object, VAULT/OBJECT, not a URL"
 	}
 	if env, rest, found := strings.Cut(ref, "="); found {
 		item.Env, ref = strings.TrimSpace(env), strings.TrimSpace(rest)
@@ -193,14 +199,14 @@ var itemFields = []string{
 	fieldName, fieldAlias, fieldType, fieldVersion, fieldHistory, fieldFormat, fieldEncoding, fieldPermission, fieldEnv, fieldVault, fieldContainers,
 }
 
-// maxMarks bounds the structured form: a hundred items with each of their fields on a line take half of it.
+// maxMarks is the limit of [CountMarks] for the structured form. A hundred items with all fields, each on a line, have half of it.
 const maxMarks = 5_000
 
-// maxDetail is how much of a parser's error a message has, in bytes.
+// maxDetail is how many bytes of a parser's error a message has.
 const maxDetail = 256
 
-// parseStructured reads a YAML or JSON list of items. It walks the nodes itself so that an unquoted 0400 is still the text that the
-// author wrote, and that every mistake is found.
+// parseStructured parses a YAML or JSON list of items. It reads YAML nodes and not a struct, so that an unquoted 0400 keeps its
+// text, and that every mistake is found.
 func parseStructured(value string, fldPath *field.Path, withClass bool) ([]Item, field.ErrorList) {
 	root, err := ParseYAML(value, maxMarks)
 	if err == nil && root != nil {
@@ -239,7 +245,7 @@ func parseStructured(value string, fldPath *field.Path, withClass bool) ([]Item,
 func parseStructuredItem(node *yaml.Node, fldPath *field.Path) (Item, field.ErrorList) {
 	var item Item
 	if node.Kind != yaml.MappingNode {
-		return item, field.ErrorList{Because(InvalidItem, field.Invalid(fldPath, Echo(node.Value), "must be a mapping with objectName; a list of plain names has no dash before them"))}
+		return item, field.ErrorList{Because(InvalidItem, field.Invalid(fldPath, Echo(node.Value), "must be a mapping with objectName; write plain names without a dash, separated by commas or newlines"))}
 	}
 	if fields := len(node.Content) / 2; fields > 2*len(itemFields) {
 		return item, field.ErrorList{Because(InvalidItem, field.TooMany(fldPath, fields, len(itemFields)))}
@@ -263,16 +269,16 @@ func parseStructuredItem(node *yaml.Node, fldPath *field.Path) (Item, field.Erro
 	}
 	for meant, value := range guessed {
 		if !seen[meant] && item.set(meant, value, fldPath) == nil {
-			seen[meant] = true // one error about the field is enough
+			seen[meant] = true // do not also report that the field is missing
 		}
 	}
 	if !seen[fieldName] {
-		errs = append(errs, Because(InvalidItem, field.Required(fldPath.Child(fieldName), "must be the object's name in the Key Vault")))
+		errs = append(errs, Because(InvalidItem, field.Required(fldPath.Child(fieldName), "must be the name of the object in the Key Vault")))
 	}
 	return item, errs
 }
 
-// set reads one field of a structured item.
+// set parses one field of a structured item.
 func (i *Item) set(name string, value *yaml.Node, fldPath *field.Path) *field.Error {
 	text := map[string]*string{
 		fieldName: &i.Name, fieldAlias: &i.Alias, fieldType: &i.Type, fieldVersion: &i.Version, fieldFormat: &i.Format,
@@ -281,7 +287,7 @@ func (i *Item) set(name string, value *yaml.Node, fldPath *field.Path) *field.Er
 	switch {
 	case text != nil:
 		if value.Kind != yaml.ScalarNode || value.Tag == "!!null" || value.Value == "" {
-			return field.Invalid(fldPath, Echo(value.Value), "must be a string that is not empty")
+			return field.Invalid(fldPath, Echo(value.Value), "must be a non-empty string")
 		}
 		*text = value.Value
 	case name == fieldHistory:
@@ -320,10 +326,11 @@ func (i *Item) setContainers(list *yaml.Node, fldPath *field.Path) *field.Error 
 	return nil
 }
 
-// maxEchoed is how many names of a list an error repeats at most.
+// maxEchoed is how many names of a list an error repeats.
 const maxEchoed = 5
 
-// printItems writes items so that parseItems reads them back equal: inline where each has an inline form.
+// printItems prints items so that [parseItems] returns the same items: in the inline form if it can express all of them, else in
+// the structured form.
 func printItems(items []Item) string {
 	inline := make([]string, len(items))
 	for index, item := range items {
@@ -336,7 +343,7 @@ func printItems(items []Item) string {
 	return strings.Join(inline, ", ")
 }
 
-// inline is the item in its inline form, if that can express it.
+// inline returns the item in the inline form, and false if that form cannot express it.
 func (i Item) inline() (string, bool) {
 	if i.History != 0 || i.Format != "" || i.Encoding != "" || i.Permission != "" || !i.Containers.All() || strings.ContainsAny(i.Alias, ", \t\n") {
 		return "", false
@@ -362,7 +369,7 @@ func (i Item) inline() (string, bool) {
 	return text, !strings.HasPrefix(text, "-")
 }
 
-// structuredItem is an Item as JSON.
+// structuredItem is an Item in the structured form.
 type structuredItem struct {
 	Name         string   `json:"objectName"`
 	Alias        string   `json:"objectAlias,omitzero"`

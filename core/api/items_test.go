@@ -209,7 +209,8 @@ func TestItemAnswers(t *testing.T) {
 	}
 }
 
-// TestAttacks shows that a value which is made to be expensive is rejected in one short message before memory is used for it.
+// TestAttacks shows that a value which is made to be expensive is rejected in one short message
+// before memory is used for it.
 func TestAttacks(t *testing.T) {
 	for name, secrets := range attacks.Secrets {
 		t.Run(name, func(t *testing.T) {

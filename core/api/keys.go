@@ -2,14 +2,15 @@ package api
 
 import "slices"
 
-// Prefixes under which every annotation and label key of the contract lives. A key under one of them that is not in
-// [Keys] is a mistake, never an extension.
+// Prefixes of all annotation and label keys of akv-injector. A key with one of these prefixes that
+// does not exist is an error.
 const (
 	KeyVaultPrefix = "keyvault.io/"
 	IdentityPrefix = "identity.io/"
 )
 
-// Keys that a pod, a pod template, a workload or (as a default) a namespace may carry as annotations.
+// Annotation keys of pods, pod templates and workloads. On a namespace they are defaults for its
+// pods.
 const (
 	IdentityName     = IdentityPrefix + "name"
 	IdentityMode     = IdentityPrefix + "mode"
@@ -32,10 +33,13 @@ const (
 const (
 	// Injection is the namespace label that opts in: [InjectionEnabled] or [InjectionAlways].
 	Injection = KeyVaultPrefix + "injection"
-	// AllowedVaults and AllowedNames are namespace annotations: comma-separated globs. Absent allows all, empty none.
+	// AllowedVaults and AllowedNames are the ceilings of a namespace: annotations with
+	// comma-separated globs. Without the annotation everything is allowed; an empty value allows
+	// nothing.
 	AllowedVaults = KeyVaultPrefix + "allowed-vaults"
 	AllowedNames  = IdentityPrefix + "allowed-names"
-	// Exempt is the namespace annotation that lists globs of the ServiceAccounts whose pods policy passes over.
+	// Exempt is the namespace annotation with globs of the ServiceAccounts whose pods are exempt
+	// from the policy levels.
 	Exempt = IdentityPrefix + "exempt"
 	// Enforce, Warn and Audit are the namespace labels of policy.
 	Enforce = IdentityPrefix + "enforce"
@@ -45,77 +49,82 @@ const (
 
 // Values of the namespace label [Injection].
 const (
-	// InjectionEnabled injects the pods that carry an annotation of their own.
+	// InjectionEnabled injects the pods that have an annotation of the request.
 	InjectionEnabled = "enabled"
-	// InjectionAlways injects every pod, with the namespace's defaults at least.
+	// InjectionAlways injects every pod; pods without annotations get the namespace's defaults.
 	InjectionAlways = "always"
-	// InjectionDisabled says in words what no label says too.
+	// InjectionDisabled injects no pod, as without the label.
 	InjectionDisabled = "disabled"
 )
 
 // Labels and annotations that an injected pod gets.
 const (
-	// Injected is the pod label that every injected pod carries with the value "true".
+	// Injected is a label with the value "true" on every injected pod.
 	Injected = KeyVaultPrefix + "injected"
-	// PodIdentityBinding is AAD pod identity's label; its value is an AzureIdentityBinding's spec.selector.
+	// PodIdentityBinding is the pod label of AAD pod identity. Its value is the spec.selector of an
+	// AzureIdentityBinding.
 	PodIdentityBinding = "aadpodidbinding"
 	// WorkloadIdentityUse is the label by which Azure's workload identity webhook selects pods.
 	WorkloadIdentityUse = "azure.workload.identity/use"
-	// WorkloadIdentityBinding is the annotation that asks for an AKS identity binding.
+	// WorkloadIdentityBinding is the pod annotation that requests an AKS identity binding.
 	WorkloadIdentityBinding = "azure.workload.identity/use-identity-binding"
-	// WorkloadIdentityClientID and WorkloadIdentityTenantID are annotations of a ServiceAccount: read, never written.
+	// WorkloadIdentityClientID and WorkloadIdentityTenantID are annotations of a ServiceAccount.
+	// The injector only reads them.
 	WorkloadIdentityClientID = "azure.workload.identity/client-id"
 	WorkloadIdentityTenantID = "azure.workload.identity/tenant-id"
-	// TokenExchangeAudience and TokenProxyAudience are the audiences of ServiceAccount tokens by which Microsoft Entra, and AKS's proxy, know a workload.
+	// TokenExchangeAudience and TokenProxyAudience are the audiences of the ServiceAccount tokens
+	// with which a workload authenticates to Microsoft Entra, and to the token proxy of AKS.
 	TokenExchangeAudience = "api://AzureADTokenExchange" //nolint:gosec // an audience is no secret
-	TokenProxyAudience    = "api://AKSIdentityBinding"   //nolint:gosec // nor is this
-	// MirrorPod marks the API server's image of a static pod, which nobody may change or block.
+	TokenProxyAudience    = "api://AKSIdentityBinding"   //nolint:gosec // an audience is no secret
+	// MirrorPod is the annotation of a mirror pod: the API server's copy of a static pod, which
+	// must not be changed or rejected.
 	MirrorPod = "kubernetes.io/config.mirror"
 )
 
-// DefaultMountPath is where the first class of a pod is mounted unless [MountPath] says otherwise.
+// DefaultMountPath is where the first class of a pod is mounted unless [MountPath] is set.
 const DefaultMountPath = "/mnt/secrets-store"
 
-// MaxClasses is how many classes [Class] may list. Each is a volume, and a read of the API server where the cache is behind.
+// MaxClasses is how many classes [Class] may list. Each class is a volume, and may cost a read of
+// the API server.
 const MaxClasses = 10
 
 // MaxItems is how many items [Secrets] may list.
 const MaxItems = 100
 
-// Key is one annotation that a user may write, with what the documentation says of it.
+// Key is one annotation and its documentation. All texts are Markdown.
 type Key struct {
-	// Name is the whole key, prefix included.
+	// Name is the key with its prefix.
 	Name string
-	// Values says what may be written, in words.
+	// Values describes the valid values.
 	Values string
-	// Default is what holds when nothing is written; empty where there is none.
+	// Default is the value that applies without the annotation; empty for none.
 	Default string
-	// Effect is what the key does.
+	// Effect describes what the annotation does.
 	Effect string
 }
 
-// Keys lists every annotation of the request in the order in which mistakes are reported. docs/annotations.md and the
-// README's table are generated from it.
+// Keys lists every annotation, in the order in which mistakes are reported. The tables in README.md
+// and docs/annotations.md are generated from it.
 //
 //go:generate go run ../../docs/generate
 var Keys = [numKeys]Key{
-	identityName:     {IdentityName, "a name", "", "the identity to bind: an AzureIdentityBinding's selector, or a ServiceAccount"},
+	identityName:     {IdentityName, "a name", "", "the identity to bind: the selector of an AzureIdentityBinding, or a ServiceAccount"},
 	identityMode:     {IdentityMode, "`auto`, `pod-identity`, `workload-identity`, `identity-binding`, `none`", "`auto`", "how the identity is bound"},
-	identityClientID: {IdentityClientID, "GUID", "from the ServiceAccount", "the client that a managed class signs in as"},
-	identityTenantID: {IdentityTenantID, "GUID", "from the ServiceAccount", "the Microsoft Entra tenant of a managed class"},
-	secrets:          {Secrets, "a list of items", "", "what to mount, and which env vars to set"},
-	classes:          {Class, "comma-separated names", "a managed class", "existing SecretProviderClasses to mount, the first at the mount path, others at `<mount-path>-<class>`"},
-	vault:            {Vault, "vault name", "", "the Key Vault of items that name none, in a managed class"},
-	mountPath:        {MountPath, "absolute path", "`" + DefaultMountPath + "`", "where the volume is mounted; `C:\\…` too in a Windows pod"},
-	containers:       {Containers, "comma-separated names, globs, `!name`", "all, init containers too", "which containers get mounts and env vars; `!` entries alone start from all"},
-	envMode:          {Env, "`explicit`, `auto`", "`explicit`", "`auto`: every secret also becomes an env var, `db-password` as `DB_PASSWORD`"},
-	onConflict:       {OnConflict, "`keep`, `fail`, `override`", "`keep`", "a container sets that env var already: keep it and warn, reject the pod, or replace it"},
-	injectKey:        {Inject, "`\"true\"`, `\"false\"`", "`\"true\"`", "`\"false\"` opts the pod out of everything but policy"},
-	inherited:        {Inherited, "written by the injector", "", "what a pod template inherits from its workload's own annotations"},
-	status:           {Status, "written by the injector", "", "what was injected and where each value came from; replaced wherever something is injected, never read"},
+	identityClientID: {IdentityClientID, "GUID", "from the ServiceAccount", "the client id of the identity with which a managed class reads the vault"},
+	identityTenantID: {IdentityTenantID, "GUID", "from the ServiceAccount", "the Microsoft Entra tenant of that identity"},
+	secrets:          {Secrets, "a list of items", "", "the Key Vault objects to mount, and the env vars to set"},
+	classes:          {Class, "comma-separated names", "a managed class", "existing SecretProviderClasses to mount: the first at the mount path, the others at `<mount-path>-<class>`"},
+	vault:            {Vault, "vault name", "", "the Key Vault of items without a vault, for managed classes"},
+	mountPath:        {MountPath, "absolute path", "`" + DefaultMountPath + "`", "where the volume is mounted; in a Windows pod also `C:\\…`"},
+	containers:       {Containers, "comma-separated names, globs, `!name`", "all, including init containers", "which containers get mounts and env vars; only `!name` entries: all containers except those"},
+	envMode:          {Env, "`explicit`, `auto`", "`explicit`", "`auto`: every secret also becomes an env var, such as `DB_PASSWORD` for `db-password`"},
+	onConflict:       {OnConflict, "`keep`, `fail`, `override`", "`keep`", "if a container already sets the env var: keep it and warn, reject the pod, or replace it"},
+	injectKey:        {Inject, "`\"true\"`, `\"false\"`", "`\"true\"`", "`\"false\"` opts the pod out of injection; policy still applies"},
+	inherited:        {Inherited, "written by the injector", "", "the annotations that a pod template inherits from its workload"},
+	status:           {Status, "written by the injector", "", "what was injected, and the origin of each value; rewritten at each injection, never read"},
 }
 
-// The position of each key in [Keys]; what was read of a key is kept at its position.
+// The index of each key in [Keys]. Arrays of length numKeys use the same indices.
 const (
 	identityName = iota
 	identityMode
@@ -134,13 +143,14 @@ const (
 	numKeys
 )
 
-// NamespaceLabels and NamespaceAnnotations are the keys that are valid on a Namespace only.
+// NamespaceLabels and NamespaceAnnotations are the keys that are valid only on a Namespace.
 var (
 	NamespaceLabels      = [...]string{Injection, Enforce, Warn, Audit}
 	NamespaceAnnotations = [...]string{AllowedVaults, AllowedNames, Exempt}
 )
 
-// Governed reports whether a namespace has one of [NamespaceLabels]. Without one, the injector changes and rejects nothing in it.
+// Governed reports whether a namespace has one of [NamespaceLabels]. Without one, the injector
+// changes and rejects nothing in it.
 func Governed(labels map[string]string) bool {
 	for _, key := range NamespaceLabels {
 		if _, set := labels[key]; set {
@@ -150,7 +160,8 @@ func Governed(labels map[string]string) bool {
 	return false
 }
 
-// namespaceKeyKind returns "label" or "annotation" for a key that is valid on a Namespace only, else "".
+// namespaceKeyKind returns "label" or "annotation" for a key that is valid only on a Namespace,
+// else "".
 func namespaceKeyKind(key string) string {
 	switch {
 	case slices.Contains(NamespaceLabels[:], key):

@@ -9,11 +9,13 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// maxCorrected bounds the texts that are corrected, and so the messages about them, in bytes.
+// maxCorrected is the length of the longest item that is corrected, in bytes. It also limits the
+// message.
 const maxCorrected = 256
 
-// correct recognises what people write instead of an inline item. It returns what is wrong and the line to write, or "" if it does not know the text or
-// can't correct it: whatever it returns, the parser accepts. It does not repeat what looks like a secret.
+// correct recognises common mistakes in an inline item. It returns what is wrong and the corrected
+// item, which the parser accepts. It returns "" if it does not recognise the mistake, or if the
+// item looks like a secret.
 func correct(text string, withClass bool) string {
 	if len(text) > maxCorrected {
 		return ""
@@ -38,9 +40,9 @@ func correct(text string, withClass bool) string {
 		part = because(part, turnArrow(part), "has an arrow")
 		part = because(part, turnColon(part), "has a colon in the wrong place")
 		part = because(part, capitalAs.ReplaceAllString(part, " as "), "has AS in capitals")
-		part = because(part, shortenAddress(part, withClass), "has the address of a vault instead of its name")
-		if !withClass { // whose files may have any names
-			part = because(part, replaceUnderscores(part), "names an object with _, which no object of a Key Vault has")
+		part = because(part, shortenAddress(part, withClass), "has the URL of a vault instead of its name")
+		if !withClass { // the files of a class may have any name
+			part = because(part, replaceUnderscores(part), "names an object with _, which Key Vault does not allow")
 		}
 		item, detail := parseInlineItem(part)
 		switch {
@@ -72,7 +74,7 @@ var (
 	pathPattern  = regexp.MustCompile(`^(secrets|keys|certificates)/([^/]+)(?:/([0-9A-Fa-f]{32}))?/?$`)
 )
 
-// unquoted takes quotes away from around an item, or from around the name of an object. What else is in quotes may be a secret.
+// unquoted removes the quotes around an item, or around the name of an object. Other texts in quotes may be secrets.
 func unquoted(text string) string {
 	if m := quotePattern.FindStringSubmatch(text); m != nil && m[1] == m[3] {
 		return m[2]
@@ -100,7 +102,7 @@ func turnArrow(text string) string {
 	return text
 }
 
-// turnColon turns "ENV: object" into an item, and joins a type and its object.
+// turnColon turns "ENV: object" into an item, and removes the space between a type and its object.
 func turnColon(text string) string {
 	m := colonPattern.FindStringSubmatch(text)
 	if m == nil {
@@ -116,7 +118,8 @@ func turnColon(text string) string {
 	}
 }
 
-// shortenAddress replaces the address of a vault or an object by their names; with existing classes, by that of the object.
+// shortenAddress replaces the URL of a vault or an object by the names of the vault and the object; with existing classes, by the
+// name of the object.
 func shortenAddress(text string, withClass bool) string {
 	env, ref := "", text
 	if name, rest, found := strings.Cut(text, "="); found && !strings.Contains(name, "/") {
@@ -151,7 +154,7 @@ func shortenAddress(text string, withClass bool) string {
 	return env + vault + kind + m[2] + m[3] + alias
 }
 
-// replaceUnderscores replaces those in the name of an item's object, unless it looks like something else than a name.
+// replaceUnderscores replaces each _ in the name of an item's object by -, unless the text does not look like a name.
 func replaceUnderscores(text string) string {
 	item, detail := parseInlineItem(text)
 	if detail != "" || !strings.Contains(item.Name, "_") || item.Name != strings.ToLower(item.Name) {
@@ -165,14 +168,15 @@ func replaceUnderscores(text string) string {
 	return corrected
 }
 
-// lookalikes are characters that look like ASCII, by the one that they look like.
+// lookalikes maps characters that look like ASCII to the ASCII characters that they look like.
 var lookalikes = map[rune]string{
 	'\u2010': "-", '\u2011': "-", '\u2012': "-", '\u2013': "-", '\u2014': "-", '\u2015': "-", '\u2212': "-", '\ufe58': "-", '\ufe63': "-", '\uff0d': "-",
 	'\u00a0': " ", '\u1680': " ", '\u2007': " ", '\u202f': " ", '\u3000': " ", '\u200b': "", '\u200c': "", '\u200d': "", '\u2060': "", '\ufeff': "", '\u00ad': "",
 	'\u2018': `'`, '\u2019': `'`, '\u201c': `"`, '\u201d': `"`, '\u00ab': `"`, '\u00bb': `"`, '\uff1d': "=", '\uff0c': ",", '\uff1a': ":", '\u2192': "->",
 }
 
-// replaceLookalikes also names the first such character and its position, counted from 1.
+// replaceLookalikes returns the text with ASCII characters. The reason names the first replaced character and its position,
+// counted from 1; it is empty if there is none.
 func replaceLookalikes(text string) (ascii, reason string) {
 	var b strings.Builder
 	position := 0
@@ -191,8 +195,8 @@ func replaceLookalikes(text string) (ascii, reason string) {
 	return b.String(), reason
 }
 
-// foreign names the first character of a text that is not ASCII, or is empty.
-func foreign(text string) string {
+// firstNonASCII returns the end of a message that names the first character that is not ASCII, or "".
+func firstNonASCII(text string) string {
 	position := 0
 	for _, r := range text {
 		if position++; r > 127 {
@@ -202,13 +206,13 @@ func foreign(text string) string {
 	return ""
 }
 
-// placeholder matches what a template has where its author wants a value, plain the placeholders that hold a name and no value.
+// placeholder matches a placeholder of a template. A message repeats only those that plain matches: they hold a name and no value.
 var (
 	placeholder = regexp.MustCompile(`\{\{[^{}]*\}\}|\$\{[^{}]*\}|\$\([^()]*\)|<%[^%]*%>|<[A-Z][-_A-Z0-9]+>|__[A-Z][_A-Z0-9]*__`)
 	plain       = regexp.MustCompile(`^(?:\{\{-?\s*[.$][.\w]+\s*-?\}\}|\$[{(][A-Za-z_]\w*[})]|<[A-Z][-_A-Z0-9]+>|__[A-Z][_A-Z0-9]*__)$`)
 )
 
-// unrendered says that a text is a template that was not rendered, or is empty. Of the text it repeats a placeholder alone.
+// unrendered returns a message if a text has a placeholder of a template, else "". Of the text it repeats only the placeholder.
 func unrendered(text string) string {
 	found := placeholder.FindString(text)
 	switch {
@@ -217,10 +221,10 @@ func unrendered(text string) string {
 	case !plain.MatchString(found) || len(found) > maxEcho:
 		found = "a placeholder"
 	}
-	return "has " + found + ", which a template was to replace; render it before you apply it"
+	return "has " + found + ", which was not replaced; render the template before you apply it"
 }
 
-// correctProvider recognises the "objects" parameter of a SecretProviderClass, and returns the value to write, or "".
+// correctProvider recognises the parameter "objects" of a SecretProviderClass. It returns the value to write instead, or "".
 func correctProvider(value string, withClass bool) string {
 	root, err := ParseYAML(value, maxMarks)
 	if err != nil || root == nil || root.Kind != yaml.MappingNode || len(root.Content) != 2 {
@@ -261,7 +265,7 @@ func correctProvider(value string, withClass bool) string {
 	return "its objects as items, the first as " + Cut(printItems(items[:1]), maxCorrected)
 }
 
-// withoutEmpty is a mapping without the fields that are empty, which the provider takes for absent.
+// withoutEmpty returns a mapping without its empty fields. To the provider, an empty field is the same as no field.
 func withoutEmpty(mapping *yaml.Node) *yaml.Node {
 	if mapping.Kind != yaml.MappingNode {
 		return mapping
@@ -276,7 +280,7 @@ func withoutEmpty(mapping *yaml.Node) *yaml.Node {
 	return &kept
 }
 
-// otherFields are names that people give to fields of a structured item.
+// otherFields maps common mistakes in the names of fields to the fields of a structured item.
 var otherFields = map[string]string{
 	"name": fieldName, "object": fieldName, "secret": fieldName, "secretName": fieldName, "key": fieldName,
 	"alias": fieldAlias, "path": fieldAlias, "file": fieldAlias, "fileName": fieldAlias,
@@ -285,12 +289,13 @@ var otherFields = map[string]string{
 	"envVar": fieldEnv, "envName": fieldEnv, "keyvaultName": fieldVault, "vaultName": fieldVault, "keyVault": fieldVault, "container": fieldContainers,
 }
 
-// decimalModes are octal modes as a tool prints them that reads 0400 as a number: those that look like octal modes themselves.
+// decimalModes maps decimal numbers to file modes: a YAML tool may read 0400 as an octal number and print it in decimal. It has
+// only those that look like octal modes.
 var decimalModes = map[string]string{
 	"256": "0400", "320": "0500", "360": "0550", "365": "0555", "416": "0640", "420": "0644", "432": "0660", "436": "0664", "504": "0770", "511": "0777",
 }
 
-// vaultOf is what may be the name of a vault in its address or resource id, with - for _.
+// vaultOf returns what may be the name of the vault in a URL or resource id, with each _ replaced by -.
 func vaultOf(text string) string {
 	name := text
 	if _, host, found := strings.Cut(text, "://"); found {

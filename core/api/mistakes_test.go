@@ -9,8 +9,8 @@ import (
 	"github.com/akv-injector/akv-injector/core/api"
 )
 
-// TestWhatPeopleWrite has values that people write instead of the right ones. Each gives one error, which ends with the value to write, and that value
-// is accepted.
+// TestWhatPeopleWrite has values that people write instead of the right ones. Each gives one error,
+// which ends with the value to write, and that value is accepted.
 func TestWhatPeopleWrite(t *testing.T) {
 	const version = "0123456789abcdef0123456789abcdef"
 	for _, test := range [][2]string{

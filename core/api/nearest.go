@@ -7,14 +7,14 @@ import (
 	"github.com/agnivade/levenshtein"
 )
 
-// maxNearest is how many names an error offers.
+// maxNearest is how many names an error suggests.
 const maxNearest = 3
 
-// maxCompared bounds the work of comparing names: the sum of the products of their lengths.
+// maxCompared limits the work of comparing names: the sum of the products of their lengths.
 const maxCompared = 1 << 20
 
-// Nearest picks the names that name may have been meant to be, nearest first, at most three. Of very many or very long names it does not look
-// at all.
+// Nearest returns at most three of names that are similar to name, the most similar first. It
+// ignores case. If there are very many or very long names, it compares only the first ones.
 func Nearest(name string, names []string) []string {
 	if name == "" {
 		return nil
@@ -51,8 +51,8 @@ func Nearest(name string, names []string) []string {
 	return nearest
 }
 
-// nearestKeys picks the annotations that key may have been meant to be. What is misspelt is the part after the prefix, or the
-// prefix is the other one.
+// nearestKeys returns the annotations that are similar to key. It compares only the part after the
+// prefix, so it also finds a key with the wrong one of the two prefixes.
 func nearestKeys(key string, onNamespace bool) []string {
 	_, key, _ = strings.Cut(key, "/")
 	whole := make(map[string]string, len(Keys))
@@ -76,7 +76,8 @@ func nearestKeys(key string, onNamespace bool) []string {
 	return nearest
 }
 
-// didYouMean is the end of a sentence about a name that is not among known.
+// didYouMean returns the end of a message about a name that is not among known: the nearest names,
+// or else all known ones.
 func didYouMean(nearest, known []string) string {
 	if len(nearest) > 0 {
 		return "; did you mean " + strings.Join(nearest, " or ") + "?"
@@ -84,11 +85,11 @@ func didYouMean(nearest, known []string) string {
 	return "; known: " + strings.Join(known, ", ")
 }
 
-// maxAvailable is how many names of what exists an error lists.
+// maxAvailable is how many available names an error lists.
 const maxAvailable = 10
 
-// Available is the end of a sentence about a name that does not exist: the nearest names that do, else those that there
-// are, or that there are none. Kind is what they are names of.
+// Available returns the end of a message about an object that does not exist: the nearest names, or
+// else the first available names, or that there are none. Kind is the kind of the objects.
 func Available(name, kind string, names []string) string {
 	if nearest := Nearest(name, names); len(nearest) > 0 {
 		return didYouMean(nearest, nil)

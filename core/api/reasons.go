@@ -6,8 +6,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-// Reason is one stable CamelCase word that says why a request is refused or warned about. It is the metrics label, the
-// first word of every message and the heading in docs/troubleshooting.md.
+// Reason is the stable CamelCase identifier of an error or warning. It is a metric label, the first
+// word of every message and a heading in docs/troubleshooting.md.
 type Reason string
 
 // The Reasons, in the order of the documentation.
@@ -55,85 +55,87 @@ const (
 	ClassNotWritten         Reason = "ClassNotWritten"
 )
 
-// ReasonDoc is what the documentation says of a Reason.
+// ReasonDoc is the documentation of a Reason, in Markdown.
 type ReasonDoc struct {
 	Reason Reason
-	// Means is what was found.
+	// Means describes what was found.
 	Means string
-	// Fix is what mends it.
+	// Fix describes how to correct it.
 	Fix string
 }
 
-// Reasons explains every Reason, in the order of the documentation, which is generated from it.
+// Reasons documents every Reason. docs/troubleshooting.md is generated from it, in this order.
 var Reasons = [...]ReasonDoc{
-	{UnknownKey, "An annotation under `keyvault.io/` or `identity.io/` is none of ours: misspelt, or written on the wrong object.", "Take the key that the message offers, or move it where the message says."},
-	{InvalidValue, "The value of an annotation has the wrong form.", "Write what the message says must be there. Booleans are exactly `\"true\"` or `\"false\"`."},
-	{InvalidItem, "An item of `keyvault.io/secrets`, named by its number (the first is 0) and its field, has the wrong form, or clashes with another item; or there are too many.", "Mend that item; the grammar is in [annotations.md](annotations.md#items)."},
-	{NoEffect, "A warning: nothing comes of an annotation. Another one that it belongs to is missing, it is written where nobody reads it, or the pod is opted out of it.", "Add the other annotation, move this one where the message says, or remove it."},
-	{NamespaceDefaultInvalid, "A warning on every pod of a namespace: a default in the namespace's own annotations is wrong and was skipped.", "Correct the annotation on the Namespace."},
-	{UnknownInjection, "A warning: the namespace's label `keyvault.io/injection` has a value that does not opt in, so nothing was injected.", "Set it to `enabled` or `always`, or to `disabled` if that is meant."},
-	{TemplateDiffers, "A warning: a workload and its pod template carry different values of one annotation; the template's counts.", "Write the annotation in one of the two places."},
-	{ContainerNotFound, "A name or glob in `keyvault.io/containers` matches no container or init container of the pod. A warning where the namespace wrote it, or for `!name`.", "Take the name that the message offers. A container that another webhook adds after this one isn't there yet: leave it out of the list, or select by `!name`."},
-	{ClassNotFound, "`keyvault.io/class`, or under a policy a volume, names a SecretProviderClass that the pod's namespace does not have.", "Apply the class, or take a name that the message offers. A ReplicaSet tries again by itself. Where the cluster does not know the kind, the Secrets Store CSI driver has to be installed first."},
-	{ClassInvalid, "Items can't be looked up in a class: it is of another provider than azure, its `objects` can't be read, a Secret that it syncs has a name or key that no env var can refer to, or another class of the pod syncs a Secret of the same name.", "Correct the class where the message says, or leave out `keyvault.io/secrets` to just mount it."},
-	{ObjectNotInClass, "An item names an object that the class does not have, or with another type or file.", "Add the object to the class, or take a name that the message offers."},
-	{ObjectAmbiguous, "More than one object of the classes fits an item.", "Say which: the class before a slash, or the file after ` as `."},
-	{EnvNotSynced, "An item wants an env var, and the class syncs the object's file into no Secret, or into one without a `type`.", "Add the `secretObjects` that the message contains to the class. The driver needs `syncSecret.enabled=true`."},
-	{EnvAmbiguous, "The class syncs the object's file into several Secret keys.", "Leave one of them in the class."},
-	{EnvConflict, "A container sets an env var by itself that an item sets too: a warning where its own was kept, a rejection where `keyvault.io/on-conflict` is `fail`.", "Remove one of the two, or set `keyvault.io/on-conflict: override`."},
-	{MountPathConflict, "The mount path is taken by another volume or device of the container, holds one, or lies in one that is read-only. Or the annotations changed after injection, and the pod mounts what they asked for before.", "Set `keyvault.io/mount-path` to another path, or leave the container out by `keyvault.io/containers: \"!name\"`."},
-	{VolumeInvalid, "A volume of the pod mounts the class without `readOnly: true`, which the driver refuses; has the name that ours needs; mounts a class that another volume mounts too; or names no class.", "Set `readOnly: true` or the attribute `secretProviderClass`, or remove or rename the volume."},
-	{FileUnreadable, "A warning: the `filePermission` of an item lets nobody but root read the file, and all containers that mount it run as somebody else. The files belong to root; the pod's `fsGroup` does not change that, as the driver's CSIDriver object is.", "Let others read it, as `\"0444\"` does, or make an env var of it."},
+	{UnknownKey, "An annotation under `keyvault.io/` or `identity.io/` does not exist: it is misspelt, or it is written on the wrong object.", "Use the key in the message, or move the annotation to the object in the message."},
+	{InvalidValue, "The value of an annotation has the wrong form.", "Write the value as the message describes it. Booleans must be exactly `\"true\"` or `\"false\"`."},
+	{InvalidItem, "An item of `keyvault.io/secrets` has the wrong form, or clashes with another item; or there are too many items. The message has the number of the item (the first is 0) and its field.", "Correct the item; the grammar is in [annotations.md](annotations.md#items)."},
+	{NoEffect, "A warning: an annotation has no effect. Another annotation that it needs is missing, it is written on an object where it is not read, or the pod is opted out of injection.", "Add the other annotation, move this one as the message describes, or remove it."},
+	{NamespaceDefaultInvalid, "A warning on every pod of a namespace: a default in the namespace's annotations is wrong and was skipped.", "Correct the annotation on the Namespace."},
+	{UnknownInjection, "A warning: the namespace's label `keyvault.io/injection` has an unknown value, so nothing was injected.", "Set it to `enabled` or `always`, or to `disabled` if injection is not wanted."},
+	{TemplateDiffers, "A warning: a workload and its pod template have different values of one annotation. The value of the template applies.", "Write the annotation in only one of the two places."},
+	{ContainerNotFound, "A name or glob in `keyvault.io/containers` matches no container or init container of the pod. It is only a warning if the annotation is on the namespace, or for `!name`.", "Use a name in the message. A container that another webhook adds later does not exist yet: omit it from the list, or select by `!name`."},
+	{ClassNotFound, "`keyvault.io/class` names a SecretProviderClass that does not exist in the pod's namespace; under a policy, also a volume that names one.", "Apply the class, or use a name in the message. A ReplicaSet retries the creation of its pods. If the cluster does not have the kind, install the Secrets Store CSI driver first."},
+	{ClassInvalid, "A class cannot be used for items: its provider is not azure, its `objects` cannot be parsed, it syncs a Secret whose name or key is invalid for an env var, or another class of the pod syncs a Secret of the same name.", "Correct the class as the message describes. To only mount the class, remove `keyvault.io/secrets`."},
+	{ObjectNotInClass, "An item names an object that the class does not have, or that has another type or file there.", "Add the object to the class, or use a name in the message."},
+	{ObjectAmbiguous, "An item matches more than one object of the classes.", "Write the class before a slash, or the file after ` as `."},
+	{EnvNotSynced, "An item sets an env var, but the class does not sync the object's file into a Secret, or the Secret has no `type`.", "Add the `secretObjects` in the message to the class. The driver must run with `syncSecret.enabled=true`."},
+	{EnvAmbiguous, "The class syncs the object's file into several keys of Secrets.", "Keep only one of them in the class."},
+	{EnvConflict, "An item sets an env var that the container already sets. It is a warning if the container's own value was kept, and an error if `keyvault.io/on-conflict` is `fail`.", "Remove one of the two, or set `keyvault.io/on-conflict: override`."},
+	{MountPathConflict, "Another volume or device of the container is mounted at the mount path or below it, or the mount path is inside a read-only mount. Or the annotations changed after injection, and the pod still mounts what they requested before.", "Set `keyvault.io/mount-path` to another path, or exclude the container with `keyvault.io/containers: \"!name\"`."},
+	{VolumeInvalid, "A volume of the pod mounts the class without `readOnly: true`, which the driver rejects; has the name that the injected volume needs; mounts a class that another volume also mounts; or names no class.", "Set `readOnly: true` or the attribute `secretProviderClass`, or remove or rename the volume."},
+	{FileUnreadable, "A warning: the `filePermission` of an item lets only root read the file, and no container that mounts it runs as root. The files belong to root; the pod's `fsGroup` does not change that, because of the driver's CSIDriver object.", "Let other users read the file, for example with `\"0444\"`, or set an env var instead."},
 	{VaultRequired, "An item of a managed class names no Key Vault, and there is no default.", "Set `keyvault.io/vault` on the pod or its namespace, or write `VAULT/` before the object."},
-	{TenantIDRequired, "A managed class needs a Microsoft Entra tenant, and nobody says one.", "Annotate the ServiceAccount, the pod or the namespace as the message says, or run the injector with `--tenant-id`."},
-	{ClientIDRequired, "A managed class in a workload mode needs a client id, and neither the pod nor its ServiceAccount has one that is a GUID. Or `identity.io/name` names such a ServiceAccount, and no AzureIdentityBinding has that selector.", "Annotate the ServiceAccount with `azure.workload.identity/client-id`, or the pod with `identity.io/client-id`."},
-	{IdentityRequired, "A class can't be read without an identity, or the namespace's policy requires one, and the pod has none.", "Set `identity.io/name`, or annotate the pod's ServiceAccount with a client id."},
-	{IdentityNotBound, "Nothing in the namespace binds the pod's identity. A warning, and a rejection under a policy that is enforced.", "Apply the AzureIdentityBinding, or annotate the ServiceAccount with `azure.workload.identity/client-id`."},
-	{IdentityConflict, "The pod's own label binds another identity than its annotations ask for. A warning, and a rejection where the namespace has `identity.io/enforce`.", "Remove the label, or change the annotation."},
-	{IdentityMismatch, "A warning: an existing class reads the vault as another identity than the pod's, such as the node's. A rejection: the class names no identity, or has a `clientID` that is not a GUID. Its pods would never start: the provider reports `nodePublishSecretRef secret is not set`.", "Change the class where the message says, or `identity.io/mode`."},
+	{TenantIDRequired, "A managed class needs a Microsoft Entra tenant, and none is configured.", "Annotate the ServiceAccount, the pod or the namespace as the message describes, or run the injector with `--tenant-id`."},
+	{ClientIDRequired, "A managed class in a workload mode needs a client id, and neither the pod nor its ServiceAccount has a valid one. Or `identity.io/name` names a ServiceAccount without a valid client id, and no AzureIdentityBinding has that selector. A client id is a GUID.", "Annotate the ServiceAccount with `azure.workload.identity/client-id`, or the pod with `identity.io/client-id`."},
+	{IdentityRequired, "The pod has no identity, but its class can only be read with one, or the namespace's policy requires one.", "Set `identity.io/name`, or annotate the pod's ServiceAccount with a client id."},
+	{IdentityNotBound, "The pod's identity does not resolve in its namespace. It is a warning, and an error under an enforced policy.", "Apply the AzureIdentityBinding, or annotate the ServiceAccount with `azure.workload.identity/client-id`."},
+	{IdentityConflict, "The pod's own label binds another identity than its annotations request. It is a warning, and an error if the namespace has `identity.io/enforce`.", "Remove the label, or change the annotation."},
+	{IdentityMismatch, "A warning if an existing class reads the vault as another identity than the pod's, such as the node's. An error if the class names no identity, or has a `clientID` that is not a GUID: its pods would never start, and the provider would report `nodePublishSecretRef secret is not set`.", "Change the class as the message describes, or `identity.io/mode`."},
 	{IdentityUnsupported, "Pod identity does not work with `hostNetwork: true` or on Windows.", "Use workload identity: `identity.io/mode: workload-identity`."},
-	{IdentityNotAllowed, "The namespace's annotation `identity.io/allowed-names` does not allow the identity.", "Take an identity that it allows, or ask whoever owns the namespace."},
-	{VaultNotAllowed, "The namespace's annotation `keyvault.io/allowed-vaults` does not allow the Key Vault, or a volume's own attributes could get around it.", "Take a vault that it allows, or ask whoever owns the namespace."},
-	{ServiceAccountNotFound, "`identity.io/name` names a ServiceAccount that the namespace does not have, and in mode `auto` no AzureIdentityBinding selects it either; or under a policy, the pod runs as such a one.", "Apply the ServiceAccount, or take a name that the message offers."},
-	{ServiceAccountConflict, "The pod runs as one ServiceAccount and `identity.io/name` names another.", "Remove one of the two."},
-	{LabelValueInvalid, "Pod identity binds by a label, and the name is no valid label value: at most 63 characters.", "Add an AzureIdentityBinding with a shorter selector."},
+	{IdentityNotAllowed, "The namespace's annotation `identity.io/allowed-names` does not allow the identity.", "Use an identity that it allows, or ask the owner of the namespace to allow this one."},
+	{VaultNotAllowed, "The namespace's annotation `keyvault.io/allowed-vaults` does not allow the Key Vault, or attributes of a volume could override the vault of its class.", "Use a vault that it allows, or ask the owner of the namespace to allow this one."},
+	{ServiceAccountNotFound, "`identity.io/name` names a ServiceAccount that does not exist in the namespace, and in mode `auto` no AzureIdentityBinding has that selector. Under a policy, also a pod that runs as a ServiceAccount that does not exist.", "Apply the ServiceAccount, or use a name in the message."},
+	{ServiceAccountConflict, "The pod runs as one ServiceAccount, and `identity.io/name` names another.", "Remove one of the two."},
+	{LabelValueInvalid, "Pod identity binds by a pod label, and the name is not a valid label value: at most 63 characters.", "Add an AzureIdentityBinding with a shorter selector."},
 	{PodIdentityRetired, "A warning: AAD pod identity was retired in September 2025.", "Move to workload identity: `identity.io/mode: workload-identity`."},
-	{AttributeNotAllowed, "A volume of the Secrets Store CSI driver has attributes beside `secretProviderClass`. The driver lets them override the class, so they would slip past every check.", "Write them into a SecretProviderClass."},
-	{UnknownLevel, "A warning: one of the namespace's labels `identity.io/enforce`, `identity.io/warn`, `identity.io/audit` has a level that does not exist; it is taken for `required`.", "Set it to `bound` or `required`."},
-	{GlobInvalid, "A warning: a glob in `keyvault.io/allowed-vaults`, `identity.io/allowed-names` or `identity.io/exempt` of the namespace is malformed, and matches nothing, or has `[!`, which is no negation.", "Write `[^a]` for any character but `a`."},
-	{CeilingNotEnforced, "A warning: the namespace has a ceiling and no label `identity.io/enforce`. The ceiling holds for what the injector injects; labels and volumes that somebody writes by hand exceed it.", "Label the namespace `identity.io/enforce: bound`."},
-	{ReviewTooLarge, "The API server sent an object that is too large for the injector to read: more than 32 MiB of JSON, or lists whose names take more than 16 MiB. No pod that etcd can store is that large. A pod is rejected where the namespace has a ceiling or an enforced policy; anything else is admitted as it is, with this warning.", "Make the object smaller."},
-	{LookupFailed, "A warning: the cluster could not be asked, and an update that changes no annotation went through unreviewed. Anything else is refused then, and can be tried again.", "Look at the injector's log, and whether it may read what [rbac.yaml](../deploy/kustomize/rbac.yaml) lists."},
-	{ClassOutdated, "An event on a pod: the managed class that it mounts is missing, edited, or not kept for it, and the pod's annotations, its namespace and its ServiceAccount amount to another class by now, or to none. They changed after the pod was created.", "Change back what the message names, or replace the pod: a new one gets what they ask for now."},
-	{ClassNameTaken, "An event on a pod: a SecretProviderClass has the name of the managed class that the pod mounts, and somebody else made it. It was left alone.", "Delete that class; the right one is made at once."},
-	{ClassNotWritten, "An event on a pod: the API server did not take the managed class that the pod mounts.", "What the message says: install the Secrets Store CSI driver, raise the namespace's quota, or give the injector's ServiceAccount the rights that [rbac.yaml](../deploy/kustomize/rbac.yaml) lists (in OpenShift also to delete classes). It is tried again within a minute."},
+	{AttributeNotAllowed, "A volume of the Secrets Store CSI driver has attributes other than `secretProviderClass`. The driver lets them override the class, so they would bypass every check.", "Move them into a SecretProviderClass."},
+	{UnknownLevel, "A warning: one of the namespace's labels `identity.io/enforce`, `identity.io/warn`, `identity.io/audit` has an unknown level. It counts as `required`.", "Set it to `bound` or `required`."},
+	{GlobInvalid, "A warning: a glob in `keyvault.io/allowed-vaults`, `identity.io/allowed-names` or `identity.io/exempt` of the namespace is malformed and matches nothing, or contains `[!`, which does not negate.", "Write `[^a]` for any character except `a`."},
+	{CeilingNotEnforced, "A warning: the namespace has a ceiling, but no label `identity.io/enforce`. The ceiling applies to what the injector injects, and not to labels and volumes that a user writes in the pod.", "Label the namespace `identity.io/enforce: bound`."},
+	{ReviewTooLarge, "The API server sent an object that is too large for the injector: more than 32 MiB of JSON, or lists whose names take more than 16 MiB. A pod of that size does not fit into etcd. The injector rejects a pod if the namespace has a ceiling or an enforced policy, and admits any other object unchanged, with this warning.", "Make the object smaller."},
+	{LookupFailed, "A warning: a lookup in the cluster failed, and an update that changes no annotation was admitted without review. Other requests are rejected in this case, and can be retried.", "Look at the injector's log, and check that the injector has the permissions in [rbac.yaml](../deploy/kustomize/rbac.yaml)."},
+	{ClassOutdated, "An event on a pod: the managed class that the pod mounts is missing, was edited, or is no longer maintained for it. The annotations of the pod or its namespace, or the ServiceAccount, changed after the pod was created, and now request another class or none.", "Revert the change in the message, or replace the pod: a new pod gets the class that is requested now."},
+	{ClassNameTaken, "An event on a pod: the SecretProviderClass with the name of the managed class that the pod mounts was not created by akv-injector. It was left unchanged.", "Delete that class; akv-injector recreates it at once."},
+	{ClassNotWritten, "An event on a pod: the API server rejected the managed class that the pod mounts.", "As the message describes: install the Secrets Store CSI driver, raise the namespace's quota, or give the injector's ServiceAccount the permissions in [rbac.yaml](../deploy/kustomize/rbac.yaml) (on OpenShift also the permission to delete classes). The injector retries within a minute."},
 }
 
-// Because marks err with the reason for it. The reason travels in [field.Error.Origin], which the error's own text
-// doesn't print.
+// Because sets the reason of err. It is stored in [field.Error.Origin], which the text of the error
+// does not contain.
 func Because(reason Reason, err *field.Error) *field.Error {
 	return err.WithOrigin(string(reason))
 }
 
-// ReasonOf is the reason that err was marked with, or "" for an error that [Because] never saw.
+// ReasonOf returns the reason that [Because] set, or "".
 func ReasonOf(err *field.Error) Reason {
 	return Reason(err.Origin)
 }
 
-// Message is what a person reads: "[Reason] path: Type: value: detail; fix".
+// Message returns the message for the user: "[Reason] path: Type: value: detail; fix".
 func Message(err *field.Error) string {
 	return "[" + err.Origin + "] " + err.Error()
 }
 
-// maxEcho bounds, in bytes, how much of a value is repeated in an error: enough to find it, too little to leak or flood.
+// maxEcho is how many bytes of a value an error repeats: enough to find the value, and too few to
+// leak a key or to flood a log.
 const maxEcho = 64
 
-// Echo is s as an error may repeat it: cut where it is long.
+// Echo returns s as an error may repeat it, cut if it is long.
 func Echo(s string) string {
 	return Cut(s, maxEcho)
 }
 
-// Cut is s where it has at most n bytes, else as much of it as fits before an ellipsis, without cutting a character in two.
+// Cut returns s if it has at most n bytes. Otherwise it returns at most n bytes: the start of s,
+// which ends with a whole character, and an ellipsis.
 func Cut(s string, n int) string {
 	if len(s) <= n {
 		return s

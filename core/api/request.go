@@ -19,58 +19,64 @@ type Mode string
 
 // The modes of identity.
 const (
-	// ModeAuto lets the class, the bindings and the ServiceAccounts of the namespace decide.
+	// ModeAuto derives the mode from the class, the AzureIdentityBindings and the ServiceAccounts
+	// of the namespace.
 	ModeAuto Mode = "auto"
-	// ModePodIdentity is AAD pod identity: a label that an AzureIdentityBinding selects.
+	// ModePodIdentity is AAD pod identity: the pod gets a label that an AzureIdentityBinding
+	// selects.
 	ModePodIdentity Mode = "pod-identity"
-	// ModeWorkloadIdentity is Microsoft Entra Workload ID: the pod's ServiceAccount is federated.
+	// ModeWorkloadIdentity is Microsoft Entra Workload ID: the pod runs as a federated
+	// ServiceAccount.
 	ModeWorkloadIdentity Mode = "workload-identity"
-	// ModeIdentityBinding is workload identity through AKS's token proxy.
+	// ModeIdentityBinding is an AKS identity binding: workload identity through AKS's token proxy.
 	ModeIdentityBinding Mode = "identity-binding"
-	// ModeNone binds none.
+	// ModeNone binds no identity.
 	ModeNone Mode = "none"
 )
 
 // Modes are all modes.
 var Modes = []Mode{ModeAuto, ModePodIdentity, ModeWorkloadIdentity, ModeIdentityBinding, ModeNone}
 
-// EnvMode says which items become env vars.
+// EnvMode is which items become env vars.
 type EnvMode string
 
 // The modes of env vars.
 const (
-	// EnvExplicit makes env vars of the items that name one.
+	// EnvExplicit sets env vars only for the items that name one.
 	EnvExplicit EnvMode = "explicit"
-	// EnvAuto makes one of every secret besides.
+	// EnvAuto also sets one for every other secret; see [Item.EnvFor].
 	EnvAuto EnvMode = "auto"
 )
 
-// ConflictMode says what happens to an env var that a container sets by itself.
+// ConflictMode is what happens if a container already sets an env var.
 type ConflictMode string
 
 // The modes of conflict.
 const (
-	// ConflictKeep keeps the container's own and warns.
+	// ConflictKeep keeps the container's own env var and warns.
 	ConflictKeep ConflictMode = "keep"
 	// ConflictFail rejects the pod.
 	ConflictFail ConflictMode = "fail"
-	// ConflictOverride replaces the container's own.
+	// ConflictOverride replaces the container's own env var.
 	ConflictOverride ConflictMode = "override"
 )
 
-// Request is what the annotations of one pod ask for, after namespace defaults and built-in defaults.
+// Request is what one pod requests by annotations, after the defaults of the namespace and the
+// built-in ones.
 type Request struct {
-	// Identity is the name to bind; empty for none by name.
+	// Identity is the name of the identity to bind; empty for none.
 	Identity string
-	// Mode is how; never empty.
+	// Mode is how the identity is bound; never empty.
 	Mode Mode
-	// ClientID and TenantID are GUIDs; empty where the ServiceAccount or the server's flags are to say.
+	// ClientID and TenantID are GUIDs; empty to use those of the ServiceAccount or the server's
+	// flags.
 	ClientID, TenantID string
 	// Items are the objects to mount, in the order in which they were written.
 	Items []Item
-	// Classes are the names of the existing SecretProviderClasses to mount; empty for managed ones.
+	// Classes are the names of the existing SecretProviderClasses to mount; empty for managed
+	// classes.
 	Classes []string
-	// Vault is the Key Vault of the items that name none; empty where each names its own.
+	// Vault is the Key Vault of the items that name none; empty for no default.
 	Vault string
 	// MountPath is absolute; never empty.
 	MountPath string
@@ -80,16 +86,17 @@ type Request struct {
 	EnvMode EnvMode
 	// OnConflict is never empty.
 	OnConflict ConflictMode
-	// OptedOut is true where keyvault.io/inject says "false".
+	// OptedOut is true if keyvault.io/inject is "false".
 	OptedOut bool
 
 	origins [numKeys]Origin
-	// illegible marks the keys whose value could not be read, or may stand under a key that nobody knows.
+	// illegible is true for the keys whose value cannot be parsed, or that an unknown key may be a
+	// misspelling of.
 	illegible [numKeys]bool
 }
 
-// Illegible reports whether one of keys, each of [Keys], was written in a way that can't be read: by its value, or by its own
-// spelling. Whatever follows from its absence would mislead.
+// Illegible reports whether the value of one of keys is unknown, because it cannot be parsed or
+// because the key may be misspelt. An error about a missing value would then be misleading.
 func (r *Request) Illegible(keys ...string) bool {
 	return slices.ContainsFunc(keys, func(key string) bool {
 		i := position(key)
@@ -97,7 +104,7 @@ func (r *Request) Illegible(keys ...string) bool {
 	})
 }
 
-// OriginOf says which object the value of key, one of [Keys], was read from.
+// OriginOf returns the object that the value of key, one of [Keys], was read from.
 func (r *Request) OriginOf(key string) Origin {
 	if i := position(key); i >= 0 {
 		return r.origins[i]
@@ -105,21 +112,23 @@ func (r *Request) OriginOf(key string) Origin {
 	return Unset
 }
 
-// AsksKeyVault reports whether the pod wants objects of a Key Vault mounted.
+// AsksKeyVault reports whether the pod requests a mount of Key Vault objects.
 func (r *Request) AsksKeyVault() bool {
 	return len(r.Items) > 0 || len(r.Classes) > 0
 }
 
-// AsksIdentity reports whether the pod wants an identity.
+// AsksIdentity reports whether the pod requests or needs an identity.
 func (r *Request) AsksIdentity() bool {
 	return r.Identity != "" || (r.Mode != ModeAuto && r.Mode != ModeNone) || r.AsksKeyVault()
 }
 
-// ParseRequest reads the effective annotations: the pod's own, over the namespace's defaults.
+// ParseRequest parses the effective annotations: the pod's own, which override the namespace's
+// defaults.
 //
-// Errors are the pod's mistakes, all of them, in the order of [Keys] with unknown keys before; a request that comes with
-// errors is not to be acted on. Warnings are the namespace's mistakes, whose values are passed over, and keys that have no
-// effect. Every one of both carries a [Reason].
+// Errors are all mistakes in the pod's annotations: first unknown keys, then the others in the
+// order of [Keys]. If there are errors, the request must not be used to change a pod. Warnings are
+// mistakes in the namespace's annotations, whose values are skipped, and keys without effect. Each
+// error and warning carries its [Reason].
 func ParseRequest(a Annotations) (request Request, errs, warnings field.ErrorList) {
 	p := parser{annotations: a, request: Request{
 		Mode: ModeAuto, MountPath: DefaultMountPath, EnvMode: EnvExplicit, OnConflict: ConflictKeep,
@@ -137,8 +146,8 @@ func ParseRequest(a Annotations) (request Request, errs, warnings field.ErrorLis
 	return p.request, p.errs, p.warnings
 }
 
-// totalSize is the size of annotations as the API server limits it. It does so after admission, which is too late for whoever reads them
-// here.
+// totalSize returns the size of annotations as the API server counts it. The API server checks its
+// limit only after admission.
 func totalSize(annotations map[string]string) int {
 	size := 0
 	for key, value := range annotations {
@@ -147,19 +156,20 @@ func totalSize(annotations map[string]string) int {
 	return size
 }
 
-// parser fills in a request, key by key.
+// parser parses a request, key by key.
 type parser struct {
 	annotations    Annotations
 	request        Request
 	errs, warnings field.ErrorList
 }
 
-// warn turns a mistake of the namespace into a warning: it is not the pod's author's to mend.
+// warn adds a mistake of the namespace as a warning: the author of the pod cannot correct it.
 func (p *parser) warn(err *field.Error) {
 	p.warnings = append(p.warnings, Because(NamespaceDefaultInvalid, err))
 }
 
-// markMisspelt marks the keys that the unknown ones of the pod may have been meant for; if there are many, all keys.
+// markMisspelt marks the keys that the unknown keys of the pod may be misspellings of as illegible.
+// If there are many unknown keys, it marks all keys.
 func (p *parser) markMisspelt(unknown int) {
 	if unknown == 0 {
 		return
@@ -184,13 +194,13 @@ func (p *parser) markMisspelt(unknown int) {
 	}
 }
 
-// read parses the effective value of a key. A mistake in the pod's annotation is an error; a mistake in the namespace's default is a
-// warning, and the default is ignored.
+// read parses the effective value of a key. A mistake in the pod's annotation is an error; a
+// mistake in the namespace's default is a warning, and the default is ignored.
 func (p *parser) read(i int, parseValue func(r *Request, value string, fldPath *field.Path) field.ErrorList) {
 	key := Keys[i].Name
 	parse := func(r *Request, value string, fldPath *field.Path) field.ErrorList {
 		errs := parseValue(r, value, fldPath)
-		if detail := unrendered(value); len(errs) > 0 && detail != "" && i != secrets { // which says so item by item
+		if detail := unrendered(value); len(errs) > 0 && detail != "" && i != secrets { // parseItems reports it for each item
 			errs = field.ErrorList{Because(InvalidValue, field.Invalid(fldPath, Echo(value), detail))}
 		}
 		return errs
@@ -204,7 +214,7 @@ func (p *parser) read(i int, parseValue func(r *Request, value string, fldPath *
 		path := p.annotations.podPath(key)
 		if strings.TrimSpace(value) == "" {
 			p.request.illegible[i] = true
-			p.errs = append(p.errs, Because(InvalidValue, field.Invalid(path, Echo(value), "must not be blank; an empty value unsets the namespace's default")))
+			p.errs = append(p.errs, Because(InvalidValue, field.Invalid(path, Echo(value), "must not be blank; write \"\" to unset the namespace's default")))
 			return
 		}
 		if errs := parse(&p.request, value, path); len(errs) > 0 {
@@ -232,7 +242,7 @@ func (p *parser) read(i int, parseValue func(r *Request, value string, fldPath *
 func (p *parser) warnEmpty(i int) {
 	if key := Keys[i].Name; p.annotations.Namespace[key] == "" {
 		p.warnings = append(p.warnings, Because(NoEffect, field.Forbidden(p.annotations.podPath(key),
-			"is empty, which unsets the namespace's default, and there is none; write a value or remove the annotation")))
+			"is empty, which unsets the namespace's default, but the namespace has none; write a value or remove the annotation")))
 	}
 }
 
@@ -242,7 +252,8 @@ func (p *parser) parse() {
 	p.read(identityMode, oneOf(Modes, func(r *Request, m Mode) { r.Mode = m }))
 	p.read(identityClientID, text(func(r *Request, v string) { r.ClientID = v }, CheckGUID))
 	p.read(identityTenantID, text(func(r *Request, v string) { r.TenantID = v }, CheckGUID))
-	// What an item may say depends on whether there are classes; mistakes are still reported in the order of Keys.
+	// Which fields an item may have depends on the classes; the mistakes are still reported in the
+	// order of Keys.
 	errsBefore := len(p.errs)
 	p.read(classes, parseClasses)
 	classErrs := slices.Clone(p.errs[errsBefore:])
@@ -268,7 +279,7 @@ func (p *parser) parse() {
 	p.read(envMode, func(r *Request, value string, fldPath *field.Path) field.ErrorList {
 		errs := oneOf([]EnvMode{EnvExplicit, EnvAuto}, func(r *Request, m EnvMode) { r.EnvMode = m })(r, value, fldPath)
 		if len(errs) > 0 && envLooks.MatchString(value) && !strings.EqualFold(value, string(EnvAuto)) && !strings.EqualFold(value, string(EnvExplicit)) {
-			errs[0].Detail += "; an env var is part of an item: write " + Secrets + ": " + Echo(value) + "=OBJECT"
+			errs[0].Detail += "; to set an env var, write " + Secrets + ": " + Echo(value) + "=OBJECT"
 		}
 		return errs
 	})
@@ -281,14 +292,14 @@ func (p *parser) parse() {
 
 	if r.origins[secrets] != Unset && len(classErrs) == 0 {
 		path := p.annotations.PathOf(Secrets, r.origins[secrets])
-		p.judgeItems(r.checkItems(items, path, p.errs))
+		p.addItemErrors(r.checkItems(items, path, p.errs))
 	}
 	p.warnWithoutEffect()
 }
 
-// judgeItems hands what is wrong with the items together to whoever wrote them. A vault that nobody names is the pod's to mend, whoever
-// wrote the items: it may be the one to name it.
-func (p *parser) judgeItems(errs field.ErrorList) {
+// addItemErrors adds errors about the items: as warnings if the namespace's annotation has the
+// items. A missing vault is always an error: the author of the pod can set it.
+func (p *parser) addItemErrors(errs field.ErrorList) {
 	r := &p.request
 	ofNamespace := r.origins[secrets] == FromNamespace
 	for _, err := range errs {
@@ -302,8 +313,8 @@ func (p *parser) judgeItems(errs field.ErrorList) {
 	}
 }
 
-// checkItems checks items against the rest of the request and against each other, but for those that are wrong by themselves, which
-// known tells.
+// checkItems checks items against the rest of the request and against each other. It skips items
+// with an error in known.
 func (r *Request) checkItems(items []Item, fldPath *field.Path, known field.ErrorList) field.ErrorList {
 	var errs field.ErrorList
 	wrong := make([]bool, len(items))
@@ -318,7 +329,8 @@ func (r *Request) checkItems(items []Item, fldPath *field.Path, known field.Erro
 		for index, item := range items {
 			if !wrong[index] && item.VaultOrClass != "" && !slices.Contains(r.Classes, item.VaultOrClass) {
 				errs = append(errs, Because(InvalidItem, field.Invalid(fldPath.Index(index).Child(fieldVault), Echo(item.VaultOrClass),
-					"must be one of the classes that "+Class+" lists, since with existing classes an item can't name a vault"+didYouMean(Nearest(item.VaultOrClass, r.Classes), r.Classes))))
+					"must be one of the classes in "+Class+": with existing classes, an item cannot name a vault"+
+						didYouMean(Nearest(item.VaultOrClass, r.Classes), r.Classes))))
 			}
 		}
 		return errs
@@ -346,7 +358,8 @@ func (r *Request) checkItems(items []Item, fldPath *field.Path, known field.Erro
 	return errs
 }
 
-// clashes reports whether the file of an item can't be mounted together with that of another item.
+// clashes reports whether the files of two items cannot be mounted together: their paths are equal,
+// or one is below the other.
 func (r *Request) clashes(item, other Item) bool {
 	a, b := item.Path(), other.Path()
 	return (a == b || isBelow(a, b) || isBelow(b, a)) && strings.EqualFold(r.VaultOf(item), r.VaultOf(other))
@@ -356,17 +369,18 @@ func isBelow(path, folder string) bool {
 	return len(path) > len(folder) && path[len(folder)] == '/' && strings.HasPrefix(path, folder)
 }
 
-// clash says why an item clashes with an earlier one.
+// clash returns the error about an item that clashes with an earlier one.
 func clash(item, other Item, earlier int, fldPath *field.Path) *field.Error {
 	if item.Path() == other.Path() {
 		err := field.Duplicate(fldPath, Echo(item.Path()))
-		err.Detail = fmt.Sprintf("item %d is written there too; give one of them another path, by \" as PATH\" or objectAlias", earlier)
+		err.Detail = fmt.Sprintf("item %d has the same path; change one of them with \" as PATH\" or objectAlias", earlier)
 		return err
 	}
-	return field.Invalid(fldPath, Echo(item.Path()), fmt.Sprintf("must not be a folder where item %d is a file, nor the other way round", earlier))
+	return field.Invalid(fldPath, Echo(item.Path()), fmt.Sprintf("must not be above or below the path of item %d, which is a file", earlier))
 }
 
-// requireVault refuses items whose vault nobody names. One annotation mends them all, so that they are told as one mistake.
+// requireVault returns an error if any item has no vault. It is one error for all items, since one
+// annotation corrects them all.
 func (r *Request) requireVault(items []Item, fldPath *field.Path) *field.Error {
 	isMissing := func(item Item) bool { return item.VaultOrClass == "" }
 	first := slices.IndexFunc(items, isMissing)
@@ -375,13 +389,14 @@ func (r *Request) requireVault(items []Item, fldPath *field.Path) *field.Error {
 	}
 	more := ""
 	if slices.ContainsFunc(items[first+1:], isMissing) {
-		more = ", here and in items after it"
+		more = ", here and in later items"
 	}
 	return Because(VaultRequired, field.Required(fldPath.Index(first).Child(fieldVault),
-		"must be known for a managed class"+more+"; set annotation "+Vault+", write VAULT/ before the object, or name a class in "+Class))
+		"must be set for a managed class"+more+"; set annotation "+Vault+", write VAULT/ before the object, or name a class in "+Class))
 }
 
-// VaultOf is the Key Vault that holds the item, as it was written; empty where nobody says.
+// VaultOf returns the Key Vault of an item, as it was written; empty if neither the item nor the
+// request names one.
 func (r *Request) VaultOf(item Item) string {
 	if item.VaultOrClass != "" {
 		return item.VaultOrClass
@@ -389,10 +404,10 @@ func (r *Request) VaultOf(item Item) string {
 	return r.Vault
 }
 
-// withoutKeyVault are the keys that do nothing unless objects are mounted.
-var withoutKeyVault = []int{vault, mountPath, containers, envMode, onConflict}
+// onlyWithKeyVault are the keys that have no effect unless objects are mounted.
+var onlyWithKeyVault = []int{vault, mountPath, containers, envMode, onConflict}
 
-// warnWithoutEffect tells of what the pod's author wrote and nothing comes of.
+// warnWithoutEffect warns of the pod's annotations that have no effect.
 func (p *parser) warnWithoutEffect() {
 	r := &p.request
 	if len(p.errs) > 0 || r.OptedOut {
@@ -408,19 +423,20 @@ func (p *parser) warnWithoutEffect() {
 	}
 	switch {
 	case !r.AsksKeyVault():
-		for _, i := range withoutKeyVault {
+		for _, i := range onlyWithKeyVault {
 			noEffect(i, "has no effect without "+Secrets+" or "+Class)
 		}
 	case len(r.Classes) > 0:
 		noEffect(vault, "has no effect with "+Class+": the class names its vault")
 		if len(r.Items) == 0 {
-			noEffect(envMode, "has no effect without "+Secrets+": a class alone is mounted, and nothing else")
+			noEffect(envMode, "has no effect without "+Secrets+": the class is only mounted")
 			noEffect(onConflict, "has no effect without "+Secrets)
 		}
 	}
 }
 
-// text reads a value whose surrounding space means nothing, and check says what is wrong with it, or "".
+// text returns a parser of a value. It removes the space around the value; check returns what is
+// wrong with it, or "".
 func text(set func(*Request, string), check func(string) string) func(*Request, string, *field.Path) field.ErrorList {
 	return func(r *Request, value string, fldPath *field.Path) field.ErrorList {
 		value = strings.TrimSpace(value)
@@ -432,7 +448,7 @@ func text(set func(*Request, string), check func(string) string) func(*Request, 
 	}
 }
 
-// oneOf reads a value of a closed set, in exactly its spelling.
+// oneOf returns a parser of a value that must be exactly one of values.
 func oneOf[T ~string](values []T, set func(*Request, T)) func(*Request, string, *field.Path) field.ErrorList {
 	return func(r *Request, value string, fldPath *field.Path) field.ErrorList {
 		if !slices.Contains(values, T(value)) {
@@ -476,7 +492,7 @@ func checkIdentityName(name string) string {
 	return ""
 }
 
-// CheckGUID says what is wrong with a client or tenant id, or "".
+// CheckGUID returns what is wrong with a client or tenant id, or "".
 func CheckGUID(id string) string {
 	if !guidPattern.MatchString(id) {
 		return "must be a GUID, such as 72f988bf-86f1-41af-91ab-2d7cd011db47"
@@ -484,16 +500,17 @@ func CheckGUID(id string) string {
 	return ""
 }
 
-// NoClientID ends a sentence that asks for the client id of a ServiceAccount, whose annotation has invalid, if anything.
+// NoClientID returns the end of a message about a ServiceAccount without a valid client id. Its
+// annotation has the value invalid, or is empty or absent.
 func NoClientID(invalid string) string {
 	if invalid == "" {
-		return "; add it there"
+		return "; add the annotation"
 	}
-	return fmt.Sprintf(", which is %q there, no GUID; correct it there", invalid)
+	return fmt.Sprintf("; correct its value %q, which is not a GUID", invalid)
 }
 
-// SplitGUID returns a text as the first value if it is a GUID, and as the second one if it is something else, such as a template that was not
-// rendered.
+// SplitGUID returns a text as guid if it is a GUID or empty, else as invalid: for example a
+// template that was not rendered.
 func SplitGUID(text string) (guid, invalid string) {
 	if text == "" || CheckGUID(text) == "" {
 		return text, ""
@@ -505,10 +522,10 @@ func checkVault(name string) string {
 	if vaultPattern.MatchString(name) {
 		return ""
 	}
-	return mustBeVault + cmp.Or(write(vaultOf(name), vaultPattern), "; not the vault's address")
+	return mustBeVault + cmp.Or(writeInstead(vaultOf(name), vaultPattern), ", not a URL")
 }
 
-// IsWindowsPath reports whether a mount path can only be one of Windows: it has a drive.
+// IsWindowsPath reports whether a mount path has a drive, and so is only valid on Windows.
 func IsWindowsPath(p string) bool {
 	return drivePattern.MatchString(p)
 }
@@ -516,7 +533,7 @@ func IsWindowsPath(p string) bool {
 // maxMountPath is Linux's PATH_MAX.
 const maxMountPath = 4096
 
-// systemFolders are those without which no container works.
+// systemFolders are folders that a mount must not hide, since containers need them.
 var systemFolders = []string{
 	"/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/proc", "/sys", "/dev", "/var", "/var/run/secrets",
 }
@@ -532,7 +549,7 @@ func checkMountPath(p string) string {
 	case len(rest) > maxMountPath:
 		return fmt.Sprintf("must be at most %d bytes", maxMountPath)
 	case strings.ContainsAny(rest, ":\\") || strings.ContainsFunc(rest, unicode.IsControl):
-		return "must not contain a colon or a control character, nor a backslash without a drive"
+		return "must not contain a colon, a control character, or a backslash unless the path has a drive"
 	case strings.Trim(rest, "/") == "":
 		return "must be a folder below the root"
 	case slices.Contains(systemFolders, strings.TrimRight(p, "/")):

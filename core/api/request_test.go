@@ -181,7 +181,8 @@ func TestMountPaths(t *testing.T) {
 	}
 }
 
-// TestPrinting is what FuzzParseRequest can't say: the words, and that the short form is used where there is one.
+// TestPrinting is what FuzzParseRequest can't say: the words, and that the short form is used where
+// there is one.
 func TestPrinting(t *testing.T) {
 	for behaviour, test := range map[string]struct{ wrote, want string }{
 		"items inline, a comma between":            {"A=a as b/c\n\n# x\nkv1/cert:d@" + version, "A=a as b/c, kv1/cert:d@" + version},

@@ -11,22 +11,27 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// maxDepth is how deep mappings and lists may be nested, maxKeys how many keys a mapping may have: the library compares each with every other.
+// maxDepth is how deep mappings and lists may be nested, and maxKeys is how many keys a mapping may
+// have: the YAML library compares each key with every other.
 const (
 	maxDepth = 10
 	maxKeys  = 100
 )
 
-// directive finds a line that begins with a percent sign, by whatever YAML takes for the end of a line.
+// directive finds a line that begins with a percent sign. The character class has everything that
+// ends a line in YAML.
 var directive = regexp.MustCompile(`(?:^|[\n\r\x{85}\x{2028}\x{2029}\x{FEFF}])%`)
 
-// ParseYAML parses the one YAML document in a text that a tenant wrote, in time and memory that grow with its length alone. YAML can make a
-// short text large: an alias repeats what it refers to, a directive lengthens each tag, and a node takes a hundred times the memory of the two
-// bytes that it is written in. So ParseYAML rejects aliases, directives and further documents, and a text with more than maxMarks
-// characters that can begin or end a node, before any of it is expanded. The node is nil for a text without a document.
+// ParseYAML parses a text with at most one YAML document, which a tenant wrote. Time and memory are
+// linear in its length.
+//
+// YAML can make a short text large: an alias repeats what it refers to, a directive lengthens each
+// tag, and a node takes a hundred times the memory of the two bytes of its text. ParseYAML
+// therefore rejects aliases, directives, a second document, and more than maxMarks marks (see
+// [CountMarks]), before anything is expanded. The node is nil if the text has no document.
 func ParseYAML(text string, maxMarks int) (*yaml.Node, error) {
 	switch marks := CountMarks(text); {
-	case !utf8.ValidString(text): // the parser would take some of these for UTF-16
+	case !utf8.ValidString(text): // the parser would read some of these as UTF-16
 		return nil, errors.New("must be UTF-8")
 	case directive.MatchString(text):
 		return nil, errors.New("must have no directives")
@@ -52,8 +57,9 @@ func ParseYAML(text string, maxMarks int) (*yaml.Node, error) {
 	return document.Content[0], checkNode(document.Content[0], 0)
 }
 
-// CountMarks counts the characters without which there is no further node: ends of lines, punctuation, and the dashes and question marks that
-// stand before a space or the end of a line.
+// CountMarks counts the characters that can begin or end a node: ends of lines, punctuation, and
+// dashes and question marks before a space or the end of a line. A text with n marks has at most a
+// small multiple of n nodes.
 func CountMarks(text string) int {
 	marks, indicator := 0, false
 	for _, r := range text {
@@ -93,7 +99,8 @@ func checkNode(node *yaml.Node, depth int) error {
 	return nil
 }
 
-// checkPlain rejects what an annotation has no use for: an anchor, since there are no aliases, and a tag, since no type is in doubt.
+// checkPlain rejects anchors and tags, which an annotation does not need: aliases are rejected, and
+// the type of each field is known.
 func checkPlain(node *yaml.Node) error {
 	switch {
 	case node.Anchor != "":
@@ -109,7 +116,8 @@ func checkPlain(node *yaml.Node) error {
 	return nil
 }
 
-// OneLine is the text of an error in one line of at most n bytes. The YAML library writes a line for each mistake.
+// OneLine returns the text of an error as one line of at most n bytes. The YAML library writes a
+// line for each mistake.
 func OneLine(err error, n int) string {
 	return Cut(strings.Join(strings.Fields(err.Error()), " "), n)
 }

@@ -1,7 +1,10 @@
-// Package class knows SecretProviderClasses: it reads those that people wrote and makes the managed ones that requests
-// amount to.
+// Package class parses the SecretProviderClasses that users write, and renders the managed ones
+// that requests need.
 //
-// It is pure: it knows nothing of pods or clusters, neither reads a secret's value nor asks anyone for one.
+//	existing := class.Read(spc)                  // its objects, its Secrets, how it authenticates
+//	managed := class.Managed(class.Request{...}) // a new class, named by a hash of its spec
+//
+// It reads and writes no cluster, and never sees the value of a secret.
 package class
 
 import (
@@ -16,23 +19,23 @@ import (
 	"github.com/akv-injector/akv-injector/core/api"
 )
 
-// The Secrets Store CSI driver's API, as far as this product uses it (upstream: secrets-store-csi-driver/apis/v1).
+// The API of the Secrets Store CSI driver (secrets-store-csi-driver/apis/v1).
 const (
 	Kind   = "SecretProviderClass"
 	Driver = "secrets-store.csi.k8s.io"
 	// Attribute is the volume attribute that names the class.
 	Attribute = "secretProviderClass"
-	// Provider is the name under which the Azure Key Vault provider registers with the driver.
+	// Provider is the name of the Azure Key Vault provider.
 	Provider = "azure"
 )
 
 // GroupVersion is the version of the driver's API that is served and stored.
 var GroupVersion = schema.GroupVersion{Group: "secrets-store.csi.x-k8s.io", Version: "v1"}
 
-// Resource is where the API server serves classes.
+// Resource is the API resource of SecretProviderClasses.
 var Resource = GroupVersion.WithResource("secretproviderclasses")
 
-// SecretProviderClass is the driver's object of that kind.
+// SecretProviderClass is the driver's object of that kind, with the fields that the injector uses.
 type SecretProviderClass struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata"`
@@ -40,27 +43,27 @@ type SecretProviderClass struct {
 	Spec Spec `json:"spec"`
 }
 
-// Spec is what a class says to the driver and, in Parameters, to its provider.
+// Spec is the spec of a class. Parameters are those of its provider.
 type Spec struct {
 	Provider      string            `json:"provider,omitempty"`
 	Parameters    map[string]string `json:"parameters,omitempty"`
 	SecretObjects []SecretObject    `json:"secretObjects,omitempty"`
 }
 
-// SecretObject is a Kubernetes Secret that the driver keeps equal to mounted files.
+// SecretObject is a Kubernetes Secret that the driver syncs from mounted files.
 type SecretObject struct {
 	SecretName string       `json:"secretName,omitempty"`
 	Type       string       `json:"type,omitempty"`
 	Data       []SecretData `json:"data,omitempty"`
 }
 
-// SecretData is one key of a synced Secret: ObjectName is the path of a file relative to the mount.
+// SecretData is one key of a synced Secret. ObjectName is the path of a file relative to the mount.
 type SecretData struct {
 	ObjectName string `json:"objectName,omitempty"`
 	Key        string `json:"key,omitempty"`
 }
 
-// Parameters of a class that the Azure provider reads (upstream: its pkg/provider/types).
+// Parameters of a class that the Azure provider reads (its pkg/provider/types).
 const (
 	paramVault          = "keyvaultName"
 	paramTenantID       = "tenantID"
@@ -72,47 +75,51 @@ const (
 	paramTokenProxy     = "useAzureTokenProxy"
 )
 
-// Class is what an existing SecretProviderClass says, as far as a request needs to know.
+// Class is the content of an existing SecretProviderClass that decisions depend on.
 type Class struct {
-	// Name is the class's own.
+	// Name is the name of the class.
 	Name string
-	// Provider is the driver's provider; everything below but Synced is read for [Provider] alone.
+	// Provider is the name of its provider. The fields below have a meaning only for [Provider],
+	// except Synced and Untyped.
 	Provider string
 	// Vault is the Key Vault of all its objects.
 	Vault string
-	// UsesPodIdentity is true where the class authenticates by AAD pod identity.
+	// UsesPodIdentity is true if the class authenticates by AAD pod identity.
 	UsesPodIdentity bool
-	// ClientID is set where the class authenticates by workload identity. If what the class has is no GUID, it is InvalidClientID.
+	// ClientID is the client id for workload identity; empty for none. A client id that is not a
+	// GUID is in InvalidClientID.
 	ClientID, InvalidClientID string
-	// UsesNodeIdentity is true where the class authenticates as the node that the pod runs on.
+	// UsesNodeIdentity is true if the class authenticates as the node that the pod runs on.
 	UsesNodeIdentity bool
 	// Objects are the files that the class mounts, in the order of the class.
 	Objects []Object
-	// Synced are the keys of Secrets that the driver keeps equal to files, in the order of the class.
+	// Synced are the keys of Secrets that the driver syncs from files, in the order of the class.
 	Synced []Synced
-	// Untyped are keys as in Synced, which the driver does not sync, since their Secret has no type.
+	// Untyped are keys that the driver does not sync, since their Secret has no type.
 	Untyped []Synced
-	// Invalid says in one line why Objects could not be read; empty where they could.
+	// Invalid is the reason, in one line, why Objects could not be parsed; empty if they could.
 	Invalid string
 }
 
-// IsNameless reports whether the class reads the vault as an identity that has no name in the cluster: the node's, or a service principal.
+// IsNameless reports whether the class reads the vault as an identity without a name in the
+// cluster: the node's identity, or a service principal.
 func (c *Class) IsNameless() bool {
 	return c.UsesNodeIdentity || c.Provider == Provider && !c.UsesPodIdentity && c.ClientID+c.InvalidClientID == ""
 }
 
 // Object is one file of a class.
 type Object struct {
-	// Name is the object's name in the vault, Type its type, File the path that it is mounted at.
+	// Name is the object's name in the vault, Type is its type, and File is its path relative to
+	// the mount.
 	Name, Type, File string
 }
 
-// Synced says that the key Key of the Secret named Secret holds the content of File.
+// Synced is a key of a Secret with the content of a file.
 type Synced struct {
 	File, Secret, Key string
 }
 
-// Read takes from an existing class what requests need.
+// Read parses an existing class.
 func Read(spc *SecretProviderClass) *Class {
 	c := ReadParameters(spc)
 	for _, secret := range spc.Spec.SecretObjects {
@@ -141,7 +148,8 @@ func Read(spc *SecretProviderClass) *Class {
 	return c
 }
 
-// ReadParameters takes from a class what policy needs: its vault, and as whom it is read.
+// ReadParameters parses only what policy needs: the vault of a class, and the identity that it
+// reads the vault as.
 func ReadParameters(spc *SecretProviderClass) *Class {
 	parameter := func(name string) string { return text(spc.Spec.Parameters[name]) }
 	c := &Class{
@@ -150,26 +158,27 @@ func ReadParameters(spc *SecretProviderClass) *Class {
 		Vault:    parameter(paramVault),
 	}
 	c.ClientID, c.InvalidClientID = api.SplitGUID(parameter(paramClientID))
-	c.UsesPodIdentity, _ = strconv.ParseBool(parameter(paramPodIdentity)) // the provider refuses what is no boolean
+	c.UsesPodIdentity, _ = strconv.ParseBool(parameter(paramPodIdentity)) // the provider rejects other values
 	c.UsesNodeIdentity, _ = strconv.ParseBool(parameter(paramVMIdentity))
 	return c
 }
 
-// text is a value of a class without the space around it. One that is too long for any use is cut, and then equals nothing.
+// text returns a value of a class without the space around it. A value that is too long to be valid
+// is cut, and then equals no valid value.
 func text(s string) string {
 	return api.Cut(strings.TrimSpace(s), maxText)
 }
 
-// Bounds of what is read of a class, far beyond any real one.
+// Limits of a class, far above those of any real class.
 const (
 	maxText    = 1 << 10   // bytes of a value
 	maxParsed  = 512 << 10 // bytes of the parameter "objects"
-	maxMarks   = 50_000    // of which a thousand objects, with each of their fields, take a third
+	maxMarks   = 50_000    // of [api.CountMarks]; a thousand objects with all fields have a third of it
 	maxObjects = 1000
 	maxInvalid = 1 << 10 // bytes
 )
 
-// readObjects reads the parameter "objects": YAML with an array of strings, each YAML again.
+// readObjects parses the parameter "objects": YAML with an array of strings, each of which is YAML.
 func readObjects(parameter string) ([]Object, error) {
 	if parameter == "" {
 		return nil, nil
@@ -202,7 +211,8 @@ func readObjects(parameter string) ([]Object, error) {
 	return objects, nil
 }
 
-// readYAML reads a document. Without bounds, anyone who may write a class could hold up the reading of all others.
+// readYAML parses a document. It limits the size, so that a user who may write classes cannot delay
+// the reading of all others.
 func readYAML(text string, into any) error {
 	if len(text) > maxParsed {
 		return fmt.Errorf("must be at most %d bytes, is %d", maxParsed, len(text))

@@ -96,8 +96,8 @@ func TestReadMistakes(t *testing.T) {
 	}
 }
 
-// TestReadIsBounded shows that no class takes more time or memory than its length can explain. Read as they are, each of these would take
-// seconds or gigabytes.
+// TestReadIsBounded shows that no class takes more time or memory than its length can explain. Read
+// as they are, each of these would take seconds or gigabytes.
 func TestReadIsBounded(t *testing.T) {
 	keys := func(n int) string {
 		var b strings.Builder

@@ -14,7 +14,8 @@ import (
 	"github.com/akv-injector/akv-injector/internal/corpus/attacks"
 )
 
-// FuzzRead feeds it what any tenant may write into a class: the injector reads every class of the cluster, and must survive each.
+// FuzzRead feeds it what any tenant may write into a class: the injector reads every class of the
+// cluster, and must survive each.
 func FuzzRead(f *testing.F) {
 	f.Add("azure", "array:\n- |\n  objectName: a\n  objectType: secret\n", "a", "k")
 	f.Add("azure", "array: [&a {objectName: *a}]", "", "")
@@ -45,7 +46,8 @@ func FuzzRead(f *testing.F) {
 	})
 }
 
-// FuzzManaged holds what a managed class says against what was asked for: no name or alias may break or add to its objects.
+// FuzzManaged holds what a managed class says against what was asked for: no name or alias may
+// break or add to its objects.
 func FuzzManaged(f *testing.F) {
 	f.Add("db", "tls/edge.pem", "6a1f", "0400")
 	f.Add("0123", "true", "null", "1e3")

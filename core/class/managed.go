@@ -15,35 +15,38 @@ import (
 	"github.com/akv-injector/akv-injector/core/api"
 )
 
-// ManagedByLabel is the label by which a managed class is known, and ManagedBy the value that it has, which is the injector's field manager
-// too.
+// ManagedByLabel is the label of managed classes, and ManagedBy is its value. ManagedBy is also the
+// injector's field manager.
 const (
 	ManagedByLabel = "app.kubernetes.io/managed-by"
 	ManagedBy      = "akv-injector"
 )
 
-// namePrefix and nameDigits make the name of a managed class: kv-0123456789.
+// The name of a managed class is namePrefix and nameDigits hex digits: kv-0123456789.
 const (
 	namePrefix = "kv-"
 	nameDigits = 10
 )
 
-// Request is what a managed class has to provide: objects of one vault, read as one identity.
+// Request is what a managed class provides: objects of one vault, read as one identity.
 type Request struct {
 	// Vault and TenantID are never empty.
 	Vault, TenantID string
-	// Mode is how the provider authenticates, never [api.ModeAuto]. [api.ModeNone] stands for the virtual machine's identity.
+	// Mode is how the provider authenticates, never [api.ModeAuto]. [api.ModeNone] means the
+	// identity of the node.
 	Mode api.Mode
-	// ClientID is whom the provider signs in as; never empty in the workload modes, and unused with pod identity.
+	// ClientID is the client id that the provider signs in with; never empty in the workload modes,
+	// and unused with pod identity.
 	ClientID string
-	// Items are the objects, each with a path of its own. Env, VaultOrClass and Containers are not looked at.
+	// Items are the objects, with different paths. Their Env, VaultOrClass and Containers are
+	// ignored.
 	Items []api.Item
-	// Synced are the items, by index, that a Secret needs to hold, since they become env vars.
+	// Synced are the indices of the items that need a key in a Secret, since they have an env var.
 	Synced []int
 }
 
-// Managed is the class that provides what r asks for. Equal requests, whatever the order of their items, give equal classes
-// of one name; the name is a hash of the spec. The caller sets the namespace.
+// Managed returns the class for a request. Its name is a hash of its spec. Requests that differ
+// only in the order of their items give the same class. The caller sets the namespace.
 func Managed(r Request) *SecretProviderClass {
 	items := slices.Clone(r.Items)
 	slices.SortFunc(items, func(a, b api.Item) int { return strings.Compare(a.Path(), b.Path()) })
@@ -60,7 +63,7 @@ func Managed(r Request) *SecretProviderClass {
 	}
 }
 
-// SecretKey is the key under which a managed class syncs a file.
+// SecretKey returns the key of a file in the Secret that a managed class syncs.
 func SecretKey(file string) string {
 	return strings.ReplaceAll(file, "/", ".")
 }
@@ -68,8 +71,8 @@ func SecretKey(file string) string {
 // syncedType is the type of the Secret that a managed class syncs.
 const syncedType = "Opaque"
 
-// managedName is the name of the managed class with that spec, but for its Secret, which holds data: it is named after the class, so its
-// name can't be part of what is hashed.
+// managedName returns the name of the managed class with a spec, and with data in its Secret. The
+// Secret has the name of the class, so the hash does not include the name of the Secret.
 func managedName(spec Spec, data []SecretData) string {
 	spec.SecretObjects = []SecretObject{{Type: syncedType, Data: data}}
 	text, err := json.Marshal(spec, json.Deterministic(true), jsontext.AllowInvalidUTF8(true))
@@ -86,16 +89,17 @@ func IsManagedName(name string) bool {
 	return ok && len(digits) == nameDigits && strings.Trim(digits, "0123456789abcdef") == ""
 }
 
-// Available is [api.Available] for classes; without the driver, the cluster does not know their kind. Managed classes are not offered: users do not
-// name them.
+// Available is [api.Available] for classes. Without the driver, the cluster does not have the kind.
+// Managed classes are not suggested, since users do not name them.
 func Available(name string, names []string, noDriver bool) string {
 	if noDriver && len(names) == 0 {
-		return "; this cluster doesn't know that kind: install the Secrets Store CSI driver, or a newer one"
+		return "; this cluster does not have that kind: install or upgrade the Secrets Store CSI driver"
 	}
 	return api.Available(name, Kind, slices.DeleteFunc(slices.Clone(names), IsManagedName))
 }
 
-// IsIntact reports whether a class's spec is the one that [Managed] gives a class of its name.
+// IsIntact reports whether a managed class was not edited: whether its name is the hash of its
+// spec.
 func IsIntact(spc *SecretProviderClass) bool {
 	var data []SecretData
 	switch secrets := spc.Spec.SecretObjects; {
@@ -108,7 +112,7 @@ func IsIntact(spc *SecretProviderClass) bool {
 	return managedName(spc.Spec, data) == spc.Name
 }
 
-// data is what the synced Secret holds, sorted by key.
+// data returns the content of the synced Secret, sorted by key.
 func (r Request) data() []SecretData {
 	data := make([]SecretData, 0, len(r.Synced))
 	for _, index := range r.Synced {
@@ -121,7 +125,7 @@ func (r Request) data() []SecretData {
 
 func (r Request) parameters(items []api.Item) map[string]string {
 	parameters := map[string]string{
-		paramVault:    strings.ToLower(r.Vault), // a part of a host's name, which knows no case
+		paramVault:    strings.ToLower(r.Vault), // it becomes part of a host name, which is case-insensitive
 		paramTenantID: r.TenantID,
 		paramObjects:  printObjects(items),
 	}
@@ -139,12 +143,12 @@ func (r Request) parameters(items []api.Item) map[string]string {
 			parameters[paramUserAssignedID] = r.ClientID
 		}
 	case api.ModeAuto:
-		panic("class: a managed class needs a mode that is decided")
+		panic("class: mode auto must be resolved before a managed class is rendered")
 	}
 	return parameters
 }
 
-// printObjects writes the parameter "objects" as people write it by hand: an array of block strings.
+// printObjects returns the parameter "objects" in the usual style: an array of block strings.
 func printObjects(items []api.Item) string {
 	var b strings.Builder
 	b.WriteString("array:\n")
@@ -162,7 +166,7 @@ func printObjects(items []api.Item) string {
 		}
 		line("objectType", kind)
 		line("objectAlias", quote(item.Alias))
-		line("objectVersion", quote(strings.ToLower(item.Version))) // as Key Vault prints it: with a history, the provider compares
+		line("objectVersion", quote(strings.ToLower(item.Version))) // as Key Vault prints it: with a history, the provider compares the text
 		if item.History > 0 {
 			line("objectVersionHistory", strconv.Itoa(item.History))
 		}
@@ -173,8 +177,9 @@ func printObjects(items []api.Item) string {
 	return b.String()
 }
 
-// quote makes a YAML string of s that can't be taken for a number, a boolean or a null. Go's escapes are YAML's, and leave nothing that
-// YAML takes for a line break, such as U+2028.
+// quote returns s as a quoted YAML string, so that it is not parsed as a number, a boolean or a
+// null. The escapes of Go are valid in YAML, and they cover everything that YAML reads as a line
+// break, such as U+2028.
 func quote(s string) string {
 	if s == "" {
 		return ""

@@ -27,7 +27,8 @@ func request() class.Request {
 	}
 }
 
-// golden is what request amounts to. Where it changes, name included, an upgrade gives pods other classes than they had.
+// golden is what request amounts to. Where it changes, name included, an upgrade gives pods other
+// classes than they had.
 const golden = `apiVersion: secrets-store.csi.x-k8s.io/v1
 kind: SecretProviderClass
 metadata:

@@ -9,16 +9,17 @@ import (
 	"github.com/akv-injector/akv-injector/core/pods"
 )
 
-// Where the API server's ServiceAccount admission plugin mounts a token, and how it names the volume
-// (k8s.io/kubernetes/plugin/pkg/admission/serviceaccount).
+// The mount path of the token that the API server's ServiceAccount admission plugin adds, and the
+// prefix of its volume's name (k8s.io/kubernetes/plugin/pkg/admission/serviceaccount).
 const (
 	apiTokenPath   = "/var/run/secrets/kubernetes.io/serviceaccount" //nolint:gosec // a path is no secret
 	apiTokenPrefix = "kube-api-access-"
 )
 
-// leaveServiceAccount adds to a change the removal of what the ServiceAccount admission plugin added for the default ServiceAccount, if
-// the pod gets another one. The plugin runs again after the injector and adds what the new ServiceAccount needs, but removes nothing.
-// If the pod names no ServiceAccount, the plugin has not run yet.
+// leaveServiceAccount adds to a change the removal of what the ServiceAccount admission plugin
+// added for the default ServiceAccount, if the pod gets another one. The plugin runs again after
+// the injector and adds what the new ServiceAccount needs, but removes nothing. If the pod names no
+// ServiceAccount, the plugin has not run yet.
 func (p *Plan) leaveServiceAccount(change Change, answer *facts.Answer) Change {
 	spec := &p.subject.Spec
 	if change.ServiceAccountName == "" || p.subject.Root.Path != nil || spec.ServiceAccountName != pods.DefaultServiceAccount {
@@ -49,7 +50,8 @@ func (p *Plan) leaveServiceAccount(change Change, answer *facts.Answer) Change {
 	return change
 }
 
-// changeOf returns the change of a container from a list in the order of the pod. It inserts one if the list has none.
+// changeOf returns the change of a container from a list in the order of the pod. It inserts one if
+// the list has none.
 func changeOf(list *[]ContainerChange, init bool, index int) *ContainerChange {
 	order := func(c ContainerChange, _ struct{}) int {
 		if c.Init != init {

@@ -11,38 +11,40 @@ type Entry struct {
 	Key, Value string
 }
 
-// Change is what a pod lacks. It can only add, but for the three things that the contract lets it replace: an env var that
-// the request overrides, the injector's own label and status, and a ServiceAccount that is no more than the default, with what the API server added
-// for that.
+// Change is what the injector adds to a pod. It replaces only three things: an env var that the
+// request overrides, the injector's own label and status annotation, and the default ServiceAccount
+// together with what the API server added for it.
 type Change struct {
 	Labels, Annotations []Entry
-	// ServiceAccountName is whom the pod is to run as; empty to leave it.
+	// ServiceAccountName is the new ServiceAccount; empty for no change.
 	ServiceAccountName string
-	// RemovePullSecrets removes spec.imagePullSecrets, and RemoveVolumes volumes by their indices, in descending order; see leaveServiceAccount.
+	// RemovePullSecrets removes spec.imagePullSecrets. RemoveVolumes has the indices of the volumes
+	// to remove, in descending order. See [Plan.leaveServiceAccount].
 	RemovePullSecrets bool
 	RemoveVolumes     []int
-	// Volumes follow those that the pod has.
+	// Volumes are added after those of the pod.
 	Volumes []Volume
-	// Containers are the changes by container, init containers first, each list in the order of the pod.
+	// Containers are the changes of containers: init containers first, each list in the order of
+	// the pod.
 	Containers []ContainerChange
 }
 
-// ContainerChange is what one container lacks.
+// ContainerChange is the change of one container.
 type ContainerChange struct {
-	// Init says which list Index counts in.
+	// Index is the index in spec.initContainers if Init, else in spec.containers.
 	Init  bool
 	Index int
-	// RemoveMounts removes mounts by their indices, in descending order.
+	// RemoveMounts has the indices of the mounts to remove, in descending order.
 	RemoveMounts []int
-	// Mounts follow those that the container has.
+	// Mounts are added after those of the container.
 	Mounts []Mount
-	// Env precedes what the container has, so that its own env vars may refer to it by $(NAME).
+	// Env is added before the container's own env vars, so that these may refer to it by $(NAME).
 	Env []EnvVar
-	// Replace are env vars of the container that the request overrides, by their index.
+	// Replace are the env vars that the request overrides.
 	Replace []EnvReplacement
 }
 
-// EnvReplacement is an env var and the index of the one that it replaces.
+// EnvReplacement is a new env var and the index of the env var that it replaces.
 type EnvReplacement struct {
 	Index int
 	Var   EnvVar
@@ -65,13 +67,14 @@ type EnvVar struct {
 	Name, Secret, Key string
 }
 
-// IsEmpty reports whether the pod lacks nothing.
+// IsEmpty reports whether nothing changes.
 func (c *Change) IsEmpty() bool {
 	return len(c.Labels) == 0 && len(c.Annotations) == 0 && c.ServiceAccountName == "" && len(c.Volumes) == 0 && len(c.Containers) == 0
 }
 
-// Operations renders the change as a JSON Patch (RFC 6902) of the object that holds subject, in a fixed order: labels,
-// annotations, ServiceAccount, volumes, containers. Values that are not strings implement [Appender].
+// Operations renders the change as a JSON Patch (RFC 6902) of the object of subject, in a fixed
+// order: labels, annotations, ServiceAccount, volumes, containers. Values are strings or implement
+// [Appender].
 func (c *Change) Operations(subject *pods.Subject) []jsonpatch.Operation {
 	if c.IsEmpty() {
 		return nil

@@ -1,10 +1,10 @@
-// Package inject is the core: given a pod, what its annotations ask for and the facts of its cluster, it decides what the
-// pod gets, and says so as operations that add to the pod what is missing.
+// Package inject decides what a pod gets, and renders the decision as a JSON Patch.
 //
-// It is pure: it knows nothing of HTTP, clients, caches or logs, and changes nothing that it is given. The webhook, the command line
-// and the tests all ask it the same way:
+//	plan := inject.NewPlan(subject, namespace, defaults) // parse the request
+//	answer, err := source.Facts(ctx, namespace.Name, plan.Needs(), false)
+//	result := plan.Decide(answer)
+//	patch := result.Change.Operations(&subject)
 //
-//	plan := inject.NewPlan(subject, namespace, defaults) // what is asked for
-//	facts := lookUp(plan.Needs())                         // what there is, from wherever the caller has it
-//	result := plan.Decide(facts)                          // what comes of it
+// It never modifies its input, and looks nothing up: package review calls it with the facts of a
+// namespace.
 package inject

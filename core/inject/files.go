@@ -11,11 +11,13 @@ import (
 	"github.com/akv-injector/akv-injector/core/pods"
 )
 
-// othersRead are the bits of a file's mode that let users other than its owner read it. The image may put the user into the group of root.
+// othersRead are the bits of a file's mode that let users other than its owner read it. The image
+// may put the user into the group of root.
 const othersRead = 0o044
 
-// warnUnreadable warns of files that no selected container can read: they belong to root, whatever the pod's fsGroup is. For an item that
-// becomes an env var this may be intended.
+// warnUnreadable warns of files that no selected container can read. The files belong to root; the
+// pod's fsGroup does not change that. It does not warn of an item with an env var, for which the
+// mode may be intended.
 func (p *Plan) warnUnreadable(selected []container, r *report) {
 	if len(p.request.Classes) > 0 || len(selected) == 0 {
 		return
@@ -29,11 +31,12 @@ func (p *Plan) warnUnreadable(selected []container, r *report) {
 			continue // the provider's default is 0644
 		}
 		r.warn(api.FileUnreadable, field.Invalid(p.itemPath(index).Child("filePermission"), item.Permission, fmt.Sprintf(
-			`must let others read, as "0444" does: the file is root's, and container %s does not run as root`, selected[0].Name)))
+			`must let other users read, such as "0444": the file belongs to root, and container %s does not run as root`, selected[0].Name)))
 	}
 }
 
-// mayBeRoot reports whether a container may run as root. If neither security context sets the user, the image decides.
+// mayBeRoot reports whether a container may run as root. If neither security context sets the user,
+// the image decides.
 func mayBeRoot(pod, own *pods.SecurityContext) bool {
 	user, nonRoot := own.RunAsUser, own.RunAsNonRoot
 	if user == nil {

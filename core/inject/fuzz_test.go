@@ -23,7 +23,8 @@ import (
 	"github.com/akv-injector/akv-injector/internal/corpus"
 )
 
-// FuzzInject lets the input choose a pod, its namespace and what is in there, and holds what the core makes of it against the laws.
+// FuzzInject lets the input choose a pod, its namespace and what is in there, and holds what the
+// core makes of it against the laws.
 func FuzzInject(f *testing.F) {
 	for seed := range 64 {
 		choices := make([]byte, 160)
@@ -96,7 +97,8 @@ func (w *world) checkPruned(ctx context.Context, object []byte, root pods.Root, 
 	return nil
 }
 
-// complete sees that an injected pod has what its status says, in every container that its status names.
+// complete sees that an injected pod has what its status says, in every container that its status
+// names.
 func complete(object []byte, operations []jsonpatch.Operation, root pods.Root) error {
 	patched, err := corpus.Apply(object, operations)
 	if err != nil {
@@ -198,8 +200,9 @@ func (w *world) Facts(_ context.Context, _ string, needs facts.Needs, _ bool) (f
 	return f, nil
 }
 
-// review asks the core about the pod in object. The core may modify nothing that it is given, its patch has to do what its change does
-// to the decoded pod, and it may replace env vars only where the annotations say so.
+// review asks the core about the pod in object. The core may modify nothing that it is given, its
+// patch has to do what its change does to the decoded pod, and it may replace env vars only where
+// the annotations say so.
 func (w *world) review(ctx context.Context, object []byte, root pods.Root) (inject.Result, []jsonpatch.Operation, error) {
 	subject, err := decode(object, root)
 	if err != nil {
@@ -256,7 +259,8 @@ func (w *world) review(ctx context.Context, object []byte, root pods.Root) (inje
 	return result, operations, nil
 }
 
-// differ is how two pods differ. What is mostly equal is compared by the faster of two libraries first.
+// differ is how two pods differ. What is mostly equal is compared by the faster of two libraries
+// first.
 func differ[T any](a, b *T) string {
 	if reflect.DeepEqual(a, b) {
 		return ""
@@ -363,7 +367,8 @@ func synced(name string) []class.SecretObject {
 	return []class.SecretObject{{SecretName: name, Type: "Opaque", Data: []class.SecretData{{ObjectName: "db-password", Key: "password"}, {ObjectName: "tls/ca.pem", Key: "ca"}}}}
 }
 
-// values are what the generator writes into annotations, mistakes what it writes there now and then.
+// values are what the generator writes into annotations, mistakes what it writes there now and
+// then.
 var (
 	values = map[string][]string{
 		api.IdentityName:     {"access-blob", "blob-sa"},

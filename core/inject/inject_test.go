@@ -24,7 +24,8 @@ func decideManaged(t *testing.T, items, env string) inject.Result {
 	return plan.Decide(facts.Answer{ServiceAccount: &facts.ServiceAccount{Name: "default", ClientID: guid}})
 }
 
-// TestSecretKeys says which key of a managed class's Secret an env var reads, and that the class syncs it.
+// TestSecretKeys says which key of a managed class's Secret an env var reads, and that the class
+// syncs it.
 func TestSecretKeys(t *testing.T) {
 	for behaviour, test := range map[string]struct {
 		items, env string
@@ -89,7 +90,8 @@ func TestSecretKeysCollide(t *testing.T) {
 	}
 }
 
-// TestPrecedence says whose tenant and client id a managed class has: pod, ServiceAccount, namespace, flag.
+// TestPrecedence says whose tenant and client id a managed class has: pod, ServiceAccount,
+// namespace, flag.
 func TestPrecedence(t *testing.T) {
 	id := func(digit string) string {
 		return strings.ReplaceAll("00000000-0000-0000-0000-000000000000", "0", digit)
@@ -147,7 +149,8 @@ func TestPrecedence(t *testing.T) {
 	}
 }
 
-// TestModeNone says what comes of a pod that no identity is bound to, by its own word or the server's.
+// TestModeNone says what comes of a pod that no identity is bound to, by its own word or the
+// server's.
 func TestModeNone(t *testing.T) {
 	const noEffect = "metadata.annotations[identity.io/name]: Forbidden: has no effect, since the injector runs with identity mode none; set how to bind it in identity.io/mode"
 	for behaviour, test := range map[string]struct {

@@ -13,14 +13,15 @@ import (
 	"github.com/akv-injector/akv-injector/core/pods"
 )
 
-// Outline is as much of a pod as [Plan.DecideClasses] looks at. The status annotation is not part of it.
+// Outline has the parts of a pod that [Plan.DecideClasses] reads. It is smaller than a pod, so the
+// controller can keep many. The status annotation is not part of it.
 type Outline struct {
-	labels, annotations  map[string]string // nil where there are none
+	labels, annotations  map[string]string // nil for none
 	serviceAccount       string
 	hostNetwork, windows bool
 }
 
-// OutlineOf is the outline of a pod.
+// OutlineOf returns the outline of a pod.
 func OutlineOf(pod *corev1.Pod) Outline {
 	account := pod.Spec.ServiceAccountName
 	if account == "" {
@@ -37,7 +38,7 @@ func OutlineOf(pod *corev1.Pod) Outline {
 	}
 }
 
-// Subject is a pod with that outline.
+// Subject returns a pod with that outline, for [Plan.DecideClasses].
 func (o *Outline) Subject() pods.Subject {
 	pod := &pods.Pod{
 		Meta: &pods.Meta{Labels: o.labels, Annotations: o.annotations},
@@ -49,7 +50,8 @@ func (o *Outline) Subject() pods.Subject {
 	return pods.SubjectOf(pod)
 }
 
-// Digest is the same for two outlines that amount to the same classes, in one namespace.
+// Digest returns a hash of the outline. In one namespace, pods with the same digest get the same
+// classes.
 func (o *Outline) Digest() [sha256.Size]byte {
 	hash := sha256.New()
 	put := func(text string) {
@@ -61,14 +63,14 @@ func (o *Outline) Digest() [sha256.Size]byte {
 			put(key)
 			put(entries[key])
 		}
-		put("") // no key is empty
+		put("") // ends the list, since no key is empty
 	}
 	put(o.serviceAccount)
 	put(fmt.Sprint(o.hostNetwork, o.windows))
 	return [sha256.Size]byte(hash.Sum(nil))
 }
 
-// Size is about how many bytes of memory the outline takes.
+// Size returns about how many bytes of memory the outline takes.
 func (o *Outline) Size() int {
 	const empty, entry = 256, 64
 	size := empty
@@ -80,7 +82,7 @@ func (o *Outline) Size() int {
 	return size
 }
 
-// only are the entries whose key is wanted; nil for none.
+// only returns the entries with a wanted key; nil for none.
 func only(all map[string]string, wanted func(key string) bool) map[string]string {
 	var kept map[string]string
 	for key, value := range all {

@@ -9,21 +9,24 @@ import (
 	"github.com/akv-injector/akv-injector/core/api"
 )
 
-// Status is the value of the annotation keyvault.io/status, as JSON: what the injector gave the pod, and where each value of the
-// request was written. It describes the pod, not the changes of one review, so a second review of the pod gives the same status.
+// Status is the value of the annotation keyvault.io/status, as JSON: what the injector gave the
+// pod, and where each value of the request was written. It describes the pod, not the changes of
+// one review, so a second review of the pod gives the same status.
 type Status struct {
 	Identity *StatusIdentity `json:"identity,omitzero"`
 	Volumes  []StatusVolume  `json:"volumes,omitempty"`
 	Env      []StatusEnv     `json:"env,omitempty"`
-	// EnvChanges is when env vars follow their Secret; empty without env vars.
+	// EnvChanges is when env vars get the new value of their Secret; empty without env vars.
 	EnvChanges string `json:"envChanges,omitempty"`
-	// Containers are those that have the volumes mounted.
+	// Containers are those that mount the volumes.
 	Containers []string `json:"containers,omitempty"`
-	// From has the origin of each key of the request that was written: pod, serviceaccount, namespace or flag.
+	// From has the origin of each key of the request that is set: pod, serviceaccount, namespace or
+	// flag.
 	From map[string]string `json:"from,omitempty"`
 }
 
-// Kubernetes sets env vars when a container starts. The driver's rotation updates mounted files and the Secret only.
+// Kubernetes sets env vars when a container starts. The driver's rotation updates mounted files and
+// the Secret only.
 const envChanges = "on-container-restart"
 
 // StatusIdentity is the identity of the pod: a selector or a ServiceAccount, and how it is bound.
@@ -37,19 +40,20 @@ type StatusVolume struct {
 	Name    string `json:"name"`
 	Class   string `json:"class"`
 	Managed bool   `json:"managed,omitzero"`
-	// Path is where the containers mount it, except those in Elsewhere, whose own mounts were kept.
+	// Path is where the containers mount it. Elsewhere has the paths of the containers whose own
+	// mounts were kept, by container.
 	Path      string            `json:"path"`
 	Elsewhere map[string]string `json:"elsewhere,omitempty"`
 }
 
-// StatusEnv is one env var and the Secret's key that it is read from; never a value.
+// StatusEnv is one env var, and the key of the Secret with its value. It never has the value.
 type StatusEnv struct {
 	Name   string `json:"name"`
 	Secret string `json:"secret"`
 	Key    string `json:"key"`
 }
 
-// statusOf returns what the status annotation has about a mount.
+// statusOf returns the status of a mount.
 func statusOf(m *mount, selected []container) StatusVolume {
 	s := StatusVolume{Name: m.volume, Class: m.class, Managed: m.managed, Path: m.path, Elsewhere: maps.Clone(m.elsewhere)}
 	if m.used || len(m.elsewhere) == 0 {

@@ -10,7 +10,7 @@ import (
 	"github.com/akv-injector/akv-injector/core/pods"
 )
 
-// template is a workload's pod template and where it is; nil where the workload has none.
+// template returns a workload's pod template and its location; nil if the workload has none.
 func template(w *pods.Workload) (*pods.Pod, pods.Root) {
 	if w.JobTemplate != nil {
 		return w.JobTemplate, pods.CronJobRoot
@@ -18,7 +18,8 @@ func template(w *pods.Workload) (*pods.Pod, pods.Root) {
 	return w.Template, pods.TemplateRoot
 }
 
-// ownAnnotations are those of a workload itself; of a CronJob also those of its Jobs, which win.
+// ownAnnotations returns the annotations of a workload itself. For a CronJob, those of its
+// jobTemplate override them.
 func ownAnnotations(w *pods.Workload) map[string]string {
 	if len(w.JobAnnotations) == 0 {
 		return w.Meta.Annotations
@@ -29,7 +30,7 @@ func ownAnnotations(w *pods.Workload) map[string]string {
 	return own
 }
 
-// ownPath is where an annotation of a workload itself was written.
+// ownPath returns where an annotation of a workload itself was written.
 func ownPath(w *pods.Workload, key string) *field.Path {
 	if _, ofJobs := w.JobAnnotations[key]; ofJobs {
 		return field.NewPath("spec", "jobTemplate", "metadata", "annotations").Key(key)
@@ -46,18 +47,20 @@ func annotationsOf(template *pods.Pod) map[string]string {
 
 // Handover is what a pod template inherits from the annotations of its workload.
 type Handover struct {
-	// Subject is the template as its pods will be, with the annotations that are effective for them.
+	// Subject is the template with the annotations that are effective for its pods.
 	Subject pods.Subject
-	// Inherited is the value that the template's annotation [api.Inherited] must have; empty where the template must not have it.
+	// Inherited is the value that the template's annotation [api.Inherited] must have; empty if the
+	// template must not have it.
 	Inherited string
-	// Warnings name annotations of the workload that the template has with another value.
+	// Warnings name the annotations that the workload and its template have with different values.
 	Warnings field.ErrorList
-	// Requested is true where the workload or its template requests anything.
+	// Requested is true if the workload or its template requests anything.
 	Requested bool
 }
 
-// HandDown computes what the annotations of w request for the pods of its template. It depends on w alone, not on what the template inherited
-// before. It reports false where w has no template, or has a controller: that wrote the template, and would replace a changed one forever.
+// HandDown computes what the pods of w inherit from its annotations. The result does not depend on
+// what the template inherited before. It returns false if w has no template, or if w has a
+// controller: the controller wrote the template, and would revert any change.
 func HandDown(w *pods.Workload) (Handover, bool) {
 	template, root := template(w)
 	if template == nil || w.Meta.Controller != nil {
@@ -67,7 +70,7 @@ func HandDown(w *pods.Workload) (Handover, bool) {
 	h := Handover{Subject: pods.Subject{Pod: template, Root: root, Claims: w.Claims}, Inherited: api.FormatInherited(own)}
 	effective := make(map[string]string, len(own)+len(theirs))
 	for key, value := range own {
-		if api.IsOurs(key) && key != api.Status { // an unknown key is an error where it was written
+		if api.IsOurs(key) && key != api.Status { // an unknown key stays, so that it is reported
 			effective[key] = value
 		}
 	}
@@ -82,7 +85,7 @@ func HandDown(w *pods.Workload) (Handover, bool) {
 		current, has := theirs[key]
 		if api.IsRequestKey(key) && inherits && has && value != current {
 			h.Warnings = append(h.Warnings, api.Because(api.TemplateDiffers, field.Invalid(root.Child("metadata", "annotations").Key(key), api.Echo(current),
-				"is the template's own and was kept; the "+kindOr(w.Kind)+"'s is another: write the annotation in one of the two places")))
+				"is the template's own value and was kept; the "+kindOr(w.Kind)+" has another value: write the annotation in only one of the two places")))
 		}
 	}
 	h.Subject.Annotations = effective
@@ -104,8 +107,8 @@ func kindOr(kind string) string {
 	return kind
 }
 
-// SameRequest reports whether an update leaves unchanged everything that a request is read from: the annotations under the prefixes of the
-// contract, of the workload and of its template, but for those that the injector writes.
+// SameRequest reports whether an update changes no annotation of the request, in the workload and
+// in its template. Annotations that the injector writes do not count.
 func SameRequest(w, old *pods.Workload) bool {
 	now, _ := template(w)
 	before, _ := template(old)
@@ -122,12 +125,13 @@ func requestOf(annotations map[string]string) map[string]string {
 	return requested
 }
 
-// Operations renders the handover as a JSON Patch of the workload.
+// Operations renders the handover as a JSON Patch of the workload; nil if the template is up to
+// date.
 func (h *Handover) Operations() []jsonpatch.Operation {
 	return inherit(&h.Subject, h.Inherited)
 }
 
-// Template is the template with what it inherits.
+// Template returns a copy of the template with what it inherits.
 func (h *Handover) Template() *pods.Pod {
 	template, meta := *h.Subject.Pod, pods.Meta{}
 	if template.Meta != nil {
@@ -145,8 +149,8 @@ func (h *Handover) Template() *pods.Pod {
 	return &template
 }
 
-// Restore renders a JSON Patch that gives the template of a workload what the template of old inherited. Many clients send a template without that, and
-// the template of a Job is immutable.
+// Restore renders a JSON Patch that sets the template's annotation [api.Inherited] to that of old.
+// Many clients send an update without that annotation, and the template of a Job is immutable.
 func Restore(w, old *pods.Workload) []jsonpatch.Operation {
 	now, root := template(w)
 	before, _ := template(old)
@@ -156,7 +160,8 @@ func Restore(w, old *pods.Workload) []jsonpatch.Operation {
 	return inherit(&pods.Subject{Pod: now, Root: root}, annotationsOf(before)[api.Inherited])
 }
 
-// inherit gives a template the annotation [api.Inherited], or takes it away where value is empty.
+// inherit renders a JSON Patch that sets the annotation [api.Inherited] of a template, or removes
+// it if value is empty.
 func inherit(template *pods.Subject, value string) []jsonpatch.Operation {
 	meta := template.Meta
 	if meta == nil {

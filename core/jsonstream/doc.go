@@ -1,5 +1,5 @@
-// Package jsonstream reads a JSON text (RFC 8259) as it arrives. The caller keeps the members that it needs, and skips the others
-// without holding them in memory:
+// Package jsonstream reads a JSON text (RFC 8259) from a stream. The caller reads the members that
+// it needs, and skips the others without keeping them in memory:
 //
 //	for name := range r.Members {
 //		switch string(name) {
@@ -13,8 +13,10 @@
 //	}
 //	if err := r.Err(); err != nil {
 //
-// Errors are sticky, as in [bufio.Scanner]: after the first one every loop ends and every value is the zero value.
+// Errors are sticky, as in [bufio.Scanner]: after the first error, every loop ends and every value
+// is the zero value.
 //
-// The package neither encodes JSON nor decodes by reflection, and it does not validate what it skips beyond matching quotes and counting
-// brackets. For JSON that a program's own user wrote, use github.com/go-json-experiment/json.
+// The package does not encode JSON, and does not decode by reflection. In skipped values it only
+// matches quotes and counts brackets; it does not validate them. To report all mistakes in a JSON
+// text, use github.com/go-json-experiment/json.
 package jsonstream

@@ -13,11 +13,12 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// ErrTooLarge is the error of a text from which more would be kept than the reader's limits allow.
+// ErrTooLarge is the error if the kept values take more memory than the limits of the reader allow.
 var ErrTooLarge = errors.New("too large")
 
-// The memory that kept values may take grows with the bytes read: keptFactor bytes for each, and keptFree more. A text that an API server
-// writes stays far below: the densest lists of a pod take 2.5 bytes for each byte of JSON.
+// Kept values may take keptFactor bytes of memory for each byte read, and keptFree bytes more. A
+// text that an API server writes needs much less: the densest lists of a pod take 2.5 bytes for
+// each byte of JSON.
 const (
 	keptFactor = 4
 	keptFree   = 64 << 10
@@ -26,24 +27,26 @@ const (
 // windowSize is how many bytes are read at a time.
 const windowSize = 16 << 10
 
-// Reader reads one JSON text. Call [Reader.Reset] before the first use; a Reader that is reset reuses its buffers.
+// Reader reads one JSON text. Call [Reader.Reset] before the first use. A Reader that is reset
+// reuses its buffers.
 type Reader struct {
 	source io.Reader
-	// window[pos:end] was read from source and not consumed yet; before is how many bytes came before the window.
+	// window[pos:end] was read from source and is not consumed yet. The number of bytes before the
+	// window is before.
 	window           []byte
 	pos, end, before int
 
 	kept, maxKept int
-	texts         strings.Builder // holds the kept strings, one after the other
+	texts         strings.Builder // the kept strings, one after the other
 	name          []byte          // of the latest member
-	quoted        []byte          // a string that has escapes or crosses the window, as it was written
+	quoted        []byte          // the source of a string that has escapes or crosses the window
 	unquoted      []byte
 
 	err  error
 	path string // where err occurred
 }
 
-// Reset makes r read from source. Values that are kept may take at most maxKept bytes of memory.
+// Reset makes r read from source. The kept values may take at most maxKept bytes of memory.
 func (r *Reader) Reset(source io.Reader, maxKept int) {
 	const reusable = 4 * windowSize
 	fresh := Reader{source: source, window: r.window, maxKept: maxKept, name: r.name}
@@ -56,8 +59,8 @@ func (r *Reader) Reset(source io.Reader, maxKept int) {
 	*r = fresh
 }
 
-// Err is the first error, with the path of the member where it occurred; nil if there was none. It wraps [ErrTooLarge],
-// [io.ErrUnexpectedEOF] and errors of the source.
+// Err returns the first error, with the path of the member where it occurred; nil if there was
+// none. It wraps [ErrTooLarge], [io.ErrUnexpectedEOF] and errors of the source.
 func (r *Reader) Err() error {
 	if r.err == nil || r.path == "" {
 		return r.err
@@ -65,7 +68,7 @@ func (r *Reader) Err() error {
 	return fmt.Errorf("%s: %w", r.path, r.err)
 }
 
-// Close checks that nothing but space follows the values read so far, and returns [Reader.Err].
+// Close checks that only space follows the values read so far, and returns [Reader.Err].
 func (r *Reader) Close() error {
 	if r.err == nil {
 		switch r.next(); {
@@ -112,7 +115,8 @@ func (r *Reader) fill() bool {
 	return false
 }
 
-// next is the first byte of the next token, which is not consumed; 0 after an error, or where the text has that byte, which begins no token.
+// next returns the first byte of the next token and does not consume it. It returns 0 after an
+// error, or if the text has that byte, which begins no token.
 func (r *Reader) next() byte {
 	for {
 		for r.pos < r.end {
@@ -129,8 +133,9 @@ func (r *Reader) next() byte {
 	}
 }
 
-// Members calls yield for each member of an object, in order. Before it returns, yield must consume the value by one call of a method of
-// r; name is valid until then. A null is an object without members. A name of more than 512 bytes is cut to these.
+// Members calls yield for each member of an object, in order. Before yield returns, it must consume
+// the value by one call of a method of r; name is valid until then. A null is an object without
+// members. A name is cut to 512 bytes.
 func (r *Reader) Members(yield func(name []byte) bool) {
 	if !r.begin('{', "an object") {
 		return
@@ -150,7 +155,7 @@ func (r *Reader) Members(yield func(name []byte) bool) {
 			return
 		}
 		r.pos++
-		var start [24]byte // of the name, which is overwritten by names within the value
+		var start [24]byte // of the name: names within the value overwrite r.name
 		n := copy(start[:], r.name)
 		if !yield(r.name) {
 			return
@@ -164,7 +169,8 @@ func (r *Reader) Members(yield func(name []byte) bool) {
 	}
 }
 
-// Member calls read for the member of that name of an object, and skips the others. Read must consume the value by one call of a method of r.
+// Member calls read for the member with that name, and skips the others. read must consume the
+// value by one call of a method of r.
 func (r *Reader) Member(wanted string, read func()) {
 	for name := range r.Members {
 		if string(name) == wanted {
@@ -177,8 +183,8 @@ func (r *Reader) Member(wanted string, read func()) {
 
 const maxName = 512
 
-// Elements calls yield for each element of an array, in order. Before it returns, yield must consume the element by one call of a method
-// of r. A null is an array without elements.
+// Elements calls yield for each element of an array, in order. Before yield returns, it must
+// consume the element by one call of a method of r. A null is an array without elements.
 func (r *Reader) Elements(yield func(index int) bool) {
 	if !r.begin('[', "an array") {
 		return
@@ -211,7 +217,8 @@ func (r *Reader) begin(start byte, what string) bool {
 	return false
 }
 
-// more consumes what follows a member or an element: a comma, for which it returns true, or the end.
+// more consumes the byte after a member or an element. It returns true for a comma, and false for
+// the end.
 func (r *Reader) more(end byte) bool {
 	switch r.next() {
 	case ',':
@@ -225,7 +232,7 @@ func (r *Reader) more(end byte) bool {
 	return false
 }
 
-// within notes that the error is below the member or the element of that name.
+// within adds the name of a member or an element to the path of the error.
 func (r *Reader) within(name string) {
 	if r.path != "" && r.path[0] != '[' {
 		name += "."
@@ -233,7 +240,8 @@ func (r *Reader) within(name string) {
 	r.path = name + r.path
 }
 
-// List reads an array. Read is called with a zero element, and must consume one value by a method of r. It is nil for an empty array.
+// List reads an array. It calls read with a zero element, and read must consume one value by a
+// method of r. The list of an empty array is nil.
 func List[T any](r *Reader, read func(*T, *Reader)) []T {
 	var list []T
 	size := int(reflect.TypeFor[T]().Size())
@@ -250,8 +258,9 @@ func List[T any](r *Reader, read func(*T, *Reader)) []T {
 	return list
 }
 
-// Keep counts n bytes of memory as kept, and reports whether they may be. If not, the reader's error is [ErrTooLarge]. Methods that return
-// strings, and [List], call it themselves.
+// Keep adds n bytes to the memory of the kept values, and reports whether the limits allow it. If
+// not, the reader's error is [ErrTooLarge]. [List] and the methods that return strings call it
+// themselves.
 func (r *Reader) Keep(n int) bool {
 	if r.err != nil {
 		return false
@@ -264,8 +273,9 @@ func (r *Reader) Keep(n int) bool {
 	return true
 }
 
-// Text reads a string of at most limit bytes. Of a longer one it returns limit bytes, the last of which are an ellipsis, so that it
-// equals no string that is within the limit and free of ellipses. A null is an empty string.
+// Text reads a string of at most limit bytes. It cuts a longer string to limit bytes that end with
+// an ellipsis, so that the result differs from every string without an ellipsis. A null is an empty
+// string.
 func (r *Reader) Text(limit int) string {
 	switch r.next() {
 	case '"':
@@ -295,7 +305,8 @@ func (r *Reader) Text(limit int) string {
 	return r.texts.String()[r.texts.Len()-len(text):]
 }
 
-// text reads a string, which starts at the next byte, and returns at most limit bytes of it, valid until the next read.
+// text reads the string that starts at the next byte. It returns at most limit bytes, which are
+// valid until the next read.
 func (r *Reader) text(limit int) []byte {
 	rest := r.window[r.pos+1 : r.end]
 	if n := bytes.IndexByte(rest, '"'); n >= 0 && n <= limit && bytes.IndexByte(rest[:n], '\\') < 0 {
@@ -305,7 +316,7 @@ func (r *Reader) text(limit int) []byte {
 	return r.longText(limit)
 }
 
-// longText is text for a string that has escapes, crosses the window or exceeds the limit.
+// longText is [Reader.text] for a string that has escapes, crosses the window or exceeds the limit.
 func (r *Reader) longText(limit int) []byte {
 	const escaped = len(`\u003c`) // the longest form of a byte
 	r.pos++
@@ -382,7 +393,7 @@ func (r *Reader) Int() int64 {
 	return number
 }
 
-// Null reports whether the next value is a null, and if so consumes it.
+// Null reports whether the next value is a null. It consumes only a null.
 func (r *Reader) Null() bool {
 	if r.next() != 'n' {
 		return false
@@ -404,7 +415,7 @@ func (r *Reader) literal(text string) {
 	}
 }
 
-// Skip consumes the next value, whatever it is.
+// Skip consumes the next value of any type.
 func (r *Reader) Skip() {
 	depth := 0
 	switch r.next() {
@@ -438,7 +449,7 @@ func (r *Reader) Skip() {
 	}
 }
 
-// What a byte is to a value that is skipped; 0 for any other byte.
+// Classes of bytes in a skipped value; 0 for any other byte.
 const (
 	quote = 1 + iota
 	opening
@@ -447,7 +458,7 @@ const (
 
 var structure = [256]uint8{'"': quote, '{': opening, '[': opening, '}': closing, ']': closing}
 
-// skipString consumes the rest of a string, whose opening quote is consumed.
+// skipString consumes the rest of a string after its opening quote.
 func (r *Reader) skipString() {
 	if n := bytes.IndexByte(r.window[r.pos:r.end], '"'); n >= 0 && bytes.IndexByte(r.window[r.pos:r.pos+n], '\\') < 0 {
 		r.pos += n + 1

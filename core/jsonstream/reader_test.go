@@ -137,7 +137,8 @@ func TestReaderErrors(t *testing.T) {
 	}
 }
 
-// TestReaderMemory shows that what is skipped takes no memory, however long it is, and that what is kept has a limit.
+// TestReaderMemory shows that what is skipped takes no memory, however long it is, and that what is
+// kept has a limit.
 func TestReaderMemory(t *testing.T) {
 	long := strings.Repeat(`\u003c`, 1<<20)
 	for behaviour, text := range map[string]string{
@@ -169,7 +170,8 @@ func TestReaderMemory(t *testing.T) {
 	}
 }
 
-// FuzzReader compares a Reader with the decoder that it stands for, on every text that the latter accepts.
+// FuzzReader compares a Reader with the decoder that it stands for, on every text that the latter
+// accepts.
 func FuzzReader(f *testing.F) {
 	for _, seed := range []string{
 		`{"text":"a","flag":true,"number":-5,"members":{"a":{"text":"\u00e9"}},"list":[{},{"x":[1,2,{"y":null}]}]}`,

@@ -1,12 +1,12 @@
-// Package pods has what a review reads of the pods and workloads that it is about: the fields that a decision depends on, and no other.
-// Memory therefore follows what is read, not what is sent:
+// Package pods decodes pods and workloads. Its types have only the fields that decisions depend on,
+// so that a large object takes little memory:
 //
 //	var pod pods.Pod
 //	if err := pods.Decode(text, &pod); err != nil {
 //
-// A field that is not here can change no decision, and a patch, which names only what it adds, cannot lose it.
+// A patch names only what it changes, so fields that are not decoded are not lost.
 //
-// The package decides nothing. What the Kubernetes API has besides is in k8s.io/api.
+// The package makes no decision. The types with all fields are in k8s.io/api.
 package pods
 
 import (
@@ -21,7 +21,7 @@ import (
 
 // Pod is a pod or a pod template.
 type Pod struct {
-	// Meta is nil where a template has no metadata.
+	// Meta is nil if a template has no metadata.
 	Meta *Meta
 	Spec Spec
 }
@@ -29,13 +29,14 @@ type Pod struct {
 // Meta is the metadata of an object.
 type Meta struct {
 	Name, GenerateName string
-	// Labels and Annotations hold the entries that the injector reads; nil where there are none.
+	// Labels and Annotations are the entries that the injector reads; nil for none.
 	Labels, Annotations map[string]string
-	// HasLabels and HasAnnotations are true where the object has any, whether or not the injector reads them.
+	// HasLabels and HasAnnotations are true if the object has any, including those that the
+	// injector does not read.
 	HasLabels, HasAnnotations bool
-	// Controller is the owner reference that is marked as the controller; nil where there is none.
+	// Controller is the owner reference that is marked as the controller; nil for none.
 	Controller *Owner
-	// Deleted is true once the object has a deletion timestamp.
+	// Deleted is true if the object has a deletion timestamp.
 	Deleted bool
 }
 
@@ -46,12 +47,12 @@ type Owner struct {
 
 // Spec is the spec of a pod.
 type Spec struct {
-	// ServiceAccountName and ServiceAccount are the field of that name and its deprecated alias.
+	// ServiceAccountName and ServiceAccount are spec.serviceAccountName and its deprecated alias.
 	ServiceAccountName, ServiceAccount string
-	// HasAutomount is true where the pod sets automountServiceAccountToken.
+	// HasAutomount is true if the pod sets automountServiceAccountToken.
 	HasAutomount bool
 	HostNetwork  bool
-	// OS is spec.os.name, NodeOS the node selector kubernetes.io/os.
+	// OS is spec.os.name, and NodeOS is the node selector kubernetes.io/os.
 	OS, NodeOS      string
 	SecurityContext SecurityContext
 	// PullSecrets are the names in spec.imagePullSecrets.
@@ -60,7 +61,8 @@ type Spec struct {
 	InitContainers, Containers []Container
 }
 
-// SecurityContext says as whom a container runs. Nil fields are not set. What they point to is shared and read-only.
+// SecurityContext has the user that a container runs as. A nil field is not set. The values that
+// the fields point to are shared, and must not be changed.
 type SecurityContext struct {
 	RunAsUser    *int64
 	RunAsNonRoot *bool
@@ -71,12 +73,14 @@ type Volume struct {
 	Name string
 	// CSI is nil for a volume of another kind.
 	CSI *CSI
-	// ReadOnly is true for the kinds that the kubelet always mounts read-only: configMap, secret, projected, downwardAPI, image.
+	// ReadOnly is true for the kinds that the kubelet always mounts read-only: configMap, secret,
+	// projected, downwardAPI, image.
 	ReadOnly bool
-	// HasIdentityToken is true where the volume projects a token by which the pod's ServiceAccount signs in to Microsoft Entra.
+	// HasIdentityToken is true if the volume projects a token with which the pod's ServiceAccount
+	// signs in to Microsoft Entra.
 	HasIdentityToken bool
-	// IsAPIToken is true where the volume projects exactly what the ServiceAccount admission plugin gives a pod: a token for the API server, its CA
-	// bundle and the namespace.
+	// IsAPIToken is true if the volume projects exactly the three sources that the ServiceAccount
+	// admission plugin adds to a pod: a token for the API server, its CA bundle and the namespace.
 	IsAPIToken bool
 }
 
@@ -85,7 +89,7 @@ type CSI struct {
 	Driver     string
 	ReadOnly   bool
 	Attributes map[string]string
-	// HasNodePublishSecret is true where the volume names a Secret for the driver.
+	// HasNodePublishSecret is true if the volume sets nodePublishSecretRef.
 	HasNodePublishSecret bool
 }
 
@@ -105,7 +109,7 @@ type EnvVar struct {
 	SecretKey *SecretKey
 }
 
-// EnvFrom makes an env var of each key of a Secret or a ConfigMap: one of the two has a name.
+// EnvFrom sets an env var for each key of a Secret or a ConfigMap. One of the two names is empty.
 type EnvFrom struct {
 	Prefix, Secret, ConfigMap string
 }
@@ -119,7 +123,7 @@ type SecretKey struct {
 type Mount struct {
 	Volume, Path string
 	ReadOnly     bool
-	// Part is true for a mount of a file or folder of the volume, by subPath or subPathExpr.
+	// Part is true for a mount of a single file or folder of the volume, by subPath or subPathExpr.
 	Part bool
 }
 
@@ -132,28 +136,31 @@ type Device struct {
 type Workload struct {
 	Kind string
 	Meta Meta
-	// Template is spec.template, JobTemplate the one within the spec.jobTemplate of a CronJob. At most one is there.
+	// Template is spec.template, and JobTemplate is spec.jobTemplate.spec.template of a CronJob. At
+	// least one of them is nil.
 	Template, JobTemplate *Pod
 	// JobAnnotations are the annotations in the metadata of a CronJob's spec.jobTemplate.
 	JobAnnotations map[string]string
-	// Claims are the names of the volumeClaimTemplates of a StatefulSet, which become volumes of its pods.
+	// Claims are the names of the volumeClaimTemplates of a StatefulSet. They are volumes of its
+	// pods.
 	Claims []string
 }
 
-// ObjectMeta is the pod's metadata; nil where it has none.
+// ObjectMeta returns the pod's metadata; nil for none.
 func (p *Pod) ObjectMeta() *Meta {
 	return p.Meta
 }
 
-// ObjectMeta is the workload's metadata.
+// ObjectMeta returns the workload's metadata; never nil.
 func (w *Workload) ObjectMeta() *Meta {
 	return &w.Meta
 }
 
-// MaxKept is how much memory the fields of one review may take, in bytes. A pod that fits into etcd takes less than half of it.
+// MaxKept is how many bytes of memory the fields of one review may take. A pod that fits into etcd
+// takes less than half of it.
 const MaxKept = 16 << 20
 
-// Texts of more bytes are cut, and then equal no valid value.
+// Limits of texts in bytes. A longer text is cut, and then equals no valid value.
 const (
 	// MaxName is the length of the longest name of an object.
 	MaxName   = 253
@@ -161,7 +168,8 @@ const (
 	maxLabels = 4 << 10 // all labels that are read
 )
 
-// Decode reads an object, a [Pod] or a [Workload], from JSON.
+// Decode decodes a [Pod] or a [Workload] from JSON. The error of an object that is too large wraps
+// [jsonstream.ErrTooLarge].
 func Decode(text []byte, into interface{ Read(r *jsonstream.Reader) }) error {
 	var r jsonstream.Reader
 	r.Reset(bytes.NewReader(text), MaxKept)
@@ -251,7 +259,7 @@ func (m *Meta) read(r *jsonstream.Reader) {
 		case "labels":
 			m.Labels, m.HasLabels = entries(r, isRead, maxLabels)
 		case "annotations":
-			// One byte more than is allowed in all shows that there is too much.
+			// One byte more than the API server allows shows that the annotations are too large.
 			m.Annotations, m.HasAnnotations = entries(r, isRead, apivalidation.TotalAnnotationSizeLimitB+1)
 		case "ownerReferences":
 			m.Controller = controller(r)
@@ -272,11 +280,12 @@ func isRead(key []byte) bool {
 	case api.PodIdentityBinding, api.WorkloadIdentityUse, api.WorkloadIdentityBinding, api.MirrorPod:
 		return true
 	}
-	return api.IsOurs(string(key[:min(len(key), len(api.KeyVaultPrefix))])) // short enough to need no allocation
+	return api.IsOurs(string(key[:min(len(key), len(api.KeyVaultPrefix))])) // a string this short needs no allocation
 }
 
-// entries reads a mapping of strings, of which it keeps those with a wanted key, and reports whether there were any. Keys and values take
-// limit bytes in all at most; what exceeds that is cut.
+// entries reads a mapping of strings. It returns the entries with a wanted key, and whether the
+// mapping has any entry. The kept keys and values take at most limit bytes together; what exceeds
+// the limit is cut.
 func entries(r *jsonstream.Reader, wanted func(key []byte) bool, limit int) (kept map[string]string, any bool) {
 	for name := range r.Members {
 		any = true
@@ -284,7 +293,7 @@ func entries(r *jsonstream.Reader, wanted func(key []byte) bool, limit int) (kep
 			r.Skip()
 			continue
 		}
-		const size = 64 // of an entry in a map, without the texts
+		const size = 64 // of a map entry, without its texts
 		if !r.Keep(size + len(name)) {
 			return nil, false
 		}
@@ -300,7 +309,7 @@ func entries(r *jsonstream.Reader, wanted func(key []byte) bool, limit int) (kep
 	return kept, any
 }
 
-// controller reads owner references, and returns the first one that is marked as the controller.
+// controller reads owner references and returns the first one that is marked as the controller.
 func controller(r *jsonstream.Reader) *Owner {
 	var found *Owner
 	for range r.Elements {
@@ -359,7 +368,7 @@ func (s *Spec) read(r *jsonstream.Reader) {
 	}
 }
 
-// All booleans that are set share two variables.
+// All booleans of security contexts point to one of these variables.
 var yes, no = true, false
 
 func (s *SecurityContext) read(r *jsonstream.Reader) {
@@ -409,7 +418,8 @@ func (v *Volume) read(r *jsonstream.Reader) {
 
 // readProjected reads a projected volume.
 func (v *Volume) readProjected(r *jsonstream.Reader) {
-	// The plugin's volume has these three sources (k8s.io/kubernetes/plugin/pkg/admission/serviceaccount).
+	// The volume of the ServiceAccount admission plugin has these sources
+	// (k8s.io/kubernetes/plugin/pkg/admission/serviceaccount).
 	sources := []string{"serviceAccountToken", "configMap", "downwardAPI"}
 	exact, n := true, 0
 	for name := range r.Members {
@@ -444,7 +454,7 @@ func (v *Volume) readProjected(r *jsonstream.Reader) {
 	v.IsAPIToken = exact && n == len(sources)
 }
 
-// readToken reads a token of a projected volume, and reports whether it is the plugin's.
+// readToken reads a token of a projected volume and reports whether it is the plugin's.
 func (v *Volume) readToken(r *jsonstream.Reader) bool {
 	audience, same := "", 0
 	for name := range r.Members {
@@ -464,7 +474,7 @@ func (v *Volume) readToken(r *jsonstream.Reader) bool {
 	return audience == "" && same == 2
 }
 
-// isRootCA reads a ConfigMap of a projected volume, and reports whether it is the plugin's.
+// isRootCA reads a ConfigMap of a projected volume and reports whether it is the plugin's.
 func isRootCA(r *jsonstream.Reader) bool {
 	same := 0
 	for name := range r.Members {
@@ -489,7 +499,7 @@ func isRootCA(r *jsonstream.Reader) bool {
 	return same == 3
 }
 
-// isNamespaceField reads fields of a projected volume, and reports whether they are the plugin's.
+// isNamespaceField reads fields of a projected volume and reports whether they are the plugin's.
 func isNamespaceField(r *jsonstream.Reader) bool {
 	same := 0
 	r.Member("items", func() {
@@ -509,7 +519,8 @@ func isNamespaceField(r *jsonstream.Reader) bool {
 	return same == 2
 }
 
-// one counts what is as it has to be. What is not counts as many.
+// one returns 1 for a value that is the same as the plugin's, and a number that exceeds every
+// expected count otherwise.
 func one(same bool) int {
 	if same {
 		return 1
@@ -519,7 +530,7 @@ func one(same bool) int {
 
 const many = 1000
 
-// other consumes a value that should not be there.
+// other consumes a field that the plugin does not set. It returns 0 for a null, and many otherwise.
 func other(r *jsonstream.Reader) int {
 	if r.Null() {
 		return 0
@@ -578,7 +589,7 @@ func (e *EnvVar) read(r *jsonstream.Reader) {
 	for name := range r.Members {
 		switch string(name) {
 		case "name":
-			e.Name = r.Text(api.MaxEnv + 1) // a longer one equals none that an item sets
+			e.Name = r.Text(api.MaxEnv + 1) // a longer name is cut, and equals no name that an item sets
 		case "valueFrom":
 			r.Member("secretKeyRef", func() { e.SecretKey = secretKey(r) })
 		default:

@@ -34,7 +34,8 @@ const full = `{"kind":"Pod","apiVersion":"v1",
 		"securityContext":{"runAsUser":0,"runAsNonRoot":false,"privileged":true}}]},
 "status":{"phase":"Running"}}`
 
-// TestFieldsThatAreRead removes each field by itself: one that is read makes another pod, any other does not.
+// TestFieldsThatAreRead removes each field by itself: one that is read makes another pod, any other
+// does not.
 func TestFieldsThatAreRead(t *testing.T) {
 	for _, kind := range []string{"Pod", "Deployment", "CronJob"} {
 		text := full
@@ -110,7 +111,8 @@ func decode(t *testing.T, kind string, tree any) string {
 	return string(read)
 }
 
-// FuzzDecode compares what is read with the Kubernetes API's own type, for every text that is a pod by that.
+// FuzzDecode compares what is read with the Kubernetes API's own type, for every text that is a pod
+// by that.
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte(full))
 	f.Add([]byte(`{"metadata":null,"spec":{"containers":null,"volumes":[{"csi":null,"secret":null}],"securityContext":null,"os":null}}`))

@@ -48,7 +48,8 @@ func TestAtLeast(t *testing.T) {
 	}
 }
 
-// TestAnyMode requires that a pod is held against the strictest of a namespace's modes: who is told is not up to policy.
+// TestAnyMode requires that a pod is held against the strictest of a namespace's modes: who is told
+// is not up to policy.
 func TestAnyMode(t *testing.T) {
 	for behaviour, test := range map[string]struct {
 		labels map[string]string
@@ -121,7 +122,8 @@ func TestExempt(t *testing.T) {
 		"the ceilings are other annotations": {map[string]string{api.AllowedNames: "*", api.AllowedVaults: "*"}, "builder", false},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
-			// The label of that name is nobody's: whoever may label the namespace need not be who may annotate it.
+			// The label of that name is nobody's: whoever may label the namespace need not be who
+			// may annotate it.
 			namespace := facts.Namespace{Name: "team-a", Labels: map[string]string{api.Exempt: "*", api.Enforce: "bound"}, Annotations: test.annotations}
 			if got := policy.ModesOf(namespace, test.name).Enforce == policy.Off; got != test.want {
 				t.Errorf("%s is exempt: %t", test.name, got)

@@ -61,7 +61,8 @@ func TestNeeds(t *testing.T) {
 	}
 }
 
-// TestNeedsIsBounded has a pod mount more classes than anyone does. Those that are not looked up are refused.
+// TestNeedsIsBounded has a pod mount more classes than anyone does. Those that are not looked up
+// are refused.
 func TestNeedsIsBounded(t *testing.T) {
 	p := &policy.Usage{ServiceAccount: "default"}
 	var all []*class.Class

@@ -74,7 +74,8 @@ func binding(name string) map[string]string { return map[string]string{api.PodId
 
 func workload(use string) map[string]string { return map[string]string{api.WorkloadIdentityUse: use} }
 
-// mount are the attributes of a volume of that class; more are pairs of other attributes and their values.
+// mount are the attributes of a volume of that class; more are pairs of other attributes and their
+// values.
 func mount(name string, more ...string) map[string]string {
 	attributes := map[string]string{class.Attribute: name}
 	for i := 0; i < len(more); i += 2 {
@@ -476,8 +477,8 @@ func TestEveryRule(t *testing.T) {
 	}
 }
 
-// TestRuleAlone holds rules that claim to need nothing but the pod and its namespace to it: facts don't change what they say, except for
-// what they offer.
+// TestRuleAlone holds rules that claim to need nothing but the pod and its namespace to it: facts
+// don't change what they say, except for what they offer.
 func TestRuleAlone(t *testing.T) {
 	full := facts.Answer{Classes: []*class.Class{azure("kv"), azure("other")}, Bound: true, ServiceAccount: &facts.ServiceAccount{Name: "default", ClientID: "0"}}
 	said := func(s *scene, facts *facts.Answer) []string {
@@ -527,7 +528,8 @@ func TestCheckOrder(t *testing.T) {
 	}
 }
 
-// TestPaths judges a template, some of which annotations bring about: messages lead to what its author wrote.
+// TestPaths judges a template, some of which annotations bring about: messages lead to what its
+// author wrote.
 func TestPaths(t *testing.T) {
 	subject := pods.Subject{Root: pods.TemplateRoot, Pod: &pods.Pod{
 		Meta: &pods.Meta{Labels: map[string]string{api.PodIdentityBinding: "admin", api.WorkloadIdentityUse: "true"}},
@@ -556,7 +558,8 @@ func TestPaths(t *testing.T) {
 	}
 }
 
-// TestLargePod judges what only somebody who means harm writes: thousands of volumes, and names without end.
+// TestLargePod judges what only somebody who means harm writes: thousands of volumes, and names
+// without end.
 func TestLargePod(t *testing.T) {
 	long := strings.Repeat("x", 1<<20)
 	s := scene{demands: required, allows: map[string]string{api.AllowedVaults: long, api.AllowedNames: long}}

@@ -16,7 +16,8 @@ import (
 	"github.com/akv-injector/akv-injector/internal/corpus/reviews"
 )
 
-// demanding is a source whose namespaces demand all that policy knows, and which holds managed classes.
+// demanding is a source whose namespaces demand all that policy knows, and which holds managed
+// classes.
 type demanding struct {
 	facts.Source
 	managed []*class.Class
@@ -35,8 +36,9 @@ func (d *demanding) Facts(ctx context.Context, namespace string, needs facts.Nee
 	return found, err
 }
 
-// BenchmarkPolicy is what policy adds to a review, once the pod is decoded: of pods as the injector makes them of the recorded ones, in a
-// namespace that demands everything. A managed class is there, or is worked out first, as for the first pod that mounts it.
+// BenchmarkPolicy is what policy adds to a review, once the pod is decoded: of pods as the injector
+// makes them of the recorded ones, in a namespace that demands everything. A managed class is
+// there, or is worked out first, as for the first pod that mounts it.
 func BenchmarkPolicy(b *testing.B) {
 	for _, recorded := range reviews.All() {
 		request, err := recorded.Request()

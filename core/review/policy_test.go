@@ -42,7 +42,8 @@ func (c *cluster) Facts(_ context.Context, _ string, needs facts.Needs, fresh bo
 	return found, nil
 }
 
-// TestNothingIsSaidOnStaleFacts shows that the cluster itself is asked before a pod is turned away or warned of, and only then.
+// TestNothingIsSaidOnStaleFacts shows that the cluster itself is asked before a pod is turned away
+// or warned of, and only then.
 func TestNothingIsSaidOnStaleFacts(t *testing.T) {
 	enforced, warned := map[string]string{api.Enforce: "required"}, map[string]string{api.Warn: "required"}
 	for behaviour, test := range map[string]struct {
@@ -76,7 +77,8 @@ func TestNothingIsSaidOnStaleFacts(t *testing.T) {
 	}
 }
 
-// TestWrongWorkloads shows that policy says nothing of a workload whose annotations are wrong: it has been told what is, and has no pods.
+// TestWrongWorkloads shows that policy says nothing of a workload whose annotations are wrong: it
+// has been told what is, and has no pods.
 func TestWrongWorkloads(t *testing.T) {
 	w := decode(t, `{"kind":"Deployment","metadata":{"annotations":{"keyvault.io/env":"everything"}},"spec":{"template":{"metadata":{},"spec":{"containers":[{"name":"app"}]}}}}`)
 	labels := map[string]string{api.Enforce: "required", api.Injection: "enabled"}
@@ -86,8 +88,8 @@ func TestWrongWorkloads(t *testing.T) {
 	}
 }
 
-// TestPolicyLeavesItsInput shows that the reviews don't write into the objects that they are given: the labels that annotations bring
-// about stay with policy.
+// TestPolicyLeavesItsInput shows that the reviews don't write into the objects that they are given:
+// the labels that annotations bring about stay with policy.
 func TestPolicyLeavesItsInput(t *testing.T) {
 	const template = `"spec":{"template":{"metadata":{"labels":{"app":"a"},"annotations":{"identity.io/name":"blob","identity.io/mode":"pod-identity"}},"spec":{"containers":[{"name":"app"}]}}}`
 	w := decode(t, `{"kind":"Deployment","metadata":{},`+template+`}`)

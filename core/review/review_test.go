@@ -12,7 +12,8 @@ import (
 	"github.com/akv-injector/akv-injector/core/review"
 )
 
-// TestWorkloadLifecycle is what the corpus, which creates or updates every workload, has less room for.
+// TestWorkloadLifecycle is what the corpus, which creates or updates every workload, has less room
+// for.
 func TestWorkloadLifecycle(t *testing.T) {
 	const (
 		wrong = `"annotations":{"keyvault.io/env":"everything"}`
@@ -81,8 +82,8 @@ func (*outOfReach) Facts(context.Context, string, facts.Needs, bool) (facts.Answ
 	return facts.Answer{}, errors.New("no answer")
 }
 
-// TestUnaskedUpdatesOutliveTheCluster shows that an update which changes nothing of ours goes through while lookups fail, and that
-// anything else is to be tried again.
+// TestUnaskedUpdatesOutliveTheCluster shows that an update which changes nothing of ours goes
+// through while lookups fail, and that anything else is to be tried again.
 func TestUnaskedUpdatesOutliveTheCluster(t *testing.T) {
 	const (
 		before = `{"kind":"Deployment","metadata":{"annotations":{"keyvault.io/class":"c"}},"spec":{"replicas":1,"template":{"spec":{"containers":[{"name":"app"}]}}}}`

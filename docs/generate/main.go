@@ -1,5 +1,6 @@
-// Command generate writes the parts of the documentation that the code knows best: the annotation tables, the list of Reasons,
-// the rules of policy and the metrics. It is run by go generate, and rewrites what stands between its marks:
+// Command generate writes the parts of the documentation that are derived from the code: the
+// annotation tables, the list of Reasons, the policy rules and the metrics. `go generate` runs it.
+// It replaces the text between these marks:
 //
 //	<!-- generated: NAME -->
 //	<!-- end -->
@@ -27,7 +28,7 @@ func main() {
 	}
 }
 
-// parts are what can stand between marks.
+// parts are the generated parts by name.
 var parts = map[string]func(*bytes.Buffer) error{"keys": keys, "metrics": metrics, "reasons": reasons, "reasons-short": reasonsShort, "rules": rules}
 
 const (
@@ -35,7 +36,7 @@ const (
 	end   = "<!-- end -->\n"
 )
 
-// rewrite puts the parts that a file asks for between its marks.
+// rewrite replaces the generated parts in a file.
 func rewrite(path string) error {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -92,7 +93,7 @@ func reasonsShort(out *bytes.Buffer) error {
 	return nil
 }
 
-// anchor is where the documentation explains a Reason.
+// anchor returns the anchor of a Reason in docs/troubleshooting.md.
 func anchor(reason api.Reason) string {
 	return strings.ToLower(string(reason))
 }

@@ -25,7 +25,8 @@ import (
 	"github.com/akv-injector/akv-injector/webhook/serving"
 )
 
-// metrics writes the table of the injector's own metrics, as serve registers them. Nothing of it is started.
+// metrics writes the table of the injector's own metrics. It registers them like the command serve,
+// but starts nothing.
 func metrics(out *bytes.Buffer) error {
 	config, registered := &rest.Config{Host: "127.0.0.1:1"}, &registry{}
 	client, err := kubernetes.NewForConfig(config)
@@ -66,16 +67,16 @@ func metrics(out *bytes.Buffer) error {
 
 type metric struct{ name, labels, help string }
 
-// registry notes what is registered. A real one tells only of metrics that have been counted.
+// registry records the registered metrics. A real registry only returns metrics that have a value.
 type registry struct {
 	metrics []metric
 	err     error
 }
 
-// description is how a prometheus.Desc prints itself: it has no other way to tell what it is.
+// description matches the text of a prometheus.Desc, which has no accessors.
 var description = regexp.MustCompile(`^Desc{fqName: ("[^"]*"), help: ("(?:[^"\\]|\\.)*"), unit: "[^"]*", constLabels: {(.*)}, variableLabels: {(.*)}}$`)
 
-// label is the name of a label, and a fixed value if it has one.
+// label matches the name of a label and its value, if it is constant.
 var label = regexp.MustCompile(`([a-z_]+)(="[^"]*")?`)
 
 // Register implements [prometheus.Registerer].
@@ -88,7 +89,7 @@ func (r *registry) Register(c prometheus.Collector) error {
 	for desc := range described {
 		parts := description.FindStringSubmatch(desc.String())
 		if parts == nil {
-			r.err = errors.Join(r.err, fmt.Errorf("read %s: it prints itself in another way", desc))
+			r.err = errors.Join(r.err, fmt.Errorf("read metric %s: its text has an unexpected format", desc))
 			continue
 		}
 		name, err := strconv.Unquote(parts[1])

@@ -11,7 +11,7 @@ import (
 	"github.com/akv-injector/akv-injector/core/policy"
 )
 
-// rules writes the table of policy's rules. Their messages are those that pods get.
+// rules writes the table of policy rules, with the messages that users see.
 func rules(out *bytes.Buffer) error {
 	out.WriteString("| rule | what is checked | level | Reason | fix | message |\n|---|---|---|---|---|---|\n")
 	for i := range policy.Rules {
@@ -30,7 +30,7 @@ func rules(out *bytes.Buffer) error {
 	return nil
 }
 
-// sample is what a rule says of the first pod that breaks it.
+// sample returns the message of a rule for the first sample that breaks it.
 func sample(rule *policy.Rule) (string, error) {
 	for _, s := range samples {
 		subject := pods.Subject{Pod: &pods.Pod{Meta: &pods.Meta{Labels: s.labels}, Spec: pods.Spec{ServiceAccountName: s.runsAs}}}
@@ -49,7 +49,7 @@ func sample(rule *policy.Rule) (string, error) {
 	return "", fmt.Errorf("rule %s: no sample breaks it", rule.Name)
 }
 
-// The namespace of all samples.
+// The labels of the namespace of all samples, and the objects in it.
 var (
 	demands   = map[string]string{api.Enforce: string(policy.Required)}
 	available = facts.Available{

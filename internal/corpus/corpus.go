@@ -1,21 +1,27 @@
-// Package corpus reads the archives of internal/corpus/testdata: one archive, one behaviour. Every test that has a door into the product
-// (the core, the HTTP handler, the command line, a real API server) walks through all of them.
+// Package corpus reads the archives in internal/corpus/testdata: golden files with one behaviour
+// each. The tests of the core, the HTTP handler and the command line, and those on a real API
+// server, run all of them:
 //
-// An archive is a txtar file. Its comment says in a sentence what it shows. Its files:
+//	archives, err := corpus.Load()
+//	for _, a := range archives {
+//		got, err := a.Review(ctx)
+//		diff := cmp.Diff(a.Wanted, got)
 //
-//	input.yaml     the objects; the last one is the subject, a pod or a workload, the others are the cluster around it
+// An archive is a txtar file. Its comment is a sentence about the behaviour. Its files:
+//
+//	input.yaml     the objects: the last one is the subject, a pod or a workload; the others are the objects of the cluster
 //	old.yaml       the subject before an update; absent for a creation
-//	outcome        what the subject's review comes to
-//	patch          what the webhook patches, an operation a line as on the wire
-//	warnings       what the author is warned of, a line each
-//	errors         why the subject is refused, a line each
+//	outcome        the outcome of the subject's review
+//	patch          the patch of the webhook, one operation a line, as on the wire
+//	warnings       the warnings, one a line
+//	errors         the errors that reject the subject, one a line
 //	pod-outcome, pod-patch, pod-warnings, pod-errors
-//	               of a workload: the same for the pod that its template makes, at the template's place
+//	               for a workload: the same for a pod of its template; the patch is that of the template
 //	class.yaml     the managed classes that the pod mounts
 //	policy-outcome, policy-warnings, policy-errors, policy-audited
-//	               what the namespace's policy says of the pod or workload, with its patch, where it says anything
+//	               the verdict of the namespace's policy about the patched pod or workload; absent if there is nothing to report
 //
-// It is for tests alone.
+// The package is only for tests.
 package corpus
 
 import (
@@ -47,7 +53,7 @@ import (
 	"github.com/akv-injector/akv-injector/core/review"
 )
 
-// DefaultNamespace is where the objects of an archive are that name no namespace.
+// DefaultNamespace is the namespace of the objects of an archive that name none.
 const DefaultNamespace = "default"
 
 // Names of an archive's files.
@@ -59,20 +65,20 @@ const (
 	classes = "class.yaml"
 )
 
-// wanted are the files that say what an archive wants, in their order.
+// wanted are the files with the expected results, in their order.
 var wanted = []string{outcome, patch, "warnings", "errors", "pod-outcome", "pod-patch", "pod-warnings", "pod-errors", classes, "policy-outcome", "policy-warnings", "policy-errors", "policy-audited"}
 
 // Archive is one archive.
 type Archive struct {
-	// Name is the file's, without extension; Path is where it is.
+	// Name is the name of the file without its extension, and Path is the path of the file.
 	Name, Path string
-	// Objects are the cluster around the subject.
+	// Objects are the objects of the cluster.
 	Objects []*unstructured.Unstructured
-	// Subject is the pod or workload that is reviewed, as its author wrote it.
+	// Subject is the pod or workload to review.
 	Subject *unstructured.Unstructured
-	// Old is the subject before an update, or nil.
+	// Old is the subject before an update; nil for a creation.
 	Old *unstructured.Unstructured
-	// Wanted are the files that say what must come of it, by name.
+	// Wanted are the files with the expected results, by name.
 	Wanted map[string]string
 
 	archive *txtar.Archive
@@ -109,7 +115,7 @@ func read(path string) (*Archive, error) {
 	}
 	a := &Archive{Name: strings.TrimSuffix(filepath.Base(path), ".txtar"), Path: path, Wanted: map[string]string{}, archive: txtar.Parse(text)}
 	if len(bytes.TrimSpace(a.archive.Comment)) == 0 {
-		return nil, errors.New("must start with a sentence that says what it shows")
+		return nil, errors.New("must start with a sentence about its behaviour")
 	}
 	for _, file := range a.archive.Files {
 		switch {
@@ -159,7 +165,7 @@ func (a *Archive) IsPod() bool {
 	return a.Subject.GetKind() == "Pod"
 }
 
-// Namespace is where the subject is created.
+// Namespace returns the namespace of the subject.
 func (a *Archive) Namespace() string {
 	if namespace := a.Subject.GetNamespace(); namespace != "" {
 		return namespace
@@ -167,7 +173,7 @@ func (a *Archive) Namespace() string {
 	return DefaultNamespace
 }
 
-// Facts are the facts that the archive's objects give.
+// Facts returns a source with the objects of the archive.
 func (a *Archive) Facts() (*facts.Objects, error) {
 	var source facts.Objects
 	for _, object := range a.Objects {
@@ -178,16 +184,16 @@ func (a *Archive) Facts() (*facts.Objects, error) {
 	return &source, nil
 }
 
-// JSON is an object as the API server sends it.
+// JSON returns an object as the API server sends it.
 func JSON(object *unstructured.Unstructured) []byte {
 	text, err := object.MarshalJSON()
 	if err != nil {
-		panic(err) // what came from YAML has a JSON form
+		panic(err) // an object that was parsed from YAML always has a JSON form
 	}
 	return bytes.TrimSpace(text)
 }
 
-// Review is what the core makes of the archive: the files that it would want.
+// Review reviews the archive by the core, and returns the actual results in the form of Wanted.
 func (a *Archive) Review(ctx context.Context) (map[string]string, error) {
 	source, err := a.Facts()
 	if err != nil {
@@ -202,7 +208,7 @@ func (a *Archive) Review(ctx context.Context) (map[string]string, error) {
 		if err != nil || files["errors"] != "" {
 			return files, err
 		}
-		return files, a.holdPod(ctx, source, files)
+		return files, a.checkPolicy(ctx, source, files)
 	}
 	var w pods.Workload
 	if err := pods.Decode(JSON(a.Subject), &w); err != nil {
@@ -248,7 +254,7 @@ func (a *Archive) Review(ctx context.Context) (map[string]string, error) {
 	return files, nil
 }
 
-// Template is the pod that a workload's template makes, at the template's place.
+// Template returns the pod template of a workload as a subject; false if the workload has none.
 func Template(w *pods.Workload) (subject pods.Subject, ok bool) {
 	switch {
 	case w.JobTemplate != nil:
@@ -286,8 +292,9 @@ func (a *Archive) reviewPod(ctx context.Context, source facts.Source, subject po
 	return files, nil
 }
 
-// holdPod holds the pod, once it has the patch of files, against its namespace's policy.
-func (a *Archive) holdPod(ctx context.Context, source facts.Source, files map[string]string) error {
+// checkPolicy applies the patch in files to the pod, and adds the verdict of the namespace's policy
+// to files.
+func (a *Archive) checkPolicy(ctx context.Context, source facts.Source, files map[string]string) error {
 	patched := JSON(a.Subject)
 	if text := files[patch]; text != "" {
 		var err error
@@ -306,7 +313,7 @@ func (a *Archive) holdPod(ctx context.Context, source facts.Source, files map[st
 	return err
 }
 
-// putPolicy adds what policy says, if it says anything.
+// putPolicy adds the verdict of the policy to files, if there is anything to report.
 func putPolicy(files map[string]string, v review.Verdict) {
 	if len(v.Warnings)+len(v.Errors)+len(v.Audited) == 0 {
 		return
@@ -317,7 +324,7 @@ func putPolicy(files map[string]string, v review.Verdict) {
 	put(files, "policy-audited", messages(v.Audited))
 }
 
-// Files prints a verdict as an archive has it.
+// Files returns a verdict in the form of [Archive.Wanted].
 func Files(prefix string, v review.Verdict) map[string]string {
 	files := map[string]string{prefix + outcome: string(v.Outcome) + "\n"}
 	put(files, prefix+patch, Operations(v.Operations))
@@ -332,7 +339,7 @@ func put(files map[string]string, name, text string) {
 	}
 }
 
-// Operations prints a patch, an operation a line.
+// Operations prints a patch, one operation a line.
 func Operations(operations []jsonpatch.Operation) string {
 	var b strings.Builder
 	for _, operation := range operations {
@@ -366,7 +373,7 @@ func Apply(object []byte, operations []jsonpatch.Operation) ([]byte, error) {
 	return ApplyText(object, text)
 }
 
-// ApplyText is [Apply] for a patch as it is on the wire.
+// ApplyText is [Apply] for an encoded patch.
 func ApplyText(object, operations []byte) ([]byte, error) {
 	decoded, err := jsonpatchv4.DecodePatch(operations)
 	if err != nil {
@@ -379,7 +386,8 @@ func ApplyText(object, operations []byte) ([]byte, error) {
 	return patched, nil
 }
 
-// Update rewrites the wanted files of the archive and leaves the rest as it is.
+// Update replaces the expected results of the archive. Its comment and its other files stay the
+// same.
 func (a *Archive) Update(files map[string]string) error {
 	kept := slices.DeleteFunc(a.archive.Files, func(f txtar.File) bool { return slices.Contains(wanted, f.Name) })
 	for _, name := range wanted {

@@ -9,9 +9,9 @@ import (
 	"github.com/akv-injector/akv-injector/internal/corpus"
 )
 
-var update = flag.Bool("update", false, "rewrite what the archives want")
+var update = flag.Bool("update", false, "rewrite the expected results of the archives")
 
-// TestCore is the corpus's first door: the core, without HTTP, files or clusters.
+// TestCore runs the archives on the core, without HTTP, files or clusters.
 func TestCore(t *testing.T) {
 	archives, err := corpus.Load()
 	if err != nil {
@@ -30,7 +30,7 @@ func TestCore(t *testing.T) {
 				return
 			}
 			if diff := cmp.Diff(a.Wanted, got); diff != "" {
-				t.Errorf("the core's answer differs (-want +got):\n%s", diff)
+				t.Errorf("Review differs (-want +got):\n%s", diff)
 			}
 		})
 	}

@@ -24,18 +24,20 @@ import (
 	"github.com/akv-injector/akv-injector/core/review"
 )
 
-// CheckLaws holds a patch of object, a pod or a workload as the API server sends it, against the laws that every patch of ours
-// keeps, and returns what breaks one:
+// CheckLaws checks a patch of a pod or a workload, as the API server sends it, and returns the
+// first law that the patch breaks:
 //
-//   - it applies, by the API server's own library;
-//   - it adds nothing but labels, annotations, a ServiceAccount's name, volumes and mounts of the driver, read-only, and env vars
-//     from Secrets, each in a container that mounts a volume of the driver;
-//   - nothing that the author wrote is lost or reordered. Only these give way: our own label and status, an env var to one of the
-//     same name, the name of the default ServiceAccount with what the API server added for it, and in a workload's template what it inherits;
-//   - the pod's Pod Security level stays what it was;
-//   - a second review, which again makes of the patched object, patches nothing.
+//   - The patch applies, with the library of the API server.
+//   - It adds only labels, annotations, a ServiceAccount's name, read-only volumes and mounts of the driver, and env vars from
+//     Secrets, each in a container that mounts a volume of the driver.
+//   - Nothing that the author wrote is lost or reordered. Only these are replaced: the injector's label and status, an env var by
+//     one of the same name, the name of the default ServiceAccount with what the API server added for it, and in the template of a
+//     workload the inherited annotation.
+//   - The Pod Security level of the pod does not change.
+//   - A second review of the patched object, by again, patches nothing.
 //
-// That an env var gave way only to a request that overrides it, and that no decoded object was modified, is for the caller to see.
+// The caller must check that an env var is replaced only if the request overrides it, and that no
+// decoded object was modified.
 func CheckLaws(object []byte, operations []jsonpatch.Operation, again func(patched []byte) ([]jsonpatch.Operation, error)) error {
 	patched, err := Apply(object, operations)
 	if err != nil {
@@ -49,25 +51,25 @@ func CheckLaws(object []byte, operations []jsonpatch.Operation, again func(patch
 	if err != nil {
 		return fmt.Errorf("decode patched object: %w", err)
 	}
-	var givesWay []jsonpatch.Operation
+	var replacements []jsonpatch.Operation
 	for i := range operations {
 		if err := before.allows(&operations[i], after); err != nil {
 			return fmt.Errorf("operation %d, %s %s: %w", i, operations[i].Operation, operations[i].Path, err)
 		}
 		if operations[i].Operation != "add" || operations[i].Path == before.root.Pointer+"/spec/serviceAccountName" {
-			givesWay = append(givesWay, operations[i])
+			replacements = append(replacements, operations[i])
 		}
 	}
-	kept, err := Apply(object, givesWay)
+	kept, err := Apply(object, replacements)
 	if err != nil {
-		return fmt.Errorf("keep what does not give way: %w", err)
+		return fmt.Errorf("apply the replacements: %w", err)
 	}
 	keptTree, err := tree(kept)
 	if err != nil {
 		return err
 	}
 	if at := lost(keptTree, after.tree, ""); at != "" {
-		return fmt.Errorf("what the author wrote at %s is lost or out of order", at)
+		return fmt.Errorf("the author's value at %s is lost or reordered", at)
 	}
 	if was, is := level(&before.pod), level(&after.pod); was != is {
 		return fmt.Errorf("pod security was %q and is %q", was, is)
@@ -82,7 +84,8 @@ func CheckLaws(object []byte, operations []jsonpatch.Operation, again func(patch
 	return nil
 }
 
-// CheckOutline sees that a review of the outline of an injected pod gives the classes that a review of the whole gave.
+// CheckOutline checks that a review of the outline of an injected pod gives the same classes as the
+// review of the whole pod.
 func CheckOutline(ctx context.Context, source facts.Source, injected *Pod, namespace string, defaults inject.Defaults, whole *inject.Result) error {
 	if len(whole.AllErrors()) > 0 {
 		return nil
@@ -98,22 +101,22 @@ func CheckOutline(ctx context.Context, source facts.Source, injected *Pod, names
 			return fmt.Errorf("the outline has class %v for %v: %v", got, want, result.AllErrors())
 		}
 		if len(result.Classes) != len(whole.Classes) {
-			return fmt.Errorf("the outline has %d classes, the whole %d", len(result.Classes), len(whole.Classes))
+			return fmt.Errorf("the outline has %d classes, the whole pod %d", len(result.Classes), len(whole.Classes))
 		}
 		if !class.IsIntact(got) || !class.IsManagedName(got.Name) {
-			return fmt.Errorf("class %s is not taken for what it is", got.Name)
+			return fmt.Errorf("class %s is not recognised as a managed class", got.Name)
 		}
 	}
 	return nil
 }
 
-// Pod is the pod within an object, with every field of the Kubernetes API.
+// Pod is the pod in an object, with all fields of the Kubernetes API.
 type Pod struct {
 	Meta *metav1.ObjectMeta `json:"metadata"`
 	Spec corev1.PodSpec     `json:"spec"`
 }
 
-// PodOf decodes the pod that object is, or the template of the workload that it is. Its metadata is never nil.
+// PodOf decodes a pod, or the pod template of a workload. Its metadata is never nil.
 func PodOf(object []byte) (*Pod, error) {
 	p, err := parse(object)
 	if err != nil {
@@ -122,7 +125,7 @@ func PodOf(object []byte) (*Pod, error) {
 	return &p.pod, nil
 }
 
-// Mutate makes a change the customary way, on the decoded pod. Encoded, it has to be what the patch makes of the pod.
+// Mutate applies a change to the decoded pod. The result must be the same as that of the patch.
 func (p *Pod) Mutate(change *inject.Change) {
 	for _, e := range change.Labels {
 		metav1.SetMetaDataLabel(p.Meta, e.Key, e.Value)
@@ -173,7 +176,7 @@ func envVar(v inject.EnvVar) corev1.EnvVar {
 	}}}
 }
 
-// parsed is an object that holds a pod, in every shape that the laws look at.
+// parsed is an object with a pod, in all forms that the laws need.
 type parsed struct {
 	root pods.Root
 	pod  Pod
@@ -224,7 +227,8 @@ func tree(object []byte) (any, error) {
 	return t, nil
 }
 
-// container is the container that a pointer below the pod's spec names, and the rest of the pointer; nil for none.
+// container returns the container of a pointer below the pod's spec, and the rest of the pointer;
+// nil for none.
 func (p *parsed) container(pointer string) (container *corev1.Container, rest string) {
 	list, pointer, _ := strings.Cut(pointer, "/")
 	containers := p.pod.Spec.Containers
@@ -241,7 +245,7 @@ func (p *parsed) container(pointer string) (container *corev1.Container, rest st
 	return &containers[index], rest
 }
 
-// allows says what is wrong with an operation on an object that becomes after.
+// allows returns an error if an operation of the patch is not allowed. The patched object is after.
 func (p *parsed) allows(o *jsonpatch.Operation, after *parsed) error {
 	pointer, below := strings.CutPrefix(o.Path, p.root.Pointer+"/")
 	if !below {
@@ -260,10 +264,11 @@ func (p *parsed) allows(o *jsonpatch.Operation, after *parsed) error {
 			return nil
 		}
 	}
-	return errors.New("is not for us to do")
+	return errors.New("is not allowed")
 }
 
-// ofPlugin reports whether the API server's ServiceAccount admission plugin added what is at a pointer.
+// ofPlugin reports whether the API server's ServiceAccount admission plugin added what is at a
+// pointer.
 func (p *parsed) ofPlugin(pointer string) bool {
 	if pointer == "spec/imagePullSecrets" {
 		return p.pod.Spec.ServiceAccountName == "default"
@@ -298,7 +303,7 @@ func (p *parsed) allowsAdd(o *jsonpatch.Operation, pointer string, after *parsed
 	spec, _ := strings.CutPrefix(pointer, "spec/")
 	container, rest := after.container(spec)
 	if container == nil {
-		return errors.New("is not for us to add")
+		return errors.New("must not be added")
 	}
 	switch mount := func(m *corev1.VolumeMount) error { return after.driverMount(m) }; rest {
 	case "env":
@@ -311,7 +316,7 @@ func (p *parsed) allowsAdd(o *jsonpatch.Operation, pointer string, after *parsed
 	if strings.HasPrefix(rest, "env/") {
 		return errors.Join(one(o.Value, secretEnv), after.mountsDriver(container))
 	}
-	return errors.New("is not for us to add")
+	return errors.New("must not be added")
 }
 
 func (p *parsed) allowsReplace(o *jsonpatch.Operation, pointer string) error {
@@ -330,7 +335,7 @@ func (p *parsed) allowsReplace(o *jsonpatch.Operation, pointer string) error {
 	container, rest := p.container(spec)
 	number, isEnv := strings.CutPrefix(rest, "env/")
 	if container == nil || !isEnv {
-		return errors.New("is not for us to replace")
+		return errors.New("must not be replaced")
 	}
 	index, err := strconv.Atoi(number)
 	if err != nil || index >= len(container.Env) {
@@ -344,13 +349,13 @@ func (p *parsed) allowsReplace(o *jsonpatch.Operation, pointer string) error {
 	})
 }
 
-// annotationOf is the annotation that a pointer below the pod names.
+// annotationOf returns the annotation of a pointer below the pod.
 func annotationOf(pointer string) (key string, ok bool) {
 	key, ok = strings.CutPrefix(pointer, "metadata/annotations/")
 	return unescaper.Replace(key), ok
 }
 
-// Keys are tokens of JSON Pointers (RFC 6901) once they are escaped.
+// Escapes of keys in JSON Pointers (RFC 6901).
 var (
 	escaper   = strings.NewReplacer("~", "~0", "/", "~1")
 	unescaper = strings.NewReplacer("~1", "/", "~0", "~")
@@ -360,7 +365,7 @@ func escape(key string) string {
 	return escaper.Replace(key)
 }
 
-// one checks a value of a patch, decoded from the form that it has on the wire.
+// one checks a value of a patch, decoded from its JSON.
 func one[T any](value any, check func(*T) error) error {
 	text, err := json.Marshal(value)
 	if err != nil {
@@ -397,7 +402,7 @@ func driverVolume(v *corev1.Volume) error {
 	return nil
 }
 
-// driverMount checks a mount of ours in a pod that has the volumes by now.
+// driverMount checks an injected mount. The pod must have the injected volumes.
 func (p *parsed) driverMount(m *corev1.VolumeMount) error {
 	if want := (corev1.VolumeMount{Name: m.Name, MountPath: m.MountPath, ReadOnly: true}); m.MountPath == "" || !reflect.DeepEqual(*m, want) {
 		return fmt.Errorf("mount of %s must be read-only and have a path, and nothing else", m.Name)
@@ -434,7 +439,8 @@ func secretEnv(v *corev1.EnvVar) error {
 	return nil
 }
 
-// lost is the pointer of the first thing of before that after does not hold; empty for none. Null and empty count as nothing.
+// lost returns the pointer of the first value of before that after does not have; empty for none.
+// It ignores nulls and empty values.
 func lost(before, after any, pointer string) string {
 	switch before := before.(type) {
 	case nil:
@@ -457,8 +463,8 @@ func lost(before, after any, pointer string) string {
 	return pointer
 }
 
-// lostElement is lost for lists: the elements of before have to be among those of after in the same order. Elements of lists that
-// did not grow, such as containers, may have grown themselves.
+// lostElement is [lost] for lists: after must have the elements of before in the same order. If the
+// lists have the same length, such as containers, the elements may have new members.
 func lostElement(before, after []any, pointer string) string {
 	if len(before) == len(after) {
 		for i := range before {
@@ -480,7 +486,7 @@ func lostElement(before, after []any, pointer string) string {
 	return ""
 }
 
-// podSecurity judges pods as the API server's own admission does.
+// podSecurity evaluates pods as the Pod Security admission of the API server does.
 var podSecurity = func() psapolicy.Evaluator {
 	evaluator, err := psapolicy.NewEvaluator(psapolicy.DefaultChecks(), nil)
 	if err != nil {
@@ -489,7 +495,7 @@ var podSecurity = func() psapolicy.Evaluator {
 	return evaluator
 }()
 
-// level is what Pod Security forbids the pod at the levels baseline and restricted.
+// level returns what Pod Security forbids in the pod at the levels baseline and restricted.
 func level(pod *Pod) string {
 	var forbidden []string
 	for _, l := range []psaapi.Level{psaapi.LevelBaseline, psaapi.LevelRestricted} {

@@ -20,7 +20,8 @@ import (
 	"github.com/akv-injector/akv-injector/internal/corpus"
 )
 
-// TestLaws holds every patch that the archives bring about against the laws, and against the same change made the customary way.
+// TestLaws checks every patch of the archives by the laws, and compares it with the same change of
+// the decoded pod.
 func TestLaws(t *testing.T) {
 	archives, err := corpus.Load()
 	if err != nil {
@@ -52,7 +53,7 @@ func TestLaws(t *testing.T) {
 	}
 }
 
-// patcher is a review of an object: what it patches.
+// patcher reviews an object and returns its patch.
 type patcher func(object []byte) ([]jsonpatch.Operation, error)
 
 func checkLaws(t *testing.T, object []byte, patch patcher) {
@@ -66,7 +67,8 @@ func checkLaws(t *testing.T, object []byte, patch patcher) {
 	}
 }
 
-// TestWhatIsSkipped shows that nothing depends on a field that is not read: without all of these an archive comes to the same.
+// TestWhatIsSkipped shows that no decision depends on a field that is not read: without these
+// fields, each archive has the same results.
 func TestWhatIsSkipped(t *testing.T) {
 	archives, err := corpus.Load()
 	if err != nil {
@@ -82,7 +84,7 @@ func TestWhatIsSkipped(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				namespace := object.GetNamespace() // it is the request's
+				namespace := object.GetNamespace() // the namespace is in the request
 				if err := object.UnmarshalJSON(pruned); err != nil {
 					t.Fatal(err)
 				}
@@ -93,7 +95,7 @@ func TestWhatIsSkipped(t *testing.T) {
 				t.Fatal(err)
 			}
 			if diff := cmp.Diff(a.Wanted, got); diff != "" {
-				t.Errorf("the core's answer differs (-whole +pruned):\n%s", diff)
+				t.Errorf("Review differs (-whole +pruned):\n%s", diff)
 			}
 		})
 	}
@@ -110,7 +112,7 @@ func patchPod(ctx context.Context, source facts.Source, namespace string) patche
 	}
 }
 
-// patchTemplate reviews the pod that a workload's template makes, at the template's place.
+// patchTemplate reviews the pod template of a workload.
 func patchTemplate(ctx context.Context, source facts.Source, namespace string) patcher {
 	return func(text []byte) ([]jsonpatch.Operation, error) {
 		var w pods.Workload
@@ -126,7 +128,8 @@ func patchTemplate(ctx context.Context, source facts.Source, namespace string) p
 	}
 }
 
-// decide asks the core. The patch has to make of the object what the change makes of the decoded pod.
+// decide reviews a subject. It checks that the patch has the same result as the change of the
+// decoded pod.
 func decide(ctx context.Context, source facts.Source, subject pods.Subject, namespace string, text []byte) ([]jsonpatch.Operation, error) {
 	result, err := review.Reviewer{Source: source}.Decide(ctx, subject, namespace)
 	if err != nil {
@@ -147,7 +150,7 @@ func decide(ctx context.Context, source facts.Source, subject pods.Subject, name
 	}
 	want.Mutate(&result.Change)
 	if diff := cmp.Diff(want, got); diff != "" {
-		return nil, fmt.Errorf("the patch differs from the change made on the decoded object (-change +patch):\n%s", diff)
+		return nil, fmt.Errorf("the patch differs from the change of the decoded object (-change +patch):\n%s", diff)
 	}
 	return operations, corpus.CheckOutline(ctx, source, got, namespace, inject.Defaults{}, &result)
 }
@@ -176,7 +179,8 @@ func patchWorkload(ctx context.Context, source facts.Source, old []byte, namespa
 	}
 }
 
-// unmodified compares what was decoded from text with what is decoded from it now, into fresh.
+// unmodified decodes text into fresh, and compares it with the object that was decoded before the
+// review.
 func unmodified[T interface{ Read(*jsonstream.Reader) }](text []byte, decoded, fresh T) error {
 	if err := pods.Decode(text, fresh); err != nil {
 		return err
@@ -187,7 +191,7 @@ func unmodified[T interface{ Read(*jsonstream.Reader) }](text []byte, decoded, f
 	return nil
 }
 
-// authored is a pod with something in every place that a patch may touch.
+// authored is a pod with a value in every field that a patch may touch.
 const authored = `{"metadata":{"name":"p","labels":{"app":"a"},"annotations":{"note":"n","keyvault.io/status":"forged"}},"spec":{"serviceAccountName":"default",
 	"containers":[{"name":"app","image":"i","env":[{"name":"A","value":"1"},{"name":"B","value":"$(A)"}],"volumeMounts":[{"name":"data","mountPath":"/data"}]}],
 	"volumes":[{"name":"data","emptyDir":{}}]}}`
@@ -217,13 +221,13 @@ func TestCheckLaws(t *testing.T) {
 		"a map in place of the author's":              {patch: []string{`{"op":"add","path":"/metadata/labels","value":{"keyvault.io/injected":"true"}}`}, want: "/metadata/labels/app"},
 		"an annotation in place of the author's":      {patch: []string{`{"op":"add","path":"/metadata/annotations/note","value":"mine"}`}, want: "/metadata/annotations/note"},
 		"volumes in place of the author's":            {patch: []string{strings.Replace(strings.Replace(strings.Replace(addVolume, "/-", "", 1), `{"name"`, `[{"name"`, 1), `}}}}`, `}}}]}`, 1)}, want: "/spec/volumes/0"},
-		"a label replaced":                            {patch: []string{`{"op":"replace","path":"/metadata/labels/app","value":"b"}`}, want: "not for us to replace"},
-		"a label removed":                             {patch: []string{`{"op":"remove","path":"/metadata/labels/app"}`}, want: "not for us to do"},
-		"an annotation of ours removed from a pod":    {patch: []string{`{"op":"remove","path":"/metadata/annotations/keyvault.io~1status"}`}, want: "not for us to do"},
-		"a chosen ServiceAccount replaced":            {object: `{"metadata":{},"spec":{"serviceAccountName":"mine"}}`, patch: []string{`{"op":"replace","path":"/spec/serviceAccountName","value":"sa"}`}, want: "not for us to replace"},
+		"a label replaced":                            {patch: []string{`{"op":"replace","path":"/metadata/labels/app","value":"b"}`}, want: "must not be replaced"},
+		"a label removed":                             {patch: []string{`{"op":"remove","path":"/metadata/labels/app"}`}, want: "is not allowed"},
+		"an annotation of ours removed from a pod":    {patch: []string{`{"op":"remove","path":"/metadata/annotations/keyvault.io~1status"}`}, want: "is not allowed"},
+		"a chosen ServiceAccount replaced":            {object: `{"metadata":{},"spec":{"serviceAccountName":"mine"}}`, patch: []string{`{"op":"replace","path":"/spec/serviceAccountName","value":"sa"}`}, want: "must not be replaced"},
 		"a chosen ServiceAccount added over":          {object: `{"metadata":{},"spec":{"serviceAccountName":"mine"}}`, patch: []string{`{"op":"add","path":"/spec/serviceAccountName","value":"sa"}`}, want: "must be a replacement"},
-		"an image replaced":                           {patch: []string{`{"op":"replace","path":"/spec/containers/0/image","value":"evil"}`}, want: "not for us to replace"},
-		"a container added":                           {patch: []string{`{"op":"add","path":"/spec/containers/1","value":{"name":"x"}}`}, want: "not for us to add"},
+		"an image replaced":                           {patch: []string{`{"op":"replace","path":"/spec/containers/0/image","value":"evil"}`}, want: "must not be replaced"},
+		"a container added":                           {patch: []string{`{"op":"add","path":"/spec/containers/1","value":{"name":"x"}}`}, want: "must not be added"},
 		"an env var replaced by one of another name":  {patch: []string{addVolume, addMount, `{"op":"replace","path":"/spec/containers/0/env/1","value":` + envValue + `}`}, want: "must have the name"},
 		"an env var with a value":                     {patch: []string{addVolume, addMount, `{"op":"add","path":"/spec/containers/0/env/0","value":{"name":"C","value":"v"}}`}, want: "must come from a Secret's key"},
 		"an env var without a mount":                  {patch: []string{`{"op":"add","path":"/spec/containers/0/env/0","value":` + envValue + `}`}, want: "must mount a class"},
@@ -233,12 +237,12 @@ func TestCheckLaws(t *testing.T) {
 		"a volume of the host":                        {patch: []string{`{"op":"add","path":"/spec/volumes/-","value":{"name":"h","hostPath":{"path":"/"}}}`}, want: "must be the driver's"},
 		"a volume with another attribute":             {patch: []string{strings.Replace(addVolume, `"secretProviderClass":"c"`, `"secretProviderClass":"c","keyvaultName":"x"`, 1)}, want: "no other attribute"},
 		"a seccomp annotation that changes the level": {object: `{"metadata":{"annotations":{"a":"b"}},"spec":{"containers":[{"name":"app"}]}}`, patch: []string{`{"op":"add","path":"/metadata/annotations/container.apparmor.security.beta.kubernetes.io~1app","value":"unconfined"}`}, want: "pod security"},
-		"a second review that goes on":                {patch: []string{addVolume}, again: addMount, want: "patches again"},
+		"a second review with a patch":                {patch: []string{addVolume}, again: addMount, want: "patches again"},
 		"a template that inherits something else":     {object: annotatedWorkload, patch: []string{`{"op":"replace","path":"/spec/template/metadata/annotations/keyvault.io~1inherited","value":"x"}`}},
 		"a template that inherits no more":            {object: annotatedWorkload, patch: []string{`{"op":"remove","path":"/spec/template/metadata/annotations/keyvault.io~1inherited"}`}},
-		"a template's annotation replaced":            {object: annotatedWorkload, patch: []string{`{"op":"replace","path":"/spec/template/metadata/annotations/keyvault.io~1vault","value":"new"}`}, want: "not for us to replace"},
-		"a template's foreign annotation removed":     {object: annotatedWorkload, patch: []string{`{"op":"remove","path":"/spec/template/metadata/annotations/note"}`}, want: "not for us to do"},
-		"a template's annotation removed":             {object: annotatedWorkload, patch: []string{`{"op":"remove","path":"/spec/template/metadata/annotations/keyvault.io~1vault"}`}, want: "not for us to do"},
+		"a template's annotation replaced":            {object: annotatedWorkload, patch: []string{`{"op":"replace","path":"/spec/template/metadata/annotations/keyvault.io~1vault","value":"new"}`}, want: "must not be replaced"},
+		"a template's foreign annotation removed":     {object: annotatedWorkload, patch: []string{`{"op":"remove","path":"/spec/template/metadata/annotations/note"}`}, want: "is not allowed"},
+		"a template's annotation removed":             {object: annotatedWorkload, patch: []string{`{"op":"remove","path":"/spec/template/metadata/annotations/keyvault.io~1vault"}`}, want: "is not allowed"},
 		"an annotation of the workload itself":        {object: annotatedWorkload, patch: []string{`{"op":"add","path":"/metadata/annotations/keyvault.io~1status","value":"{}"}`}, want: "must be below /spec/template"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -252,7 +256,7 @@ func TestCheckLaws(t *testing.T) {
 			}
 			err := corpus.CheckLaws([]byte(object), operations(t, test.patch...), again)
 			if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
-				t.Errorf("CheckLaws gives %v, want %q", err, test.want)
+				t.Errorf("CheckLaws returned %v, want %q", err, test.want)
 			}
 		})
 	}

@@ -11,8 +11,9 @@ import (
 	"github.com/akv-injector/akv-injector/core/pods"
 )
 
-// fieldsRead are the fields of a pod on which a decision may depend, as paths without the indexes of lists. A field that is an object is read as
-// a whole. Package pods must read these and no others.
+// fieldsRead are the fields of a pod that a decision may depend on, as paths without the indices of
+// lists. An object in the list includes all its fields. Package pods must read these fields and no
+// others.
 var fieldsRead = []string{
 	"metadata.name", "metadata.generateName", "metadata.labels", "metadata.annotations", "metadata.deletionTimestamp",
 	"metadata.ownerReferences.kind", "metadata.ownerReferences.name", "metadata.ownerReferences.controller",
@@ -29,7 +30,7 @@ var fieldsRead = []string{
 	"spec.containers.securityContext.runAsUser", "spec.containers.securityContext.runAsNonRoot",
 }
 
-// Read is what the injector reads of a pod.
+// Read returns a pod as the injector decodes it.
 func Read(pod *corev1.Pod) *pods.Pod {
 	text, err := json.Marshal(pod)
 	if err != nil {
@@ -42,7 +43,7 @@ func Read(pod *corev1.Pod) *pods.Pod {
 	return &read
 }
 
-// Prune drops every field from a pod or workload that is not read.
+// Prune removes the fields of a pod or workload that the injector does not read.
 func Prune(object []byte) ([]byte, error) {
 	var tree map[string]any
 	if err := json.Unmarshal(object, &tree); err != nil {
@@ -52,7 +53,7 @@ func Prune(object []byte) ([]byte, error) {
 	return json.Marshal(tree, json.Deterministic(true))
 }
 
-// prune drops what is not read of a value at path.
+// prune removes the fields of the value at path that the injector does not read.
 func prune(value any, path string) {
 	switch value := value.(type) {
 	case map[string]any:
@@ -72,7 +73,8 @@ func prune(value any, path string) {
 	}
 }
 
-// inPod is a path within the pod of an object that may be a workload, and whether the path leads there.
+// inPod returns a path relative to the pod of an object that may be a workload, and whether the
+// path is in the pod.
 func inPod(path string) (string, bool) {
 	for _, template := range []string{"spec.template.", "spec.jobTemplate.spec.template."} {
 		if below, ok := strings.CutPrefix(path, template); ok {
@@ -83,7 +85,8 @@ func inPod(path string) (string, bool) {
 	return path, path != "spec.template" && !strings.HasPrefix("spec.jobTemplate.spec.template", path)
 }
 
-// IsRead reports whether the field at a path, without indexes, of a pod or a workload is read.
+// IsRead reports whether the injector reads the field of a pod or a workload at a path without
+// indices.
 func IsRead(path string) bool {
 	below, _ := inPod(path)
 	return path == "kind" || slices.Contains(fieldsRead, below)

@@ -1,11 +1,11 @@
-// Package fair shares a capacity fairly: of bytes, of connections or of requests.
+// Package fair shares a capacity of bytes, connections or requests fairly between peers.
 //
 //	c := fair.NewCapacity[netip.Addr](1 << 20)
 //	if err := c.Acquire(ctx, peer, size); err == nil {
 //		defer c.Release(peer, size)
 //	}
 //
-// It does not know what the units are, and it does not measure rates.
+// The package does not measure rates, and does not interpret the units.
 package fair
 
 import (
@@ -14,9 +14,11 @@ import (
 	"sync"
 )
 
-// Capacity is a number of units that peers share. A peer gets no more than it leaves free: one peer can use half of the capacity, two peers a
-// third each, and so on. Something is left for a peer that uses nothing yet. Waiting requests of one peer are served in their order. Of
-// the peers that wait, the one that uses the least is served first, and of several such, the one that was served the longest ago.
+// Capacity is a number of units that peers share. A peer never gets more units than remain free:
+// one peer can use half of the capacity, two peers a third each, and so on, so that units remain
+// for a new peer. Waiting requests of one peer are served in order. Of several waiting peers, the
+// one that uses the least is served first; of equal ones, the one that was served the longest time
+// ago.
 type Capacity[K comparable] struct {
 	total int64
 
@@ -37,19 +39,19 @@ type waiter struct {
 	granted chan struct{}
 }
 
-// NewCapacity has total units.
+// NewCapacity returns a capacity of total units.
 func NewCapacity[K comparable](total int64) *Capacity[K] {
 	return &Capacity[K]{total: total, peers: map[K]*peer{}}
 }
 
-// InUse is the number of units that peers have acquired.
+// InUse returns the number of units that peers have acquired.
 func (c *Capacity[K]) InUse() int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.used
 }
 
-// fits reports whether a peer can have size units more.
+// fits reports whether a peer can get size more units.
 func (c *Capacity[K]) fits(p *peer, size int64) bool {
 	return p.used+size <= c.total-c.used-size
 }
@@ -68,7 +70,8 @@ func (c *Capacity[K]) take(p *peer, size int64) {
 	c.used += size
 }
 
-// TryAcquire takes size units for a peer if it need not wait for them.
+// TryAcquire takes size units for a peer if they are available without waiting. It reports whether
+// it did.
 func (c *Capacity[K]) TryAcquire(key K, size int64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -81,13 +84,14 @@ func (c *Capacity[K]) TryAcquire(key K, size int64) bool {
 	return true
 }
 
-// Acquire takes size units for a peer as soon as it can, or returns the error of ctx.
+// Acquire waits until it can take size units for a peer. If ctx ends first, it returns the error of
+// ctx and takes nothing.
 func (c *Capacity[K]) Acquire(ctx context.Context, key K, size int64) error {
 	w := &waiter{size: size, granted: make(chan struct{})}
 	c.mu.Lock()
 	p := c.peer(key)
 	p.waiting = append(p.waiting, w)
-	c.grant() // what did not fit a moment ago may fit now
+	c.grant() // it may fit at once
 	c.mu.Unlock()
 	select {
 	case <-w.granted:
@@ -102,11 +106,11 @@ func (c *Capacity[K]) Acquire(ctx context.Context, key K, size int64) error {
 	}
 	p.waiting = slices.Delete(p.waiting, i, i+1)
 	c.forget(key, p)
-	c.grant() // those behind it may need less
+	c.grant() // later requests may need less
 	return ctx.Err()
 }
 
-// Release gives back what a peer acquired.
+// Release returns size units that a peer acquired.
 func (c *Capacity[K]) Release(key K, size int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -122,7 +126,7 @@ func (c *Capacity[K]) forget(key K, p *peer) {
 	}
 }
 
-// grant serves waiting requests as long as there is enough.
+// grant serves waiting requests while they fit.
 func (c *Capacity[K]) grant() {
 	for {
 		var next *peer

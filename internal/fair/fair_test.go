@@ -10,7 +10,8 @@ import (
 	"github.com/akv-injector/akv-injector/internal/fair"
 )
 
-// TestCapacity counts how many requests of 1 byte each of some peers get at once, of a capacity of 120, if each has more than enough.
+// TestCapacity counts how many of 120 units each of some peers gets without waiting, if each takes
+// as many as it can.
 func TestCapacity(t *testing.T) {
 	for peers, each := range map[int]int{1: 60, 2: 40, 3: 30, 5: 20} {
 		c := fair.NewCapacity[int](120)
@@ -29,12 +30,13 @@ func TestCapacity(t *testing.T) {
 			}
 		}
 		if !c.TryAcquire(99, 1) {
-			t.Errorf("%d peers: a newcomer gets nothing", peers)
+			t.Errorf("%d peers: a new peer gets nothing", peers)
 		}
 	}
 }
 
-// TestCapacityIsFair shows that the peer that uses the least comes first, whoever has waited for longer, and that nobody waits for what fits.
+// TestCapacityIsFair shows that the peer that uses the least is served first, even if another has
+// waited longer, and that requests which fit do not wait.
 func TestCapacityIsFair(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := fair.NewCapacity[int](12)
@@ -56,8 +58,8 @@ func TestCapacityIsFair(t *testing.T) {
 		}
 		wait("flood", flood, 1)
 		wait("large", other, 4)
-		wait("small, of a newcomer", 3, 1)
-		if got := <-order; got != "small, of a newcomer" {
+		wait("small, of a new peer", 3, 1)
+		if got := <-order; got != "small, of a new peer" {
 			t.Errorf("first is %q", got)
 		}
 		wait("behind the large one", other, 1)
@@ -76,12 +78,12 @@ func TestCapacityIsFair(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if err := c.Acquire(ctx, flood, 6); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("got %v, want the end of the wait", err)
+			t.Errorf("got %v, want a timeout", err)
 		}
 	})
 }
 
-// TestGivingUp shows that one who gives up lets those behind it go on.
+// TestGivingUp shows that a canceled request no longer delays the later requests of its peer.
 func TestGivingUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, peer := fair.NewCapacity[int](12), 1

@@ -1,5 +1,6 @@
-// Package feed watches one kind of objects and writes them to a store. It retries for as long as it runs: after lost connections,
-// without the necessary permissions, and while the cluster does not have the kind.
+// Package feed watches one kind of objects and writes them to a store. It retries for as long as it
+// runs: after lost connections, without the necessary permissions, and while the cluster does not
+// have the kind.
 //
 //	secrets := feed.NewObjects[*corev1.Secret](onChange)
 //	f := feed.New(feed.Kind{
@@ -11,10 +12,11 @@
 //	go f.Run(ctx)
 //	<-f.Filled()
 //
-// A store that needs less than whole objects implements [cache.TransformingStore] itself. [Objects] is the store for a kind with
-// few objects.
+// A store that needs less than whole objects implements [cache.TransformingStore] itself. [Objects]
+// is the store for a kind with few objects.
 //
-// The package does not resynchronize stores, and it does not index, interpret or change what it stores.
+// The package does not resynchronize stores, and it does not index, interpret or change what it
+// stores.
 package feed
 
 import (
@@ -41,7 +43,8 @@ type Kind struct {
 	Objects string
 	// ListWatch lists and watches the objects; see [ListWatch].
 	ListWatch cache.ListWatch
-	// Client is the client set that ListWatch uses. The reflector checks whether it supports streamed lists.
+	// Client is the client set that ListWatch uses. The reflector checks whether it supports
+	// streamed lists.
 	Client any
 	// Example is an object of the type that ListWatch returns.
 	Example any
@@ -49,14 +52,15 @@ type Kind struct {
 	Wake <-chan struct{}
 }
 
-// A Client lists and watches the objects of one kind, as the clients of client-go do. L is the type of the list.
+// A Client lists and watches the objects of one kind, as the clients of client-go do. L is the type
+// of the list.
 type Client[L runtime.Object] interface {
 	List(ctx context.Context, options metav1.ListOptions) (L, error)
 	Watch(ctx context.Context, options metav1.ListOptions) (watch.Interface, error)
 }
 
-// ListWatch returns functions that list and watch by client. If restrict is not nil, it sets selectors in the options of each
-// request.
+// ListWatch returns functions that list and watch by client. If restrict is not nil, it sets
+// selectors in the options of each request.
 func ListWatch[L runtime.Object](client Client[L], restrict func(*metav1.ListOptions)) cache.ListWatch {
 	if restrict == nil {
 		restrict = func(*metav1.ListOptions) {}
@@ -73,7 +77,8 @@ func ListWatch[L runtime.Object](client Client[L], restrict func(*metav1.ListOpt
 	}
 }
 
-// Feed keeps a store equal to the cluster's objects of one kind. If the cluster does not have the kind, the store is empty.
+// Feed keeps a store equal to the cluster's objects of one kind. If the cluster does not have the
+// kind, the store is empty.
 type Feed struct {
 	objects   string
 	store     cache.ReflectorStore
@@ -87,12 +92,14 @@ type Feed struct {
 	absent       atomic.Bool
 }
 
-// New returns a feed that writes the objects of a kind to store while [Feed.Run] runs. Nothing else may write to store.
+// New returns a feed that writes the objects of a kind to store while [Feed.Run] runs. Nothing else
+// may write to store.
 func New(kind Kind, store cache.TransformingStore) *Feed {
 	f := &Feed{objects: kind.Objects, wake: kind.Wake, filled: make(chan struct{})}
 	noting := &notingStore{TransformingStore: store, feed: f}
 	f.store = noting
-	// The reflector retries a failed watch without returning an error, so the feed observes each request.
+	// The reflector retries a failed watch without returning an error, so the feed observes each
+	// request.
 	observed := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 			list, err := kind.ListWatch.ListWithContextFunc(ctx, options)
@@ -128,7 +135,8 @@ func (s *notingStore) Replace(objects []any, resourceVersion string) error {
 	return nil
 }
 
-// observe records whether a list or a watch succeeded. NotFound counts as success: the API server answered.
+// observe records whether a list or a watch succeeded. NotFound counts as success: the API server
+// answered.
 func (f *Feed) observe(err error) {
 	f.absent.Store(apierrors.IsNotFound(err))
 	if err == nil || apierrors.IsNotFound(err) {
@@ -139,8 +147,9 @@ func (f *Feed) observe(err error) {
 	f.failingSince.CompareAndSwap(nil, &now)
 }
 
-// Register adds the gauge akv_injector_facts_stale_seconds to a registry, with the label objects. [Feed.Ready] does not report a
-// feed that loses the API server after its first list; the gauge does.
+// Register adds the gauge akv_injector_facts_stale_seconds to a registry, with the label objects.
+// [Feed.Ready] does not report a feed that loses the API server after its first list; the gauge
+// does.
 func (f *Feed) Register(registry prometheus.Registerer) {
 	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name:        "akv_injector_facts_stale_seconds",
@@ -149,7 +158,8 @@ func (f *Feed) Register(registry prometheus.Registerer) {
 	}, func() float64 { return f.Failing().Seconds() }))
 }
 
-// Failing returns the time since the first of the current series of failed lists and watches; 0 if the latest one succeeded.
+// Failing returns the time since the first of the current series of failed lists and watches; 0 if
+// the latest one succeeded.
 func (f *Feed) Failing() time.Duration {
 	if since := f.failingSince.Load(); since != nil {
 		return time.Since(*since)
@@ -177,7 +187,8 @@ func (f *Feed) IsFilled() bool {
 	}
 }
 
-// Err returns the error of the latest attempt to list the objects; nil before the first attempt ends and after each list.
+// Err returns the error of the latest attempt to list the objects; nil before the first attempt
+// ends and after each list.
 func (f *Feed) Err() error {
 	if err := f.latestErr.Load(); err != nil {
 		return *err
@@ -185,7 +196,8 @@ func (f *Feed) Err() error {
 	return nil
 }
 
-// Ready returns why the store does not hold the cluster's objects yet, or nil. Once it returns nil, it always does.
+// Ready returns why the store does not hold the cluster's objects yet, or nil. Once it returns nil,
+// it always does.
 func (f *Feed) Ready() error {
 	if f.IsFilled() {
 		return nil
@@ -199,15 +211,17 @@ func (f *Feed) Ready() error {
 
 var errUnanswered = errors.New("the API server has not answered yet")
 
-// backoff is the delay between attempts. After an attempt that lasted longer than stable, the delay starts again at its minimum.
+// backoff is the delay between attempts. After an attempt that lasted longer than stable, the delay
+// starts again at its minimum.
 var backoff = wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Jitter: 0.2, Steps: 10, Cap: 30 * time.Second}
 
 const stable = time.Minute
 
-// Run writes to the store until ctx ends. It logs to the logger of ctx, at error level once for each different error in a row.
+// Run writes to the store until ctx ends. It logs to the logger of ctx, at error level once for
+// each different error in a row.
 //
-// Run replaces the reflector's own loop, which logs an error every few seconds for a kind that the cluster does not have, and which
-// keeps the objects of a kind that was removed.
+// Run replaces the reflector's own loop, which logs an error every few seconds for a kind that the
+// cluster does not have, and which keeps the objects of a kind that was removed.
 func (f *Feed) Run(ctx context.Context) {
 	log := logr.FromContextOrDiscard(ctx).WithValues("objects", f.objects)
 	ctx = logr.NewContext(ctx, log.V(1)) // the reflector logs each watch that ends, which is normal

@@ -11,8 +11,9 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// Objects is a store that keeps whole objects of type T by namespace and name. Use it for a kind, or a selection of a kind, with
-// few objects. Only a [Feed] may write to it. It is safe for concurrent reads.
+// Objects is a store that keeps whole objects of type T by namespace and name. Use it for a kind,
+// or a selection of a kind, with few objects. Only a [Feed] may write to it. It is safe for
+// concurrent reads.
 type Objects[T metav1.Object] struct {
 	changed func()
 
@@ -20,7 +21,8 @@ type Objects[T metav1.Object] struct {
 	known map[types.NamespacedName]T
 }
 
-// NewObjects returns an empty store. The feed calls changed after every write, from the goroutine of [Feed.Run].
+// NewObjects returns an empty store. The feed calls changed after every write, from the goroutine
+// of [Feed.Run].
 func NewObjects[T metav1.Object](changed func()) *Objects[T] {
 	return &Objects[T]{changed: changed, known: map[types.NamespacedName]T{}}
 }

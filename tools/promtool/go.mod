@@ -206,6 +206,6 @@ require (
 	sigs.k8s.io/yaml v1.6.0 // indirect
 )
 
-// Built with the tag remove_all_sd: discovering services, a hundred modules, has nothing to do with rules. `go mod tidy` knows no tags: go get with
-// GOFLAGS=-tags=remove_all_sd instead.
+// The Makefile builds promtool with the tag remove_all_sd, which omits service discovery and its hundred modules. `go mod tidy`
+// ignores tags. To update, use `go get` with GOFLAGS=-tags=remove_all_sd.
 tool github.com/prometheus/prometheus/cmd/promtool

@@ -1,5 +1,9 @@
-// Command release writes THIRD_PARTY_NOTICES, which goes with the injector's binary and into its image. Its module also pins what else a
-// release is made with.
+// Command release writes THIRD_PARTY_NOTICES, which is distributed with the injector's binary and
+// image. Run it in this folder:
+//
+//	go run .
+//
+// Its module also pins other tools that build a release.
 package main
 
 import (
@@ -31,5 +35,5 @@ func write(ctx context.Context, root string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(root, "THIRD_PARTY_NOTICES"), text, 0o644) //nolint:gosec // for everybody to read
+	return os.WriteFile(filepath.Join(root, "THIRD_PARTY_NOTICES"), text, 0o644) //nolint:gosec // a public file
 }

@@ -11,27 +11,31 @@ import (
 	"github.com/akv-injector/akv-injector/internal/fair"
 )
 
-// Limits of the bytes of requests that are processed at a time. A review takes at most five times its size in memory, and what an
-// API server sends is seldom larger than 64 KiB. Larger requests have a capacity of their own: those of one tenant and those of all others come
-// from the same API server, and must not wait for each other.
+// Limits of the bytes of requests that are processed at a time. A review takes at most five times
+// its size in memory, and an API server seldom sends a review larger than 64 KiB. Large requests
+// have a separate capacity: the requests of all tenants come from the same API server, and the
+// large requests of one tenant must not delay the small ones of others.
 const (
 	maxSmall, maxLarge = 4 << 20, 8 << 20
-	leastRequest       = 16 << 10     // what a smaller request counts as
-	largeRequest       = 256 << 10    // what makes a request large
-	mostRequest        = maxLarge / 4 // what a larger one counts as, and one that does not say its size
+	leastRequest       = 16 << 10     // the size that a smaller request counts as
+	largeRequest       = 256 << 10    // the size from which a request is large
+	mostRequest        = maxLarge / 4 // the size that a larger request counts as, or a request without Content-Length
 )
 
-// maxWait is how long a request waits for others to end, and maxWaiting how many do. A request that waits takes some 18 KiB.
+// maxWait is how long a request waits for capacity, and maxWaiting is how many requests wait. A
+// waiting request takes about 18 KiB.
 const (
 	maxWait    = 5 * time.Second
 	maxWaiting = 1024
 )
 
-// Callers bounds what callers of a server can use together. Callers that present a verified client certificate share one capacity; all
-// others share a second one, of which each address gets a share. A flood from one address therefore does not keep another one out, and large
-// requests do not keep small ones out.
+// Callers limits the memory that the callers of a server use. Callers with a verified client
+// certificate share one capacity, and all others share a second one. Within a capacity, each
+// address gets a share, so that a flood from one address does not block other addresses, and large
+// requests do not block small ones.
 type Callers struct {
-	// CertificateRequired is true where a caller without a verified client certificate is rejected before its body is read.
+	// CertificateRequired rejects callers without a verified client certificate before their body
+	// is read.
 	CertificateRequired bool
 
 	authenticated, others bounds
@@ -43,7 +47,8 @@ type peers = fair.Capacity[netip.Addr]
 
 func newPeers(total int64) *peers { return fair.NewCapacity[netip.Addr](total) }
 
-// bounds are the bytes of small and of large requests, and the number of requests that wait for them.
+// bounds are the bytes of small and of large requests, and the number of requests that wait for
+// them.
 type bounds struct{ small, large, waiting *peers }
 
 func newBounds() bounds {
@@ -52,7 +57,8 @@ func newBounds() bounds {
 
 func (b bounds) inUse() float64 { return float64(b.small.InUse() + b.large.InUse()) }
 
-// acquire takes bytes for a request of a peer, and reports whether there were enough in time.
+// acquire acquires bytes for a request of a peer, and waits up to maxWait. It returns false if the
+// request must be rejected.
 func (b bounds) acquire(ctx context.Context, bytes *peers, peer netip.Addr, size int64) bool {
 	if bytes.TryAcquire(peer, size) {
 		return true
@@ -66,14 +72,14 @@ func (b bounds) acquire(ctx context.Context, bytes *peers, peer netip.Addr, size
 	return bytes.Acquire(ctx, peer, size) == nil
 }
 
-// Why a call is refused; a label of a metric.
+// Reasons to reject a request; a label of a metric.
 const (
 	unauthenticated = "unauthenticated"
 	busy            = "busy"
 	connections     = "connections"
 )
 
-// NewCallers registers the metrics of callers.
+// NewCallers returns the limits of callers and registers their metrics.
 func NewCallers(certificateRequired bool, registry prometheus.Registerer) *Callers {
 	c := &Callers{
 		CertificateRequired: certificateRequired,
@@ -81,7 +87,7 @@ func NewCallers(certificateRequired bool, registry prometheus.Registerer) *Calle
 		others:              newBounds(),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "akv_injector_calls_refused_total",
-			Help: "Calls refused before a review was read: without a client certificate (unauthenticated), after waiting for other calls (busy), or beyond the limit of connections (connections).",
+			Help: "Requests rejected before a review was read: no client certificate (unauthenticated), no capacity in time (busy), or too many connections (connections).",
 		}, []string{"reason"}),
 	}
 	for _, reason := range []string{unauthenticated, busy, connections} {
@@ -89,12 +95,13 @@ func NewCallers(certificateRequired bool, registry prometheus.Registerer) *Calle
 	}
 	registry.MustRegister(c.refused, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "akv_injector_bytes_in_flight",
-		Help: "Bytes of the calls that are processed, where a small call counts as 16 KiB.",
+		Help: "Bytes of the requests in progress. A smaller request counts as 16 KiB.",
 	}, func() float64 { return c.authenticated.inUse() + c.others.inUse() }))
 	return c
 }
 
-// Handler passes on the requests that there is capacity for. A request waits for capacity before its body is read.
+// Handler returns next with the limits. A request waits for capacity before its body is read;
+// without capacity in time it gets status 503.
 func (c *Callers) Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		shared := c.others
@@ -118,7 +125,7 @@ func (c *Callers) Handler(next http.Handler) http.Handler {
 		}
 		if !shared.acquire(r.Context(), bytes, peer, size) {
 			c.refused.WithLabelValues(busy).Inc()
-			http.Error(w, "is busy with other calls; try again", http.StatusServiceUnavailable)
+			http.Error(w, "too many requests in progress; retry", http.StatusServiceUnavailable)
 			return
 		}
 		defer bytes.Release(peer, size)
@@ -131,8 +138,8 @@ func IsAuthenticated(r *http.Request) bool {
 	return r.TLS != nil && len(r.TLS.VerifiedChains) > 0
 }
 
-// PeerOf is the address that a caller counts as, given its address and port: an IPv4 address, or a network of 64 bits of IPv6, which a single
-// machine may have to itself.
+// PeerOf returns the address that a caller counts as, given its address and port: an IPv4 address,
+// or the /64 network of an IPv6 address, since a single machine may have a whole /64.
 func PeerOf(remote string) netip.Addr {
 	address, err := netip.ParseAddrPort(remote)
 	if err != nil {
@@ -140,7 +147,7 @@ func PeerOf(remote string) netip.Addr {
 	}
 	peer := address.Addr().Unmap().WithZone("")
 	if peer.Is6() {
-		prefix, _ := peer.Prefix(64) // the only error is about more bits than there are
+		prefix, _ := peer.Prefix(64) // the only possible error is about more than 128 bits
 		return prefix.Addr()
 	}
 	return peer

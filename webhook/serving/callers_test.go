@@ -155,7 +155,8 @@ func (u unread) Read([]byte) (int, error) {
 	return 0, io.EOF
 }
 
-// TestConnections shows that connections beyond a peer's share are closed, and that those which end make room.
+// TestConnections shows that connections beyond a peer's share are closed, and that those which end
+// make room.
 func TestConnections(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	callers := serving.NewCallers(false, registry)

@@ -5,11 +5,12 @@ import (
 	"sync"
 )
 
-// maxConnections is the number of connections that peers share. A connection takes some 40 KiB. An API server opens one for each call that it has
-// under way, and by default it processes 200 requests that change something at a time.
+// maxConnections is the number of connections that all peers share. A connection takes about 40
+// KiB. An API server opens one connection for each concurrent call, and by default it processes 200
+// mutating requests at a time.
 const maxConnections = 1024
 
-// limitedListener closes the connections of a peer that exceed its share as soon as it has accepted them.
+// limitedListener closes new connections of a peer that exceed its share.
 type limitedListener struct {
 	net.Listener
 
@@ -28,7 +29,7 @@ func (l limitedListener) Accept() (net.Conn, error) {
 		if l.shared.TryAcquire(peer, 1) {
 			return limitedConn{Conn: conn, release: sync.OnceFunc(func() { l.shared.Release(peer, 1) })}, nil
 		}
-		_ = conn.Close() // it was never used
+		_ = conn.Close() // the connection was not used, so an error does not matter
 		l.refused()
 	}
 }

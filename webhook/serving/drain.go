@@ -10,21 +10,26 @@ import (
 	"github.com/go-logr/logr"
 )
 
-// Drain is the time between the order to stop and the end. The API server keeps connections to a replica, and Endpoints follow its
-// readiness late; so it turns unready at once, but goes on to accept connections and to answer for a while. Each answer has
-// "Connection: close" (with HTTP/2, Go's server sends GOAWAY instead), so that the next request is a new connection's, which
-// goes where the Service leads by then.
+// Drain delays the shutdown of a replica, so that no review is lost. The API server keeps
+// connections to a replica, and the endpoints of the Service follow its readiness with a delay.
+// When the drain begins, the replica becomes unready, but it still accepts connections and
+// responds. Each response has "Connection: close" (for HTTP/2, Go's server sends GOAWAY instead),
+// so that the API server sends the next request over a new connection, to a ready replica.
+//
+//	drain := &serving.Drain{Period: period, Log: log}
+//	handler := drain.Handler(mux)
+//	ctx, stop := drain.Outlast(ctx) // run the server with this context
 type Drain struct {
-	// Period is how long it takes, whether or not anybody is connected: endpoints follow late then too. 0 is no time.
+	// Period is how long the drain takes, even without connections. 0 means no drain.
 	Period time.Duration
-	// Log gets a line at the start and one at the end.
+	// Log gets a line at the start and a line at the end.
 	Log logr.Logger
 
 	draining atomic.Bool
-	answered atomic.Int64 // since it has begun
+	answered atomic.Int64 // requests since the start of the drain
 }
 
-// Handler tells those whom next answers to come back by another connection, once the drain has begun.
+// Handler returns next with "Connection: close" in each response once the drain has begun.
 func (d *Drain) Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !d.draining.Load() {
@@ -37,15 +42,16 @@ func (d *Drain) Handler(next http.Handler) http.Handler {
 	})
 }
 
-// Ready is an error once the drain has begun. It is a healthz.Checker.
+// Ready returns an error once the drain has begun. It is a healthz.Checker.
 func (d *Drain) Ready(*http.Request) error {
 	if d.draining.Load() {
-		return errors.New("it is about to end")
+		return errors.New("the replica is draining")
 	}
 	return nil
 }
 
-// Outlast returns a context that ends when the drain is over, which begins as ctx ends. The function that it returns ends it at once.
+// Outlast returns a context that ends when the drain is over. The drain begins when ctx ends. The
+// returned function ends the context without a drain.
 func (d *Drain) Outlast(ctx context.Context) (context.Context, context.CancelFunc) {
 	longer, end := context.WithCancel(context.WithoutCancel(ctx))
 	forget := context.AfterFunc(ctx, func() {

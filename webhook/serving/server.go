@@ -1,6 +1,10 @@
-// Package serving is the HTTPS server that reviews come to: how long it waits for what, and how it ends without losing one.
+// Package serving is the HTTPS server of the webhook: its timeouts, its limits for callers, and a
+// shutdown that loses no review.
 //
-// It does not know what a review is, nor where the serving certificate comes from.
+//	callers := serving.NewCallers(false, registry)
+//	server, err := serving.NewServer(":9443", handler, callers, withCertificate)
+//
+// It decodes no review, and does not load the serving certificate.
 package serving
 
 import (
@@ -14,28 +18,33 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 )
 
-// limits bound what a client can hold on to. None may hurt the API server: it never repeats a call, so a connection that we close just
-// as it sends one costs somebody's pod.
+// limits limit what a client can use. They must not affect the API server: it does not retry a
+// call, so if the server closes a connection just as the API server sends a call, the creation of a
+// pod fails.
 type limits struct {
-	// idle is how long a connection may wait for a request, and how long a request's header may take. The API server, as every client
-	// of client-go, closes an idle connection itself after 90 seconds: ours must be the longer wait. That is true of a new connection
-	// too, whose wait net/http counts as header time: Go's client opens connections that it then leaves in reserve. A shorter
-	// time for headers would gain nothing, since whoever wants to keep a connection open can do so without sending one.
+	// idle is how long a connection may wait for a request, and how long a request's header may
+	// take. The API server, like every client of client-go, closes an idle connection after 90
+	// seconds, so the server must wait longer. This also applies to new connections, for which
+	// net/http counts the wait as header time: Go's client opens connections in reserve. A shorter
+	// limit for headers has no benefit, since a client can keep a connection open without sending
+	// one.
 	idle time.Duration
-	// headerBytes is the size of a header.
+	// headerBytes is the size of the largest header.
 	headerBytes int
-	// body is how long a request may take from the end of its header to its own end. A handler that knows better sets the read
-	// deadline itself, and bounds the size.
+	// body is how long the body of a request may take, from the end of its header. A handler may
+	// set a shorter read deadline, and limits the size.
 	body time.Duration
-	// answer is how long it may take from the end of the header to the end of the answer, and TLS's handshake.
+	// answer is how long a request may take from the end of its header to the end of the response.
+	// It is also the limit of a TLS handshake.
 	answer time.Duration
-	// shutdown is how long requests may take that are under way when the server has to end.
+	// shutdown is how long requests in progress may take after the start of the shutdown.
 	shutdown time.Duration
-	// connections is the number of connections that peers share.
+	// connections is the number of connections that all peers share.
 	connections int64
 }
 
-// No review takes more than 10 seconds, its body included: with our configurations the API server waits 5.
+// A review takes at most 10 seconds with its body. With our webhook configurations, the API server
+// waits 5 seconds.
 var serverLimits = limits{
 	idle:        2 * time.Minute,
 	headerBytes: 16 << 10,
@@ -45,8 +54,9 @@ var serverLimits = limits{
 	connections: maxConnections,
 }
 
-// NewServer listens at address, and once it is started serves HTTP/1.1 and HTTP/2 there to callers, over TLS as configure says. When its context
-// ends it closes the listener and idle connections, and finishes the requests under way. See [Drain] for what should precede that.
+// NewServer listens at address and returns a server for HTTP/1.1 and HTTP/2 over TLS; configure
+// changes the TLS configuration. When the context of the started server ends, the server closes the
+// listener and idle connections, and finishes the requests in progress. Use [Drain] to delay that.
 func NewServer(address string, handler http.Handler, callers *Callers, configure ...func(*tls.Config)) (*manager.Server, error) {
 	return newServer(address, handler, callers, serverLimits, configure...)
 }
@@ -70,19 +80,21 @@ func newServer(address string, handler http.Handler, callers *Callers, l limits,
 			WriteTimeout:      l.answer,
 			IdleTimeout:       l.idle,
 			MaxHeaderBytes:    l.headerBytes,
-			// What HTTP/2 receives of bodies that wait to be read. The default of a connection is 1 MiB.
+			// Buffers of HTTP/2 for bodies that are not read yet. The default for a connection is 1
+			// MiB.
 			HTTP2: &http.HTTP2Config{MaxReceiveBufferPerConnection: 128 << 10, MaxReceiveBufferPerStream: 64 << 10},
 		},
 		ShutdownTimeout: &l.shutdown,
 	}, nil
 }
 
-// boundBody does what [http.Server.ReadTimeout] can't: that begins when a new connection does, long before its first request may.
+// boundBody limits the time to read a body. [http.Server.ReadTimeout] cannot be used: it starts
+// with a new connection, which may be long before its first request.
 func boundBody(next http.Handler, limit time.Duration) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(limit))
 		if err != nil && !errors.Is(err, http.ErrNotSupported) {
-			http.Error(w, fmt.Sprintf("bound the time to read: %v", err), http.StatusInternalServerError)
+			http.Error(w, fmt.Sprintf("set read deadline: %v", err), http.StatusInternalServerError)
 			return
 		}
 		next.ServeHTTP(w, r)

@@ -312,7 +312,8 @@ func TestLimits(t *testing.T) {
 	})
 }
 
-// TestPatience compares with how long the API server's client keeps a connection that it does not use, or has never used.
+// TestPatience compares with how long the API server's client keeps a connection that it does not
+// use, or has never used.
 func TestPatience(t *testing.T) {
 	transport, err := rest.TransportFor(&rest.Config{Host: "https://127.0.0.1"})
 	if err != nil {

@@ -1,30 +1,30 @@
-{{- /* The labels by which the replicas are selected: never changed, since a Deployment's selector can't be. */ -}}
+{{- /* The labels that select the replicas. Never change them: the selector of a Deployment is immutable. */ -}}
 {{- define "akv-injector.labels" -}}
 app.kubernetes.io/name: akv-injector
 {{- end -}}
 
-{{- /* What a schema can't say. Every template that is always rendered asks for it. */ -}}
+{{- /* Checks that a schema cannot express. A template that is always rendered includes them. */ -}}
 {{- define "akv-injector.check" -}}
 {{- range $value := list "nameOverride" "fullnameOverride" -}}
 {{- if index $.Values $value -}}
-{{- fail (printf "%s: must be empty: webhook configurations are called in the order of their names, and akv-injector has to come before azure-wi-webhook-mutating-webhook-configuration" $value) -}}
+{{- fail (printf "%s: must be empty: the API server calls webhook configurations in the order of their names, and akv-injector must come before azure-wi-webhook-mutating-webhook-configuration" $value) -}}
 {{- end -}}
 {{- end -}}
 {{- if eq .Release.Namespace "kube-system" -}}
-{{- fail "the release's namespace: must not be kube-system; choose one of its own, such as --namespace akv-injector-system --create-namespace" -}}
+{{- fail "the namespace of the release: must not be kube-system; choose another one, such as --namespace akv-injector-system --create-namespace" -}}
 {{- end -}}
 {{- if and (eq .Values.certs.mode "files") (not .Values.certs.files.secretName) (not .Values.webhook.url) -}}
-{{- fail "certs.files.secretName: must name the Secret of tls.crt and tls.key where certs.mode is files" -}}
+{{- fail "certs.files.secretName: must name the Secret with tls.crt and tls.key if certs.mode is files" -}}
 {{- end -}}
 {{- if and (eq .Values.certs.mode "files") (not .Values.webhook.caBundle) -}}
-{{- fail "webhook.caBundle: must be set where certs.mode is files: nobody else fills it in" -}}
+{{- fail "webhook.caBundle: must be set if certs.mode is files: no other component writes it" -}}
 {{- end -}}
 {{- if and (ne .Values.certs.mode "files") .Values.webhook.caBundle -}}
-{{- fail (printf "webhook.caBundle: must be empty where certs.mode is %s: it is filled in" .Values.certs.mode) -}}
+{{- fail (printf "webhook.caBundle: must be empty if certs.mode is %s: cert-manager or the injector writes it" .Values.certs.mode) -}}
 {{- end -}}
 {{- end -}}
 
-{{- /* The one Secret within reach: the serving certificate. */ -}}
+{{- /* The Secret with the serving certificate, the only one that the injector may read. */ -}}
 {{- define "akv-injector.secretName" -}}
 {{- if eq .Values.certs.mode "self-signed" -}}akv-injector-serving-cert
 {{- else if eq .Values.certs.mode "cert-manager" -}}akv-injector-tls
@@ -32,7 +32,7 @@ app.kubernetes.io/name: akv-injector
 {{- end -}}
 {{- end -}}
 
-{{- /* GOMEMLIMIT: room for what Go's collector doesn't see. */ -}}
+{{- /* GOMEMLIMIT is below the memory limit, because the Go runtime does not count all memory. */ -}}
 {{- define "akv-injector.goMemLimit" -}}
 {{- $limit := dig "limits" "memory" "" .Values.resources | toString -}}
 {{- if .Values.goMemLimit -}}
@@ -42,11 +42,11 @@ app.kubernetes.io/name: akv-injector
 {{- else if regexMatch "^[0-9]+Gi$" $limit -}}
 {{ mul 896 (trimSuffix "Gi" $limit | int) }}MiB
 {{- else if $limit -}}
-{{- fail "goMemLimit: must be set where resources.limits.memory is not in Mi or Gi" -}}
+{{- fail "goMemLimit: must be set if resources.limits.memory is not in Mi or Gi" -}}
 {{- end -}}
 {{- end -}}
 
-{{- /* Metadata of both webhook configurations. */ -}}
+{{- /* The metadata of both webhook configurations. */ -}}
 {{- define "akv-injector.configuration" -}}
 metadata:
   name: akv-injector
@@ -62,7 +62,9 @@ metadata:
   {{- end }}
 {{- end -}}
 
-{{- /* What each entry of a webhook configuration has: {root, path, fails: whether it may fail closed}. */ -}}
+{{- /*
+The common fields of the webhooks. Parameters: root, path, and fails. If fails is false, failurePolicy is Ignore.
+*/ -}}
 {{- define "akv-injector.webhook" -}}
 {{- $webhook := .root.Values.webhook -}}
 clientConfig:
@@ -85,14 +87,17 @@ sideEffects: None
 timeoutSeconds: {{ $webhook.timeoutSeconds }}
 {{- end -}}
 
-{{- /* Namespaces that are never reviewed, as the last expression of a namespaceSelector. */ -}}
+{{- /* The last expression of each namespaceSelector: excludes the namespaces that are never reviewed. */ -}}
 {{- define "akv-injector.excluded" -}}
 - key: kubernetes.io/metadata.name
   operator: NotIn
   values: [{{ concat (list "kube-system") .Values.webhook.excludedNamespaces (list .Release.Namespace) | uniq | join ", " }}]
 {{- end -}}
 
-{{- /* A kubelet makes mirror pods of its static pods. Anybody may write the annotation, and a kubelet starts no such pod that is not its own. */ -}}
+{{- /*
+Excludes mirror pods, which a kubelet creates for its static pods. Any user can write the annotation, so the request must come from
+a node. A kubelet does not start a mirror pod that it did not create.
+*/ -}}
 {{- define "akv-injector.notAMirrorPod" -}}
 - name: not-a-mirror-pod
   expression: >-
@@ -100,7 +105,7 @@ timeoutSeconds: {{ $webhook.timeoutSeconds }}
     !request.userInfo.username.startsWith('system:node:') || !('system:nodes' in request.userInfo.?groups.orValue([]))
 {{- end -}}
 
-{{- /* Does a pod project a token by which its ServiceAccount signs in to Microsoft Entra? */ -}}
+{{- /* Whether the pod projects a token with which its ServiceAccount signs in to Microsoft Entra. */ -}}
 {{- define "akv-injector.projectsAToken" -}}
 object.spec.?volumes.orValue([]).exists(volume, volume.?projected.?sources.orValue([]).exists(source,
 source.?serviceAccountToken.?audience.orValue('') in ['api://AzureADTokenExchange', 'api://AKSIdentityBinding']))
@@ -140,10 +145,15 @@ source.?serviceAccountToken.?audience.orValue('') in ['api://AzureADTokenExchang
 {{- end -}}
 
 {{- /*
-Does a workload request anything that its template does not inherit yet? Version 0 is the object and version 1 the old one; of each, 0 are the annotations of
-its metadata, 1 of the metadata of a CronJob's Jobs, 2 of the pod template. First, an annotation of the contract is new, changed or gone. Second, the
-template's keyvault.io/inherited is not what the metadata gives. The injector writes the same text: the annotations that it hands down in the order of
-their keys, each as a line KEY="VALUE".
+Whether the workload requests something that its pod template does not inherit yet. This is the case if
+
+- an annotation under the two prefixes is added, changed or removed, except keyvault.io/inherited and keyvault.io/status, or
+- keyvault.io/inherited of the pod template differs from what the metadata gives. The injector writes the same text: the annotations
+  of "akv-injector.handedDown" in the order of their keys, each as a line KEY="VALUE".
+
+version[0] is the object and version[1] the old object. Of each, [0] are the annotations of its metadata, [1] those of the
+jobTemplate's metadata of a CronJob, and [2] those of the pod template. An update of a Job requests something if it changes
+keyvault.io/inherited of the pod template.
 */ -}}
 {{- define "akv-injector.requests" -}}
 (request.kind.kind == 'Job' && request.operation == 'UPDATE' ?
@@ -166,7 +176,7 @@ their keys, each as a line KEY="VALUE".
       .map(key, key + '=' + strings.quote(version[0][1][?key].orValue(version[0][0][?key].orValue('')))).join('\n')))
 {{- end -}}
 
-{{- /* The annotations that a workload hands down to its pod template, in the order of their names. */ -}}
+{{- /* The annotations of a workload that its pod template inherits, in the order of their names. */ -}}
 {{- define "akv-injector.handedDown" -}}
 'identity.io/client-id', 'identity.io/mode', 'identity.io/name', 'identity.io/tenant-id', 'keyvault.io/class', 'keyvault.io/containers',
 'keyvault.io/env', 'keyvault.io/inject', 'keyvault.io/mount-path', 'keyvault.io/on-conflict', 'keyvault.io/secrets', 'keyvault.io/vault'

@@ -1,5 +1,5 @@
-// Package attacks has inputs that are small as they are written and large as they are processed. Tests, fuzz targets and the load of
-// test/cmd/attack send them.
+// Package attacks has inputs that are small, but may take much memory or time to process. Tests,
+// fuzz targets and benchmarks send them.
 package attacks
 
 import (
@@ -9,7 +9,8 @@ import (
 	"strings"
 )
 
-// Secrets are values of the annotation keyvault.io/secrets of at most 256 KiB, by what they abuse.
+// Secrets are values of the annotation keyvault.io/secrets of at most 256 KiB, by the feature that
+// they abuse.
 var Secrets = map[string]string{
 	"tags behind a directive":       "- objectName: a\n...\n%TAG !x! " + strings.Repeat("t", 60_000) + "\n---\n" + strings.Repeat("- !x!a\n", 24_000),
 	"a directive of the document":   "%TAG !x! " + strings.Repeat("t", 60_000) + "\n---\n" + strings.Repeat("- !x!a\n", 24_000),
@@ -29,7 +30,8 @@ var Secrets = map[string]string{
 	"comments":                      "- a\n" + strings.Repeat("# b\n", 60_000),
 }
 
-// Objects are values of the parameter "objects" of a SecretProviderClass, which etcd takes up to 1.5 MiB.
+// Objects are values of the parameter "objects" of a SecretProviderClass. etcd stores objects of up
+// to 1.5 MiB.
 var Objects = map[string]string{
 	"as many nodes as there can be": "array: [" + strings.Repeat("a,", 690_000) + "]",
 	"tags behind a directive":       "array: [a]\n...\n%TAG !x! " + strings.Repeat("t", 60_000) + "\n---\n" + strings.Repeat("- !x!a\n", 150_000),
@@ -39,7 +41,7 @@ var Objects = map[string]string{
 	"keys":                          numbered("k%d: x\n", 100_000),
 }
 
-// numbered is a text repeated n times, each made of its number.
+// numbered formats each number below n, and joins the results.
 func numbered(format string, n int) string {
 	var b strings.Builder
 	for i := range n {
@@ -48,8 +50,9 @@ func numbered(format string, n int) string {
 	return b.String()
 }
 
-// Allocated is how many bytes of memory f allocates, those that are free again included: the least of three runs, since a test's other
-// goroutines allocate as well, unless an earlier run stays within limit.
+// Allocated returns how many bytes of memory f allocates, including those that it frees. It runs f
+// until a run stays within limit, at most three times, and returns the least, since other
+// goroutines of a test allocate as well.
 func Allocated(limit int, f func()) int {
 	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
 	least := uint64(math.MaxInt)
@@ -65,8 +68,9 @@ func Allocated(limit int, f func()) int {
 	return int(least)
 }
 
-// Factor is how many bytes may be allocated for each byte of a text that a tenant wrote, and Free how many besides. The YAML library allocates
-// a kilobyte for a node, which may be written in two bytes.
+// Factor is how many bytes may be allocated for each byte of a text that a tenant wrote, and Free
+// is how many more bytes may be allocated. The YAML library allocates a kilobyte for a node, whose
+// text may have two bytes.
 const (
 	Factor = 1000
 	Free   = 256 << 10

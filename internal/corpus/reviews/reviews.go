@@ -1,8 +1,11 @@
-// Package reviews has AdmissionReviews of pods' creations, byte for byte as a kube-apiserver 1.37 sent them for the pods of
-// three Deployments: with managedFields, defaults, the ServiceAccount's token volume and default tolerations. Benchmarks and
-// load runs send them.
+// Package reviews has AdmissionReviews of the creation of pods, byte for byte as a kube-apiserver
+// 1.37 sent them for the pods of three Deployments: with managedFields, defaults, the
+// ServiceAccount's token volume and default tolerations. Benchmarks and load tests send them:
 //
-// It is for tests alone, and knows nothing of what comes of a review.
+//	for _, r := range reviews.All() {
+//		http.Post(url, "application/json", bytes.NewReader(r.Body))
+//
+// The package is only for tests.
 package reviews
 
 import (
@@ -25,7 +28,7 @@ import (
 
 // Review is one recorded review.
 type Review struct {
-	// Size is about how large it is, as tables show it.
+	// Size is the approximate size, for tables.
 	Size string
 	// Body is the AdmissionReview, compact JSON.
 	Body []byte
@@ -40,19 +43,22 @@ var (
 	large []byte
 )
 
-// Cluster is what the namespace of the pods held when the reviews were recorded, as YAML documents: everything that they ask for.
+// Cluster has the objects of the namespace when the reviews were recorded, as YAML documents:
+// everything that the pods request.
 //
 //go:embed cluster.yaml
 var Cluster []byte
 
 // The recorded reviews.
 var (
-	// Small is of a pod with one container: one object of an existing class, bound by AAD pod identity.
+	// Small is of a pod with one container: one object of an existing class, bound by AAD pod
+	// identity.
 	Small = Review{"3k", bytes.TrimSpace(small)}
-	// Medium is of a pod with an init container, an application and a sidecar: three objects of an existing class, each an
-	// env var, and workload identity.
+	// Medium is of a pod with an init container, an application and a sidecar: three objects of an
+	// existing class, each an env var, and workload identity.
 	Medium = Review{"11k", bytes.TrimSpace(medium)}
-	// Large is of a pod with an init container and seven others: fifteen objects of two vaults, in managed classes, and workload identity.
+	// Large is of a pod with an init container and seven others: fifteen objects of two vaults, in
+	// managed classes, and workload identity.
 	Large = Review{"64k", bytes.TrimSpace(large)}
 )
 
@@ -61,12 +67,12 @@ func All() []Review {
 	return []Review{Small, Medium, Large}
 }
 
-// Request is the part of a review that the benchmarks' own handlers look at.
+// Request has the fields of a review that the handlers of benchmarks read.
 type Request struct {
 	UID       types.UID  `json:"uid"`
 	Namespace string     `json:"namespace"`
 	Object    corev1.Pod `json:"object"`
-	// Pod is Object as the injector reads it.
+	// Pod is Object as the injector decodes it.
 	Pod pods.Pod `json:"-"`
 }
 
@@ -90,7 +96,7 @@ func (r Review) Request() (*Request, error) {
 	return &review.Request, nil
 }
 
-// Facts are those of [Cluster].
+// Facts returns a source with the objects of [Cluster].
 func Facts() (*facts.Objects, error) {
 	objects, err := corpus.Decode(Cluster)
 	if err != nil {
@@ -105,7 +111,8 @@ func Facts() (*facts.Objects, error) {
 	return &source, nil
 }
 
-// Echo is the floor: a webhook that reads a whole review and allows it, having looked for nothing but its UID.
+// Echo is a webhook with the least possible work, for comparison: it reads the review, finds its
+// UID, and allows the object.
 func Echo(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -116,5 +123,5 @@ func Echo(w http.ResponseWriter, r *http.Request) {
 	uid, _, _ := bytes.Cut(rest, []byte(`"`))
 	answer := append([]byte(`{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","response":{"uid":"`), uid...)
 	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(append(answer, `","allowed":true}}`...)) // a client that went away needs no answer
+	_, _ = w.Write(append(answer, `","allowed":true}}`...)) // the client may have closed the connection
 }

@@ -19,17 +19,18 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/measure"
 )
 
-// MemoryLimit is that of the chart.
+// MemoryLimit is the memory limit of the chart, in bytes.
 const MemoryLimit = 512 << 20
 
 // Attacked is the result of one attack.
 type Attacked struct {
 	*Phase
 
-	// Senders is the number of connections that attacked at the same time. It is zero for the first result, which has no attack.
+	// Senders is the number of connections that attack at the same time. It is zero in the first
+	// result, which has no attack.
 	Senders int
-	// Sent is the number of requests that were sent, and Answers how many of them were answered by each HTTP status; "none" stands for a
-	// connection that was closed without an answer.
+	// Sent is the number of requests that were sent. Answers has the number of answers by HTTP
+	// status; "none" counts connections that were closed without an answer.
 	Sent    int
 	Answers map[string]int
 	// Calls is the number of requests that the replicas sent to the API server.
@@ -40,9 +41,11 @@ type Attacked struct {
 	duration time.Duration
 }
 
-// Attacks creates pods as [Run] does: first undisturbed, then during each attack with one sender and with several, and at last during all of
-// them at the same time. Each lasts for duration. The first attacks are controls, which do not involve the injector: they show what the machine
-// has left for the creations. It returns what there is, also where it could not go on.
+// Attacks creates pods as [Run] does: first without an attack, then during each attack with one
+// sender and with several senders, and last during all attacks at the same time. Each of these
+// phases lasts for duration. The first attacks are controls, which do not involve the injector:
+// they show how much the load on the machine slows the creations down. If a phase fails, Attacks
+// returns the results so far and the error.
 func Attacks(ctx context.Context, plane *controlplane.ControlPlane, o Options, senders int, duration time.Duration) (_ []*Attacked, err error) {
 	c, err := start(ctx, plane, o)
 	if err != nil {
@@ -80,7 +83,8 @@ func Attacks(ctx context.Context, plane *controlplane.ControlPlane, o Options, s
 	return results, add("all of them", attacks[controls:], senders)
 }
 
-// attack creates pods for a while during which senders attack, the same number in each way.
+// attack creates pods for duration while the senders attack. Each of attacks gets the same number
+// of senders.
 func (c *cluster) attack(ctx context.Context, name string, attacks []attack, senders int, duration time.Duration) (*Attacked, error) {
 	for _, r := range c.replicas {
 		if err := measure.ResetPeak(r.PID()); err != nil {
@@ -125,7 +129,7 @@ func (c *cluster) attack(ctx context.Context, name string, attacks []attack, sen
 	return result, nil
 }
 
-// calls is how many requests the replicas have sent to the API server.
+// calls returns the number of requests that the replicas have sent to the API server.
 func (c *cluster) calls(ctx context.Context) (sum float64, err error) {
 	for _, r := range c.replicas {
 		sample, err := readMetrics(ctx, r)
@@ -141,7 +145,7 @@ func (c *cluster) calls(ctx context.Context) (sum float64, err error) {
 	return sum, nil
 }
 
-// AttackTable prints results, as docs/performance.md shows them.
+// AttackTable prints results as a Markdown table, as in docs/performance.md.
 func AttackTable(w io.Writer, results []*Attacked) {
 	fmt.Fprintln(w, "| attack | at a time | sent a second | answers | calls of the API server a second | pods | failed | p50 ms | p99 ms | times p99 of no attack | peak RSS MiB |")
 	fmt.Fprintln(w, "|---|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|")

@@ -9,8 +9,9 @@ import (
 	"github.com/akv-injector/akv-injector/test/benchmarks/ha"
 )
 
-// TestAttacks is the short form of `make attacks`: each attack for a second, by one sender and by eight. Each sender has an address of its own, 127.0.1.1 and
-// those after it, which only Linux has.
+// TestAttacks is the short form of `make attacks`: each attack lasts for a second, with one sender
+// and with eight. The senders use the addresses from 127.0.1.1 on, which need no setup on Linux
+// only.
 func TestAttacks(t *testing.T) {
 	ctx, plane, binary := start(t)
 	o := ha.Options{
@@ -18,7 +19,7 @@ func TestAttacks(t *testing.T) {
 		Probe: ha.Probe{Period: time.Second, Failures: 2, Delay: time.Second},
 	}
 	if os.Geteuid() != 0 {
-		t.Log("*** THE REPLICAS HAVE NO LIMIT OF MEMORY: only root makes cgroups")
+		t.Log("*** THE REPLICAS HAVE NO MEMORY LIMIT: it needs a cgroup, and only root can create one")
 		o.MemoryLimit = 0
 	}
 	results, err := ha.Attacks(ctx, plane, o, 8, time.Second)

@@ -11,21 +11,25 @@ import (
 	"time"
 )
 
-// Probe says how fast the balancer learns of a replica's readiness. What is shipped has the kubelet ask every 2 seconds; endpoints and
-// the nodes' rules follow a second later when much is going on.
+// Probe says how fast the balancer learns that a replica is ready or not. In the shipped manifests
+// the kubelet probes every 2 seconds. In a busy cluster, endpoints and the rules on the nodes
+// follow a second later.
 type Probe struct {
-	// Period is the time from one probe of a replica to the next. A probe that is not answered for a second fails.
+	// Period is the time between two probes of a replica. A probe without an answer within a second
+	// fails.
 	Period time.Duration
-	// Failures in a row make a replica unready; one success makes it ready.
+	// Failures is the number of failed probes in a row that make a replica unready. One success
+	// makes it ready.
 	Failures int
-	// Delay is how much later than the probes new connections go elsewhere.
+	// Delay is the time between a change of readiness and the change of where new connections go.
 	Delay time.Duration
 }
 
 const probeTimeout = time.Second
 
-// balancer does what a Service does, and those behind it: it probes the readiness of replicas, and passes each new connection on to one
-// that is ready, in turns. A connection stays with its replica for as long as both ends want it.
+// balancer stands in for a Service, the kubelet's probes and kube-proxy: it probes the readiness of
+// replicas, and forwards each new connection to a ready replica, in turns. A connection stays with
+// its replica until one end closes it.
 type balancer struct {
 	probe    Probe
 	listener net.Listener
@@ -42,10 +46,10 @@ type endpoint struct {
 	address, readiness string
 	forget             context.CancelFunc
 	ready              bool
-	since              time.Time // when it became what it is
+	since              time.Time // time of the last change of ready
 }
 
-// newBalancer balances until ctx ends, or it is closed.
+// newBalancer returns a balancer that runs until ctx ends or close is called.
 func newBalancer(ctx context.Context, probe Probe) (*balancer, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -59,7 +63,8 @@ func newBalancer(ctx context.Context, probe Probe) (*balancer, error) {
 
 func (b *balancer) address() string { return b.listener.Addr().String() }
 
-// add makes a replica known, which is unready at first. It is probed until it is removed, or the balancer is closed.
+// add adds a replica, which is unready at first. The balancer probes it until remove or close is
+// called.
 func (b *balancer) add(ctx context.Context, address, readiness string) {
 	ctx, forget := context.WithCancel(context.WithoutCancel(ctx))
 	e := &endpoint{address: address, readiness: readiness, forget: forget}
@@ -69,7 +74,7 @@ func (b *balancer) add(ctx context.Context, address, readiness string) {
 	b.running.Go(func() { b.follow(ctx, e) })
 }
 
-// remove forgets a replica. Connections to it stay.
+// remove removes a replica. Open connections to it stay.
 func (b *balancer) remove(address string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -82,7 +87,7 @@ func (b *balancer) remove(address string) {
 	}
 }
 
-// leadsTo says whether new connections go to a replica.
+// leadsTo reports whether new connections can go to a replica.
 func (b *balancer) leadsTo(address string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -106,7 +111,7 @@ func (b *balancer) close() error {
 	return err
 }
 
-// isReady needs the lock.
+// isReady reports whether new connections can go to e. The caller must hold mu.
 func (b *balancer) isReady(e *endpoint) bool {
 	return e.ready == (time.Since(e.since) >= b.probe.Delay)
 }
@@ -148,7 +153,7 @@ func isOK(ctx context.Context, client *http.Client, url string) bool {
 	return response.StatusCode == http.StatusOK
 }
 
-// pick is the next replica that is ready, empty where none is.
+// pick returns the address of the next ready replica, or "" if no replica is ready.
 func (b *balancer) pick() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -173,8 +178,8 @@ func (b *balancer) accept(ctx context.Context) {
 	}
 }
 
-// pass connects the two ends until one of them, or ctx, ends. Where no replica can be reached it resets the connection, which is as
-// near as it comes to having refused it.
+// pass forwards data between conn and a replica until one of the two connections or ctx ends. If no
+// replica can be reached, pass resets conn, because it can no longer refuse it.
 func (b *balancer) pass(ctx context.Context, conn net.Conn) {
 	defer conn.Close()
 	replica, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", b.pick())

@@ -2,7 +2,6 @@ package ha
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -16,23 +15,24 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
-// retryAfter is when a creation that failed is tried once more. A controller would try at once, and then again and again.
+// retryAfter is the time between a failed creation and its only retry. A real controller retries at
+// once, and again with a backoff.
 const retryAfter = 2 * time.Second
 
-// creations are pods that are created at a steady rate.
+// creations creates pods at a steady rate.
 type creations struct {
 	client kubernetes.Interface
 	rate   int
 	prefix string // of the pods' names
 	pod    func(name string) *corev1.Pod
-	// want says what is wrong with a pod that was created.
+	// want returns what is wrong with a created pod.
 	want func(*corev1.Pod) error
 
 	mu    sync.Mutex
-	phase *Phase // what the creations come to
+	phase *Phase // the results so far
 }
 
-// during creates pods until work is done, and those that are due by then.
+// during creates pods until work returns. It waits for the creations that are due by then.
 func (c *creations) during(ctx context.Context, name string, work func(context.Context) error) (*Phase, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -58,15 +58,12 @@ func (c *creations) during(ctx context.Context, name string, work func(context.C
 	}
 }
 
-// create creates one pod, at the second attempt if need be.
+// create creates one pod, with at most one retry.
 func (c *creations) create(ctx context.Context, pod *corev1.Pod, due time.Time) {
 	created, err := c.attempt(ctx, pod)
 	failed := err
 	if err != nil {
-		select {
-		case <-ctx.Done():
-		case <-time.After(retryAfter):
-		}
+		_ = process.Sleep(ctx, retryAfter) // awaitAPIServer reports that ctx has ended
 		if err = c.awaitAPIServer(ctx); err == nil {
 			created, err = c.attempt(ctx, pod)
 		}
@@ -90,7 +87,8 @@ func (c *creations) create(ctx context.Context, pod *corev1.Pod, due time.Time) 
 	}
 }
 
-// attempt asks once. A pod that is there already is one of which the answer was lost.
+// attempt tries once to create a pod. If the pod already exists, the answer to an earlier attempt
+// was lost.
 func (c *creations) attempt(ctx context.Context, pod *corev1.Pod) (*corev1.Pod, error) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
@@ -103,9 +101,7 @@ func (c *creations) attempt(ctx context.Context, pod *corev1.Pod) (*corev1.Pod, 
 }
 
 func (c *creations) awaitAPIServer(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("the API server is not ready again"))
-	defer cancel()
-	return process.Until(ctx, func(ctx context.Context) error {
+	return process.Within(ctx, time.Minute, "the API server", func(ctx context.Context) error {
 		return c.client.CoreV1().RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
 	})
 }

@@ -1,9 +1,14 @@
-// Package ha shows what a cluster notices when replicas of the injector, the API server or etcd come to grief: pods are created at a steady
-// rate through a real API server that calls two replicas behind a Service, as shipped and failing closed, while one fault follows
-// the other.
+// Package ha measures what a cluster notices when replicas of the injector, the API server or etcd
+// fail. It creates pods at a steady rate through a real API server, which calls two replicas behind
+// a Service with failure policy Fail, as in the shipped manifests. Meanwhile it causes one fault
+// after the other:
 //
-// It knows of the injector only what everyone in a cluster does: how it is started and ended, what its probes say, and how a pod looks
-// that was injected.
+//	phases, err := ha.Run(ctx, plane, ha.Options{Binary: binary, Rate: 20, Rounds: 4, ...})
+//	ha.Table(os.Stdout, phases)
+//
+// It uses only what is visible in a cluster: how the injector is started and stopped, what its
+// probes return, and how an injected pod looks. It does not measure latency without faults; see
+// benchmarks/load and benchmarks/scale for that.
 package ha
 
 import (
@@ -11,7 +16,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"syscall"
 	"time"
 
@@ -25,27 +29,29 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
-// Options say how hard it is. None may be zero but MemoryLimit, and Progress, which then tells nobody.
+// Options are the parameters of a run. All fields are required except MemoryLimit and Progress.
 type Options struct {
-	// Binary is the injector.
+	// Binary is the path of the injector.
 	Binary string
-	// Rate is how many pods are created a second.
+	// Rate is the number of pods created per second.
 	Rate int
-	// Rounds is how often each fault comes.
+	// Rounds is the number of times that each fault is caused.
 	Rounds int
-	// Calm is how long pods are created before each fault and after it.
+	// Calm is how long pods are created before and after each fault.
 	Calm time.Duration
-	// Frozen is how long a replica is stopped, Outage how long all are gone.
+	// Frozen is how long a replica is stopped by SIGSTOP. Outage is how long no replica runs.
 	Frozen, Outage time.Duration
-	// DrainPeriod is that of the replicas.
+	// DrainPeriod is the value of the replicas' flag --drain-period.
 	DrainPeriod time.Duration
-	// MemoryLimit is that of each replica in bytes. Zero means none.
+	// MemoryLimit is the memory limit of each replica in bytes. Zero means no limit.
 	MemoryLimit int64
-	Probe       Probe
-	Progress    io.Writer
+	// Probe is how the Service follows the readiness of replicas.
+	Probe Probe
+	// Progress gets a line for each fault. Nil means no output.
+	Progress io.Writer
 }
 
-// cluster is what the faults come over.
+// cluster is the cluster in which faults are caused.
 type cluster struct {
 	Options
 
@@ -55,7 +61,8 @@ type cluster struct {
 	replicas []*injector.Injector
 }
 
-// Run lets the faults come, and returns what each came to, also where it could not go on.
+// Run causes the faults and returns one result for each kind of fault. If a fault cannot be caused,
+// Run returns the results so far and the error.
 func Run(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ []*Phase, err error) {
 	c, err := start(ctx, plane, o)
 	if err != nil {
@@ -72,7 +79,7 @@ func Run(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ []
 		}{
 			{name: "nothing", strike: c.nothing},
 			{name: "rolling update: each replaced", strike: c.replaceEach},
-			{name: "scaled down: one told to end", strike: c.scaleDownAndUp},
+			{name: "scaled down: one ends", strike: c.scaleDownAndUp},
 			{name: "one killed", strike: c.killOne, mayFail: true},
 			{name: "one frozen and thawed", strike: c.freezeOne, mayFail: true},
 			{name: "API server restarted", strike: plane.RestartAPIServer, mayFail: true},
@@ -103,7 +110,7 @@ func start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ 
 	quiet.WarningHandlerWithContext = rest.NoWarnings{}
 	client, err := kubernetes.NewForConfig(quiet)
 	if err != nil {
-		return nil, fmt.Errorf("make a client: %w", err)
+		return nil, fmt.Errorf("create a client: %w", err)
 	}
 	c := &cluster{Options: o, plane: plane, client: client}
 	if c.service, err = newBalancer(ctx, o.Probe); err != nil {
@@ -119,10 +126,8 @@ func start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ 
 			return nil, err
 		}
 	}
-	apply := plane.Kubectl(ctx, "apply", "--filename=-")
-	apply.Stdin = strings.NewReader(objects)
-	if out, err := apply.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("apply the cluster: %w: %s", err, out)
+	if err := plane.RunKubectl(ctx, objects, "apply", "--filename=-"); err != nil {
+		return nil, err
 	}
 	if err := plane.WaitForServiceAccount(ctx, namespace); err != nil {
 		return nil, err
@@ -144,7 +149,7 @@ func (c *cluster) progress(format string, args ...any) {
 	}
 }
 
-// add starts a replica, and returns when the Service leads to it.
+// add starts a replica and waits until the Service sends connections to it.
 func (c *cluster) add(ctx context.Context) error {
 	r, err := injector.Start(ctx, c.plane, injector.Options{
 		Binary: c.Binary, Service: c.service.address(), MemoryLimit: c.MemoryLimit,
@@ -158,17 +163,17 @@ func (c *cluster) add(ctx context.Context) error {
 	return c.awaitLead(ctx, r)
 }
 
-// awaitLead returns when the Service leads to a replica.
+// awaitLead waits until the Service sends connections to a replica.
 func (c *cluster) awaitLead(ctx context.Context, r *injector.Injector) error {
 	return process.Until(ctx, func(context.Context) error {
 		if !c.service.leadsTo(r.Address) {
-			return errors.New("the Service does not lead to a replica that is ready")
+			return errors.New("the Service does not send connections to the replica")
 		}
 		return nil
 	})
 }
 
-// end sends the oldest replica a signal that ends it, and returns when it has ended.
+// end sends a signal to the oldest replica, and waits until the replica has ended.
 func (c *cluster) end(ctx context.Context, signal syscall.Signal) error {
 	r := c.replicas[0]
 	c.replicas = c.replicas[1:]
@@ -184,29 +189,21 @@ func (c *cluster) end(ctx context.Context, signal syscall.Signal) error {
 	}
 }
 
-// amidCalm strikes between two calm times.
+// amidCalm calls strike with a calm time before and after it.
 func (c *cluster) amidCalm(ctx context.Context, strike func(context.Context) error) error {
-	if err := wait(ctx, c.Calm); err != nil {
+	if err := process.Sleep(ctx, c.Calm); err != nil {
 		return err
 	}
 	if err := strike(ctx); err != nil {
 		return err
 	}
-	return wait(ctx, c.Calm)
-}
-
-func wait(ctx context.Context, d time.Duration) error {
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	return process.Sleep(ctx, c.Calm)
 }
 
 func (c *cluster) nothing(context.Context) error { return nil }
 
-// replaceEach does as the shipped Deployment's rolling update does: a new one first, then an old one goes.
+// replaceEach replaces the replicas like a rolling update of the shipped Deployment: it starts a
+// new replica before it ends an old one.
 func (c *cluster) replaceEach(ctx context.Context) error {
 	for range len(c.replicas) {
 		if err := errors.Join(c.add(ctx), c.end(ctx, syscall.SIGTERM)); err != nil {
@@ -216,7 +213,7 @@ func (c *cluster) replaceEach(ctx context.Context) error {
 	return nil
 }
 
-// scaleDownAndUp leaves it to the other replica for a while, as an eviction does.
+// scaleDownAndUp leaves one replica running for a while, like an eviction.
 func (c *cluster) scaleDownAndUp(ctx context.Context) error {
 	return errors.Join(c.end(ctx, syscall.SIGTERM), c.add(ctx))
 }
@@ -225,22 +222,22 @@ func (c *cluster) killOne(ctx context.Context) error {
 	return errors.Join(c.end(ctx, syscall.SIGKILL), c.add(ctx))
 }
 
-// freezeOne stops a replica, whose connections stay, and lets it go on.
+// freezeOne stops a replica with SIGSTOP and continues it. Its connections stay open.
 func (c *cluster) freezeOne(ctx context.Context) error {
 	r := c.replicas[0]
 	if err := syscall.Kill(r.PID(), syscall.SIGSTOP); err != nil {
 		return fmt.Errorf("freeze a replica: %w", err)
 	}
-	err := wait(ctx, c.Frozen)
+	err := process.Sleep(ctx, c.Frozen)
 	return errors.Join(err, syscall.Kill(r.PID(), syscall.SIGCONT), c.awaitLead(ctx, r))
 }
 
-// creations are those of pods of one kind.
+// creations returns creations of pods of one kind.
 func (c *cluster) creations(prefix string, pod func(string) *corev1.Pod, want func(*corev1.Pod) error) *creations {
 	return &creations{client: c.client, rate: c.Rate, prefix: prefix, pod: pod, want: want}
 }
 
-// checkPods reads all pods once more: whoever asked is injected.
+// checkPods reads all pods that request injection, and returns an error unless all are injected.
 func (c *cluster) checkPods(ctx context.Context) error {
 	pods, err := c.client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "asks=true"})
 	if err != nil {

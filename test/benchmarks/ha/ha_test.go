@@ -12,12 +12,12 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/injector"
 )
 
-// TestFaults is the short form of `make ha`: each fault once.
+// TestFaults is the short form of `make ha`: it causes each fault once.
 func TestFaults(t *testing.T) {
 	ctx, plane, binary := start(t)
 	phases, err := ha.Run(ctx, plane, ha.Options{
 		Binary: binary, Rate: 10, Rounds: 1, Calm: time.Second, Frozen: 6 * time.Second, Outage: 3 * time.Second,
-		// As what is shipped, but three times as fast.
+		// As in the shipped manifests, but three times as fast.
 		DrainPeriod: 5 * time.Second,
 		Probe:       ha.Probe{Period: 700 * time.Millisecond, Failures: 2, Delay: time.Second},
 		Progress:    t.Output(),
@@ -30,10 +30,10 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// start runs a control plane, and builds the injector.
+// start starts a control plane and builds the injector.
 func start(t *testing.T) (context.Context, *controlplane.ControlPlane, string) {
 	t.Helper()
-	// A first build takes minutes.
+	// The first build of the control plane takes minutes.
 	binaries, err := controlplane.Binaries(t.Context(), t.Output())
 	if err != nil {
 		t.Fatal(err)

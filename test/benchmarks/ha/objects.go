@@ -14,7 +14,7 @@ const (
 	image     = "REGISTRY/checkout"
 )
 
-// objects are what is there before.
+// objects are the manifests of the cluster before the run.
 const objects = `
 apiVersion: v1
 kind: Namespace
@@ -43,7 +43,7 @@ spec:
     - {objectName: db-password, key: db-password}
 `
 
-// asks is what a pod, or a pod template, says that is to be injected.
+// asks returns the metadata of a pod, or of a pod template, that requests injection.
 func asks() metav1.ObjectMeta {
 	return metav1.ObjectMeta{
 		Labels:      map[string]string{"asks": "true"},
@@ -55,19 +55,19 @@ func container() corev1.PodSpec {
 	return corev1.PodSpec{Containers: []corev1.Container{{Name: "checkout", Image: image}}}
 }
 
-// asking is a pod that is to be injected.
+// asking returns a pod that requests injection.
 func asking(name string) *corev1.Pod {
 	pod := &corev1.Pod{ObjectMeta: asks(), Spec: container()}
 	pod.Name, pod.Namespace = name, namespace
 	return pod
 }
 
-// bystander is a pod that asks for nothing.
+// bystander returns a pod that does not request injection.
 func bystander(name string) *corev1.Pod {
 	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace}, Spec: container()}
 }
 
-// injected says what a pod that asked lacks.
+// injected returns an error unless a pod that requests injection is injected.
 func injected(pod *corev1.Pod) error {
 	var errs []error
 	if pod.Labels["keyvault.io/injected"] != "true" {
@@ -80,15 +80,15 @@ func injected(pod *corev1.Pod) error {
 		errs = append(errs, errors.New("the env var"))
 	}
 	if len(errs) > 0 {
-		return fmt.Errorf("a pod that asked lacks %w", errors.Join(errs...))
+		return fmt.Errorf("a pod that requests injection lacks %w", errors.Join(errs...))
 	}
 	return nil
 }
 
-// untouched says what a pod has that asked for nothing.
+// untouched returns an error if a pod that does not request injection is injected.
 func untouched(pod *corev1.Pod) error {
 	if injected(pod) == nil || pod.Labels["keyvault.io/injected"] != "" {
-		return errors.New("a pod that asked for nothing is injected")
+		return errors.New("a pod that does not request injection is injected")
 	}
 	return nil
 }

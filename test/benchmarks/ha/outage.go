@@ -16,10 +16,11 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
-// waiting is how many pods a Deployment wants in an outage.
+// waiting is the number of pods that a Deployment wants in an outage.
 const waiting = 5
 
-// outage kills all replicas at once. The creations are those of pods that ask for nothing: they are to notice nothing.
+// outage kills all replicas at once. Meanwhile it creates pods that do not request injection, which
+// must all succeed.
 func (c *cluster) outage(ctx context.Context, round int) (*Phase, error) {
 	name := fmt.Sprintf("waits-%d", round)
 	if err := c.deploy(ctx, name); err != nil {
@@ -27,7 +28,8 @@ func (c *cluster) outage(ctx context.Context, round int) (*Phase, error) {
 	}
 	var refused int
 	var recovered time.Duration
-	phase, err := c.creations(fmt.Sprintf("bystander-%d", round), bystander, untouched).during(ctx, "outage, pods that ask for nothing", func(ctx context.Context) error {
+	creations := c.creations(fmt.Sprintf("bystander-%d", round), bystander, untouched)
+	phase, err := creations.during(ctx, "outage, pods that request nothing", func(ctx context.Context) error {
 		for range len(c.replicas) {
 			if err := c.end(ctx, syscall.SIGKILL); err != nil {
 				return err
@@ -58,23 +60,26 @@ func (c *cluster) outage(ctx context.Context, round int) (*Phase, error) {
 	if err != nil {
 		return nil, err
 	}
-	phase.Note = fmt.Sprintf("%d pods that asked were refused; a Deployment's %d were there, injected, %.1f s after the outage", refused, waiting, recovered.Seconds())
+	phase.Note = fmt.Sprintf("%d pods that requested injection were rejected; "+
+		"the %d pods of a Deployment were created and injected %.1f s after the outage", refused, waiting, recovered.Seconds())
 	return phase, nil
 }
 
-// expectRefusal creates a pod that asks, of which the API server must say why it is refused.
+// expectRefusal creates a pod that requests injection. The API server must reject it and name the
+// webhook.
 func (c *cluster) expectRefusal(ctx context.Context, name string) error {
 	_, err := c.client.CoreV1().Pods(namespace).Create(ctx, asking(name), metav1.CreateOptions{})
 	if err == nil {
-		return errors.New("a pod that asked was admitted while nobody could inject it")
+		return errors.New("a pod that requests injection was admitted while no replica ran")
 	}
 	if !strings.Contains(err.Error(), `failed calling webhook "pods.akv-injector.io"`) {
-		return fmt.Errorf("a pod that asked was refused for another reason: %w", err)
+		return fmt.Errorf("a pod that requests injection was rejected for another reason: %w", err)
 	}
-	return wait(ctx, time.Second/4)
+	return process.Sleep(ctx, time.Second/4)
 }
 
-// deploy makes a Deployment without pods. In the outage it could not be made: the injector is asked about it too.
+// deploy creates a Deployment without pods. It must exist before the outage, because the webhook
+// also reviews Deployments.
 func (c *cluster) deploy(ctx context.Context, name string) error {
 	template := corev1.PodTemplateSpec{ObjectMeta: asks(), Spec: container()}
 	template.Labels["app"] = name
@@ -87,7 +92,7 @@ func (c *cluster) deploy(ctx context.Context, name string) error {
 	return err
 }
 
-// expectWaiting returns when the Deployment's owner can see that its pods can't be created, and why.
+// expectWaiting waits for an event that says why the pods of the Deployment cannot be created.
 func (c *cluster) expectWaiting(ctx context.Context, name string) error {
 	return process.Until(ctx, func(ctx context.Context) error {
 		events, err := c.client.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{
@@ -101,17 +106,18 @@ func (c *cluster) expectWaiting(ctx context.Context, name string) error {
 				return nil
 			}
 		}
-		return fmt.Errorf("none of %d events says that the pods of Deployment %s are refused", len(events.Items), name)
+		return fmt.Errorf("none of %d events says that the pods of Deployment %s are rejected", len(events.Items), name)
 	})
 }
 
-// awaitPods returns when all pods of the Deployment are there, and injected.
+// awaitPods waits until all pods of the Deployment exist, and returns an error unless all are
+// injected.
 func (c *cluster) awaitPods(ctx context.Context, name string) error {
 	var pods *corev1.PodList
 	err := process.Until(ctx, func(ctx context.Context) (err error) {
 		pods, err = c.client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=" + name})
 		if err == nil && len(pods.Items) != waiting {
-			err = fmt.Errorf("there are %d pods of Deployment %s, want %d", len(pods.Items), name, waiting)
+			err = fmt.Errorf("Deployment %s has %d pods, want %d", name, len(pods.Items), waiting)
 		}
 		return err
 	})

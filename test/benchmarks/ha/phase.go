@@ -10,25 +10,27 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/measure"
 )
 
-// Phase is what a time of creations came to.
+// Phase is the result of the creations during one fault.
 type Phase struct {
 	Name string
-	// Pods is how many were to be created.
+	// Pods is the number of creations.
 	Pods int
-	// Failed is how many were not created at the first attempt, Lost how many were not at the second either.
+	// Failed is the number of creations whose first attempt failed. Lost is the number of those
+	// whose retry failed too.
 	Failed, Lost int
-	// Naked is how many were created otherwise than they should be: not injected.
+	// Naked is the number of pods that were created but not as wanted, for example without
+	// injection.
 	Naked int
-	// Note says what else there is to say.
+	// Note is printed in the last column of the table.
 	Note string
 
-	// mayFail says that first attempts may fail: nobody could have been warned.
+	// mayFail says that first attempts may fail, because the fault gives no warning.
 	mayFail   bool
-	latencies measure.Latencies // from when a pod was due to when it was there, both attempts included
+	latencies measure.Latencies // from the time when a pod is due until it exists, including the retry
 	errors    map[string]int
 }
 
-// Err says what came otherwise than promised.
+// Err returns the promises that were broken during the phase, with the errors of the creations.
 func (p *Phase) Err() error {
 	var errs []error
 	if p.Naked > 0 {
@@ -49,7 +51,7 @@ func (p *Phase) Err() error {
 	return fmt.Errorf("%s: %w", p.Name, errors.Join(errs...))
 }
 
-// Errs says what came otherwise than promised in any of them.
+// Errs returns the errors of all phases.
 func Errs(phases []*Phase) error {
 	errs := make([]error, len(phases))
 	for i, phase := range phases {
@@ -58,7 +60,7 @@ func Errs(phases []*Phase) error {
 	return errors.Join(errs...)
 }
 
-// Table prints phases, as docs/performance.md shows them.
+// Table prints phases as a Markdown table, as in docs/performance.md.
 func Table(w io.Writer, phases []*Phase) {
 	fmt.Fprintln(w, "| | pods | failed at first | failed again | not injected | p50 ms | p99 ms | max ms | |")
 	fmt.Fprintln(w, "|---|--:|--:|--:|--:|--:|--:|--:|---|")
@@ -68,7 +70,7 @@ func Table(w io.Writer, phases []*Phase) {
 	}
 }
 
-// merge adds the phases of another round to those of the same name.
+// merge adds the phases of another round to the phases of the same name.
 func merge(phases, round []*Phase) []*Phase {
 	if len(phases) == 0 {
 		return round

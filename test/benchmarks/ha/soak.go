@@ -1,14 +1,11 @@
 package ha
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -17,17 +14,20 @@ import (
 
 	"github.com/akv-injector/akv-injector/test/harness/controlplane"
 	"github.com/akv-injector/akv-injector/test/harness/injector"
+	"github.com/akv-injector/akv-injector/test/harness/measure"
+	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
 const (
-	// kept is how many pods of a soak are there at a time.
+	// kept is the number of pods that exist at a time during a soak.
 	kept = 200
-	// samplePeriod is how often a replica's metrics are read.
+	// samplePeriod is the time between two readings of a replica's metrics.
 	samplePeriod = 5 * time.Second
 )
 
-// gauges are what must not grow, and by how much it may. Their lowest value counts, over a while at the start and one at the end: what is
-// there after a garbage collection.
+// gauges are the metrics that must not grow, and by how much they may. The lowest values of a
+// period at the start and of a period at the end are compared, because these are the values after a
+// garbage collection.
 var gauges = []struct {
 	metric, what string
 	unit         float64
@@ -39,33 +39,34 @@ var gauges = []struct {
 	{"process_open_fds", "open files", 1, func(float64) float64 { return 10 }},
 }
 
-// cpu is in seconds since a replica's start.
+// cpu is the metric of the CPU seconds since a replica's start.
 const cpu = "process_cpu_seconds_total"
 
-// Soaked is what a soak came to.
+// Soaked is the result of a soak.
 type Soaked struct {
 	*Phase
 
-	// Idle is each replica's resident set before the first pod, in MiB.
+	// Idle is the resident set of each replica before the first pod, in MiB.
 	Idle []float64
-	// CPU is what the replicas used together for 1000 pods, in seconds.
+	// CPU is the CPU time that all replicas together used for 1000 pods, in seconds.
 	CPU float64
 
 	// Replicas has the lowest values of each replica's gauges at the start and at the end.
 	Replicas []Growth
 }
 
-// Growth is from start to end, by metric.
+// Growth has the lowest value of each metric at the start and at the end.
 type Growth struct{ Start, End map[string]float64 }
 
-// Soak creates pods, and deletes them again, at a steady rate for a while. Rounds and what else is about faults is passed over.
+// Soak creates and deletes pods at a steady rate for duration. It ignores the options of faults,
+// such as Rounds.
 func Soak(ctx context.Context, plane *controlplane.ControlPlane, o Options, duration time.Duration) (_ *Soaked, err error) {
 	c, err := start(ctx, plane, o)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, c.stop()) }()
-	if err := wait(ctx, samplePeriod); err != nil {
+	if err := process.Sleep(ctx, samplePeriod); err != nil {
 		return nil, err
 	}
 	samples := make([][]map[string]float64, len(c.replicas))
@@ -91,7 +92,7 @@ func Soak(ctx context.Context, plane *controlplane.ControlPlane, o Options, dura
 		defer cleaned()
 		cleaning.Go(func() { c.deleteOld(deleting) })
 		for {
-			err := wait(ctx, samplePeriod)
+			err := process.Sleep(ctx, samplePeriod)
 			if err == nil {
 				err = sample(ctx)
 			}
@@ -113,7 +114,7 @@ func Soak(ctx context.Context, plane *controlplane.ControlPlane, o Options, dura
 	for _, s := range samples {
 		soaked.Idle = append(soaked.Idle, s[0]["process_resident_memory_bytes"]/(1<<20))
 		soaked.CPU += (s[len(s)-1][cpu] - s[0][cpu]) / float64(phase.Pods) * 1000
-		// The first fifth is left out: buffers and pools grow to their size then.
+		// The first fifth is left out: buffers and pools still grow to their size.
 		fifth := max(1, len(s)/5)
 		if len(s) < 5 {
 			return nil, fmt.Errorf("soak: %s is too short for a start and an end", duration)
@@ -125,7 +126,7 @@ func Soak(ctx context.Context, plane *controlplane.ControlPlane, o Options, dura
 
 var errSoaked = errors.New("soaked")
 
-// Err says what grew, and what else came otherwise than promised.
+// Err returns the gauges that grew, and the broken promises of the phase.
 func (s *Soaked) Err() error {
 	errs := []error{s.Phase.Err()}
 	for i, r := range s.Replicas {
@@ -139,7 +140,8 @@ func (s *Soaked) Err() error {
 	return errors.Join(errs...)
 }
 
-// Rows are the lines of a table: each gauge of each replica, at the start and at the end.
+// Rows returns the rows of a Markdown table: each gauge of each replica, at the start and at the
+// end.
 func (s *Soaked) Rows() []string {
 	var rows []string
 	for i, r := range s.Replicas {
@@ -161,10 +163,10 @@ func lowest(samples []map[string]float64) map[string]float64 {
 // deleteOld deletes the oldest pods until ctx ends.
 func (c *cluster) deleteOld(ctx context.Context) {
 	pods := c.client.CoreV1().Pods(namespace)
-	for wait(ctx, time.Second) == nil {
+	for process.Sleep(ctx, time.Second) == nil {
 		list, err := pods.List(ctx, metav1.ListOptions{})
 		if err != nil {
-			c.progress("list pods: %v", err) // the next time does for this one too
+			c.progress("list pods: %v", err) // the next round deletes them
 			continue
 		}
 		slices.SortFunc(list.Items, func(a, b corev1.Pod) int { return a.CreationTimestamp.Compare(b.CreationTimestamp.Time) })
@@ -176,7 +178,7 @@ func (c *cluster) deleteOld(ctx context.Context) {
 	}
 }
 
-// readMetrics reads a replica's gauges.
+// readMetrics reads the metrics of a replica.
 func readMetrics(ctx context.Context, r *injector.Injector) (map[string]float64, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, r.Metrics, nil)
 	if err != nil {
@@ -187,16 +189,12 @@ func readMetrics(ctx context.Context, r *injector.Injector) (map[string]float64,
 		return nil, fmt.Errorf("read metrics: %w", err)
 	}
 	defer response.Body.Close()
-	sample := map[string]float64{}
-	lines := bufio.NewScanner(response.Body)
-	for lines.Scan() {
-		name, text, _ := strings.Cut(lines.Text(), " ")
-		if value, err := strconv.ParseFloat(text, 64); err == nil {
-			sample[name] = value
-		}
+	sample, err := measure.ParseMetrics(response.Body)
+	if err != nil {
+		return nil, err
 	}
 	if _, ok := sample[cpu]; !ok {
-		return nil, errors.Join(fmt.Errorf("read metrics: there is no %s among %d", cpu, len(sample)), lines.Err())
+		return nil, fmt.Errorf("read metrics: there is no %s among %d", cpu, len(sample))
 	}
 	return sample, nil
 }

@@ -23,10 +23,11 @@ import (
 
 	"github.com/akv-injector/akv-injector/internal/corpus/attacks"
 	"github.com/akv-injector/akv-injector/test/harness/measure"
+	"github.com/akv-injector/akv-injector/test/harness/process"
 	"github.com/akv-injector/akv-injector/webhook"
 )
 
-// Namespaces of a tenant that attacks.
+// The namespaces of a tenant that attacks.
 const (
 	tenant  = "tenant"  // opted in, with a ceiling that is not enforced
 	outside = "outside" // not opted in
@@ -45,11 +46,11 @@ kind: Namespace
 metadata: {name: ` + outside + `}
 `
 
-// attack is a kind of request that may cost a server more than it costs its sender.
+// attack is a kind of request that may cost the server more than the sender.
 type attack struct {
 	name    string
 	strikes []strike
-	// limit is the number of requests, if it is not zero.
+	// limit is the maximum number of requests. Zero means no maximum.
 	limit int64
 }
 
@@ -59,7 +60,7 @@ type strike struct {
 
 	path string
 	body []byte
-	slow bool // a byte each second
+	slow bool // send one byte per second
 }
 
 // target is a server that is attacked.
@@ -69,11 +70,11 @@ type target struct {
 	header  string
 }
 
-// controls is how many of the attacks come first.
+// controls is the number of controls. They are the first attacks.
 const controls = 2
 
-// attacks are those of a tenant, through the API server, and of any pod that reaches the webhook port. The first control attacks the server at
-// the address echo instead.
+// attacks returns the attacks of a tenant through the API server, and those of any pod that can
+// reach the webhook port. The first control attacks the server at the address echo instead.
 func (c *cluster) attacks(ctx context.Context, echo string) ([]attack, error) {
 	config, err := rest.TLSConfigFor(c.plane.Config)
 	if err != nil {
@@ -86,9 +87,11 @@ func (c *cluster) attacks(ctx context.Context, echo string) ([]attack, error) {
 	}
 	var replicas []*target
 	for _, r := range c.replicas {
-		replicas = append(replicas, &target{address: r.Address, tls: &tls.Config{InsecureSkipVerify: true}}) // an attacker does not care
+		// An attacker verifies no certificate.
+		replicas = append(replicas, &target{address: r.Address, tls: &tls.Config{InsecureSkipVerify: true}})
 	}
-	// reviews sends bodies to the replicas, pods creates some at the API server, in a dry run unless they are to stay.
+	// reviews sends bodies to all replicas. pods creates pods through the API server, with query
+	// for a dry run.
 	reviews := func(path string, bodies ...[]byte) (strikes []strike) {
 		for _, body := range bodies {
 			for _, replica := range replicas {
@@ -124,10 +127,8 @@ func (c *cluster) attacks(ctx context.Context, echo string) ([]attack, error) {
 	}
 	classList := object{"apiVersion": "v1", "kind": "List", "items": classes}
 	for _, objects := range []string{tenantObjects, string(classList.json())} {
-		create := c.plane.Kubectl(ctx, "create", "--filename=-")
-		create.Stdin = strings.NewReader(objects)
-		if out, err := create.CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("create what a tenant has: %w: %s", err, out)
+		if err := c.plane.RunKubectl(ctx, objects, "create", "--filename=-"); err != nil {
+			return nil, err
 		}
 	}
 	for _, namespace := range []string{tenant, outside} {
@@ -192,12 +193,12 @@ func (o object) json() []byte {
 	encoder := json.NewEncoder(&text)
 	encoder.SetEscapeHTML(false)
 	if err := encoder.Encode(o); err != nil {
-		panic(err) // it is made of strings
+		panic(err) // objects consist of strings, lists and maps
 	}
 	return text.Bytes()
 }
 
-// pod is a pod with that metadata, which mounts classes.
+// pod returns a pod with metadata that mounts classes.
 func pod(metadata object, classes ...string) object {
 	if metadata == nil {
 		metadata = object{}
@@ -215,17 +216,18 @@ func pod(metadata object, classes ...string) object {
 	}
 }
 
-// review is the review of a pod's creation.
+// review returns the AdmissionReview of the creation of a pod.
 func review(namespace string, pod object) []byte {
 	return object{"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "request": object{
 		"uid": "x", "kind": metav1.GroupVersionKind{Version: "v1", Kind: "Pod"}, "namespace": namespace, "operation": "CREATE", "object": pod,
 	}}.json()
 }
 
-// send sends attacks, each in turns over connections of its share of the senders, until ctx ends. It returns the HTTP status of each answer. The caller must
-// receive all of them.
+// send starts senders, each of which sends the strikes of one attack in turns until ctx ends. It
+// returns the HTTP status of each answer. The caller must receive all of them.
 //
-// The senders have addresses of their own, and threads of the lowest priority: in a cluster they would not share the CPUs of the servers.
+// Each sender has its own address and runs on a thread of the lowest priority, because in a cluster
+// the senders do not share the CPUs of the servers.
 func send(ctx context.Context, attacks []attack, senders int) <-chan string {
 	answers := make(chan string, 100)
 	var running sync.WaitGroup
@@ -258,7 +260,8 @@ func send(ctx context.Context, attacks []attack, senders int) <-chan string {
 	return answers
 }
 
-// sender sends from an address, by a connection to each target. It reads and writes on its own thread, as [http.Transport] would not.
+// sender sends from one address, with one connection to each target. It reads and writes on its own
+// thread, unlike [http.Transport], which uses other goroutines.
 type sender struct {
 	from        net.IP
 	connections map[*target]*connection
@@ -272,11 +275,11 @@ type connection struct {
 
 func (s *sender) close() {
 	for _, c := range s.connections {
-		_ = c.Close() // there is nothing more to send
+		_ = c.Close() // nothing is left to send
 	}
 }
 
-// send sends a request, and returns the status of its answer.
+// send sends a request and returns the status of the answer.
 func (s *sender) send(ctx context.Context, k strike) (status string, err error) {
 	c := s.connections[k.target]
 	if c == nil {
@@ -296,7 +299,7 @@ func (s *sender) send(ctx context.Context, k strike) (status string, err error) 
 	return status, err
 }
 
-// send reports whether the connection stays open besides.
+// send sends a request. It returns the status of the answer, and whether the connection stays open.
 func (c *connection) send(ctx context.Context, k strike) (status string, open bool, err error) {
 	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
 	// A server may answer before it has read everything, and close the connection.
@@ -306,7 +309,7 @@ func (c *connection) send(ctx context.Context, k strike) (status string, open bo
 	for k.slow && sendErr == nil && ctx.Err() == nil && len(body) > 1 {
 		_, sendErr = c.Write(body[:1])
 		body = body[1:]
-		_ = wait(ctx, time.Second)
+		_ = process.Sleep(ctx, time.Second)
 	}
 	if sendErr == nil {
 		_, sendErr = io.Copy(c, bytes.NewReader(body))

@@ -28,36 +28,34 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
-// Namespaces, by what is done to a pod there.
+// The namespaces, by what happens to a pod in them.
 const (
 	plain    = "plain"    // nothing
-	injected = "payments" // what the injector does; the recorded cluster's namespace
-	patched  = "policy"   // the same, by a MutatingAdmissionPolicy
-	enforced = "enforced" // what the injector does, and its policy
+	injected = "payments" // the injector injects; this is the namespace of the recorded cluster
+	patched  = "policy"   // a MutatingAdmissionPolicy makes the same changes
+	enforced = "enforced" // the injector injects and checks policy
 )
 
-// way is a way of creating a pod.
+// way is a way to create a pod.
 type way struct {
 	namespace string
 	asks      bool // the pod has annotations
 }
 
-// ways take turns.
+// ways are used in turns.
 var ways = []way{{plain, true}, {injected, true}, {patched, true}, {enforced, true}, {plain, false}, {injected, false}}
 
-// policyLabel marks the namespace of the policy.
+// policyLabel is the label of the namespace that the policy selects.
 const policyLabel = "load.akv-injector.io/policy"
 
-// atAPIServer creates a pod in each of the ways in turns, count times in each of some runs, and prints how long that took.
+// atAPIServer measures the creation of pods. In each run it creates count pods in each of the ways,
+// in turns, and prints the latencies.
 func atAPIServer(ctx context.Context, runs, count int) (err error) {
-	plane, err := controlplane.Start(ctx, controlplane.Options{})
+	plane, err := controlplane.Start(ctx, controlplane.Options{BeforeControllers: controlplane.InstallCRDs})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, plane.Stop()) }()
-	if err := controlplane.InstallCRDs(ctx, plane.Config); err != nil {
-		return err
-	}
 	started, err := injector.Start(ctx, plane, injector.Options{})
 	if err != nil {
 		return err
@@ -81,8 +79,10 @@ func atAPIServer(ctx context.Context, runs, count int) (err error) {
 		return err
 	}
 
-	fmt.Printf("\nCreation of the pod of the review of %s, one after the other, %d each way in turns, p50 / p99 in ms:\n\n", reviews.Medium.Size, count)
-	fmt.Println("| run | neither | akv-injector adds | the policy adds | akv-injector beyond the policy | with `identity.io/enforce` beyond the policy | a pod that asks for nothing, where it would be injected: adds |")
+	fmt.Printf("\nCreation of the pod of the review of %s, one after the other, %d each way in turns, p50 / p99 in ms:\n\n",
+		reviews.Medium.Size, count)
+	fmt.Println("| run | neither | akv-injector adds | the policy adds | akv-injector compared with the policy | " +
+		"with `identity.io/enforce` compared with the policy | a pod that requests nothing, in a namespace with injection: adds |")
 	fmt.Println("|--:|--:|--:|--:|--:|--:|--:|")
 	for run := range runs {
 		latencies := map[way][]time.Duration{}
@@ -103,13 +103,15 @@ func atAPIServer(ctx context.Context, runs, count int) (err error) {
 		}
 		neither, policy := way{plain, true}, way{patched, true}
 		alone := figuresOf(latencies[neither])
-		fmt.Printf("| %d | %.2f / %.2f | %s | %s | %s | %s | %s |\n", run+1, alone.p50, alone.p99, beyond(way{injected, true}, neither), beyond(policy, neither),
-			beyond(way{injected, true}, policy), beyond(way{enforced, true}, policy), beyond(way{injected, false}, way{plain, false}))
+		fmt.Printf("| %d | %.2f / %.2f | %s | %s | %s | %s | %s |\n", run+1, alone.p50, alone.p99,
+			beyond(way{injected, true}, neither), beyond(policy, neither), beyond(way{injected, true}, policy),
+			beyond(way{enforced, true}, policy), beyond(way{injected, false}, way{plain, false}))
 	}
 	return nil
 }
 
-// recordedPod is the pod of the recorded review as its author would create it, and the patch that it gets.
+// recordedPod returns the pod of the recorded review as its author would create it, and the patch
+// that the injector returns for it.
 func recordedPod(ctx context.Context) (*corev1.Pod, []jsonpatch.Operation, error) {
 	source, err := reviews.Facts()
 	if err != nil {
@@ -139,18 +141,16 @@ func recordedPod(ctx context.Context) (*corev1.Pod, []jsonpatch.Operation, error
 	return pod, result.Change.Operations(&subject), nil
 }
 
-// prepare makes the namespaces, what they hold, and the policy.
+// prepare creates the namespaces with their objects, and the policy.
 func prepare(ctx context.Context, plane *controlplane.ControlPlane, client kubernetes.Interface, operations []jsonpatch.Operation) error {
 	cluster := string(reviews.Cluster)
 	for _, objects := range []string{cluster, strings.ReplaceAll(cluster, injected, enforced)} {
-		apply := plane.Kubectl(ctx, "apply", "--filename=-")
-		apply.Stdin = strings.NewReader(objects)
-		if out, err := apply.CombinedOutput(); err != nil {
-			return fmt.Errorf("apply the cluster: %w: %s", err, out)
+		if err := plane.RunKubectl(ctx, objects, "apply", "--filename=-"); err != nil {
+			return err
 		}
 	}
-	if out, err := plane.Kubectl(ctx, "label", "namespace", enforced, api.Enforce+"=bound").CombinedOutput(); err != nil {
-		return fmt.Errorf("enforce policy: %w: %s", err, out)
+	if err := plane.RunKubectl(ctx, "", "label", "namespace", enforced, api.Enforce+"=bound"); err != nil {
+		return err
 	}
 	for name, labels := range map[string]map[string]string{plain: nil, patched: {policyLabel: "true"}} {
 		namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
@@ -176,7 +176,7 @@ func prepare(ctx context.Context, plane *controlplane.ControlPlane, client kuber
 					Rule:       admissionregistrationv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"pods"}},
 				},
 			}}},
-			// What the shipped webhook configuration asks too.
+			// The same conditions as in the shipped webhook configuration.
 			MatchConditions: []admissionregistrationv1.MatchCondition{
 				{Name: "not-a-mirror-pod", Expression: "!('kubernetes.io/config.mirror' in object.metadata.?annotations.orValue({}))"},
 				{Name: "asks", Expression: "object.metadata.?annotations.orValue({}).exists(key, key.startsWith('keyvault.io/') || key.startsWith('identity.io/'))"},
@@ -212,8 +212,8 @@ func prepare(ctx context.Context, plane *controlplane.ControlPlane, client kuber
 	return nil
 }
 
-// celPatch is the CEL expression of a patch, as a MutatingAdmissionPolicy takes it. What a real one would have to look up or to parse,
-// this one knows.
+// celPatch returns the CEL expression of a patch for a MutatingAdmissionPolicy. The expression
+// contains the finished patch: a real policy would have to look up and parse its input.
 func celPatch(operations []jsonpatch.Operation) (string, error) {
 	patches := make([]string, len(operations))
 	for i, operation := range operations {
@@ -233,11 +233,12 @@ func celPatch(operations []jsonpatch.Operation) (string, error) {
 		}
 		patches[i] = fmt.Sprintf("JSONPatch{op: %q, path: %q, value: %s}", operation.Operation, operation.Path, celValue(strings.Join(segments, "."), value))
 	}
-	// A policy sees the pod before anything else is asked of it, and again afterwards: what is there isn't added twice.
+	// The API server evaluates a policy first and again after the webhooks. The condition keeps the
+	// second evaluation from adding everything twice.
 	return "'keyvault.io/injected' in object.metadata.labels ? [] : [\n" + strings.Join(patches, ",\n") + "\n]", nil
 }
 
-// celValue is a CEL literal; typeName is that of an object.
+// celValue returns value as a CEL literal. typeName is the CEL type of an object.
 func celValue(typeName string, value any) string {
 	switch value := value.(type) {
 	case map[string]any:
@@ -265,13 +266,14 @@ func celValue(typeName string, value any) string {
 	return fmt.Sprint(value)
 }
 
-// creator creates two pods again and again: one that asks for injection, and one that does not.
+// creator creates two pods: one that requests injection, and one that does not.
 type creator struct {
 	client rest.Interface
 	pods   map[bool]*corev1.Pod
 }
 
-// create creates a pod, in a dry run if dryRun says so, and returns the API server's answer.
+// create creates a pod, as a dry run unless dryRun is empty, and returns the answer of the API
+// server.
 func (c *creator) create(ctx context.Context, w way, dryRun string) ([]byte, error) {
 	text, err := json.Marshal(c.pods[w.asks])
 	if err != nil {
@@ -284,11 +286,9 @@ func (c *creator) create(ctx context.Context, w way, dryRun string) ([]byte, err
 	return request.Do(ctx).Raw()
 }
 
-// awaitEqual returns when injector and policy both are at work, and make the same pod.
+// awaitEqual waits until injector and policy both work and result in the same pod.
 func (c *creator) awaitEqual(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("injector and policy don't come to the same pod"))
-	defer cancel()
-	return process.Until(ctx, func(ctx context.Context) error {
+	return process.Within(ctx, time.Minute, "the same pod from injector and policy", func(ctx context.Context) error {
 		ours, err := c.outcome(ctx, injected)
 		if err != nil {
 			return err
@@ -307,7 +307,8 @@ func (c *creator) awaitEqual(ctx context.Context) error {
 	})
 }
 
-// outcome is what the pod would be in a namespace, but for what differs between any two pods.
+// outcome returns the pod that would be created in a namespace, without the fields that differ
+// between any two pods.
 func (c *creator) outcome(ctx context.Context, namespace string) (*corev1.Pod, error) {
 	text, err := c.create(ctx, way{namespace, true}, metav1.DryRunAll)
 	if err != nil {

@@ -7,18 +7,19 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/measure"
 )
 
-// figures are what one run comes to: times in milliseconds, CPU in seconds per 1000 reviews, memory in MiB.
+// figures are the results of one run: times in milliseconds, CPU in seconds per 1000 reviews,
+// memory in MiB.
 type figures struct {
 	throughput, p50, p99, p999, cpu, peak float64
 }
 
-// figuresOf has the percentiles of latencies, and nothing else.
+// figuresOf returns figures with the percentiles of latencies only.
 func figuresOf(latencies []time.Duration) figures {
 	l := measure.NewLatencies(latencies)
 	return figures{p50: l.Percentile(0.50), p99: l.Percentile(0.99), p999: l.Percentile(0.999)}
 }
 
-// medians has the median of each figure over several runs.
+// medians returns the median of each figure over several runs.
 func medians(runs []figures) figures {
 	median := func(of func(figures) float64) float64 {
 		values := make([]float64, len(runs))

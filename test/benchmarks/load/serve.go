@@ -22,7 +22,8 @@ import (
 	"github.com/akv-injector/akv-injector/webhook/serving"
 )
 
-// serveCommand is how the program calls itself for a server in a process of its own, whose CPU and memory are its alone.
+// serveCommand is the argument with which the program starts itself as a server, so that the CPU
+// time and memory of the server are those of its process.
 const serveCommand = "serve"
 
 // The servers.
@@ -32,8 +33,9 @@ const (
 	azure = "azure"
 )
 
-// serve runs a webhook server until ctx ends: that of the product, with its log on stderr and its facts in memory, or a bare server of
-// net/http, without limits, metrics or a listener of ours, that only echoes the UID.
+// serve runs a webhook server until ctx ends. Kind ours is the server of the product, with its log
+// on standard error and its facts in memory. Kind echo is a plain net/http server without limits
+// and metrics that only echoes the UID.
 func serve(ctx context.Context, kind, address, certDir string) error {
 	encoder := zap.NewProductionEncoderConfig()
 	encoder.EncodeTime = zapcore.RFC3339NanoTimeEncoder
@@ -53,13 +55,13 @@ func serve(ctx context.Context, kind, address, certDir string) error {
 		return server.ListenAndServeTLS("", "")
 	case ours:
 	default:
-		return fmt.Errorf("must be %s or %s, not %q", ours, echo, kind)
+		return fmt.Errorf("the server must be %s or %s, not %q", ours, echo, kind)
 	}
 	source, err := reviews.Facts()
 	if err != nil {
 		return err
 	}
-	hooks := ctrlwebhook.NewServer(ctrlwebhook.Options{}) // counts, as in the product
+	hooks := ctrlwebhook.NewServer(ctrlwebhook.Options{}) // with the metrics of the product
 	webhook.Register(hooks.Register, webhook.Options{Reviewer: review.Reviewer{Source: source}, Log: log, Metrics: webhook.NewMetrics(metrics.Registry)})
 	drain := &serving.Drain{Log: log}
 	server, err := serving.NewServer(address, drain.Handler(hooks.WebhookMux()), serving.NewCallers(false, metrics.Registry), certificate)

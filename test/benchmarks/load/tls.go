@@ -23,10 +23,11 @@ import (
 	"github.com/akv-injector/akv-injector/webhook"
 )
 
-// load is a way of sending reviews.
+// load is a way to send reviews.
 type load struct {
 	connections int
-	// rate is how many reviews are sent a second, whether or not the answers come; 0 sends the next one upon each answer.
+	// rate is the number of reviews sent per second, independently of the answers. Zero means that
+	// each connection sends the next review after each answer.
 	rate int
 }
 
@@ -39,11 +40,11 @@ func (l load) String() string {
 
 var loads = []load{{connections: 1}, {connections: 8}, {connections: 32}, {connections: 32, rate: 500}}
 
-// warmUp is how many reviews each server answers before it is measured.
+// warmUp is the number of reviews that each server answers before it is measured.
 const warmUp = 2000
 
-// overTLS sends the review of 11 KB to our server, to the echo server and to Azure's workload identity webhook, in turns, and prints what that
-// took.
+// overTLS sends the review of 11 KB to our server, to the echo server and to Azure's workload
+// identity webhook, in turns, and prints the figures.
 func overTLS(ctx context.Context, duration time.Duration, rounds int) error {
 	dir, err := os.MkdirTemp("", "load-")
 	if err != nil {
@@ -52,7 +53,7 @@ func overTLS(ctx context.Context, duration time.Duration, rounds int) error {
 	defer os.RemoveAll(dir)
 	certificate, key, err := cert.GenerateSelfSignedCertKey("127.0.0.1", nil, nil)
 	if err != nil {
-		return fmt.Errorf("make a serving certificate: %w", err)
+		return fmt.Errorf("create a serving certificate: %w", err)
 	}
 	if err := errors.Join(
 		os.WriteFile(filepath.Join(dir, "tls.crt"), certificate, 0o600),
@@ -122,7 +123,7 @@ func runOnce(ctx context.Context, dir, kind, azureProgram string, trusted *x509.
 	defer func() { err = errors.Join(err, server.Stop()) }()
 	c := &client{url: "https://" + addresses[0] + path + "?timeout=5s", body: reviews.Medium.Body}
 	var protocols http.Protocols
-	protocols.SetHTTP1(true) // as to a Service: to a URL on loopback, the API server speaks HTTP/2
+	protocols.SetHTTP1(true) // as for a Service; for a URL on loopback, the API server uses HTTP/2
 	c.Transport = &http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: trusted, MinVersion: tls.VersionTLS13},
 		Protocols:       &protocols,
@@ -162,7 +163,7 @@ func runOnce(ctx context.Context, dir, kind, azureProgram string, trusted *x509.
 	return f, nil
 }
 
-// client sends one review again and again.
+// client sends one review repeatedly.
 type client struct {
 	http.Client
 
@@ -170,7 +171,7 @@ type client struct {
 	body []byte
 }
 
-// review sends the review, and returns when it has read the answer.
+// review sends the review and reads the answer.
 func (c *client) review(ctx context.Context) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url, bytes.NewReader(c.body))
 	if err != nil {
@@ -192,8 +193,9 @@ func (c *client) review(ctx context.Context) error {
 	return nil
 }
 
-// closedLoop sends the next review upon each answer, on every connection, as long as more says so of the number sent and the
-// time passed. It returns how long each took.
+// closedLoop sends reviews on every connection, each after the answer to the last one, while more
+// returns true. The arguments of more are the number of reviews sent and the time passed.
+// closedLoop returns the latencies.
 func (c *client) closedLoop(ctx context.Context, connections int, more func(int, time.Duration) bool) ([]time.Duration, error) {
 	begin := time.Now()
 	return each(connections, func(work func(time.Time) error) error {
@@ -206,8 +208,9 @@ func (c *client) closedLoop(ctx context.Context, connections int, more func(int,
 	}, func() error { return c.review(ctx) })
 }
 
-// constantRate sends reviews at the times that the rate sets. Latency counts from that time even where the review had to wait for a
-// connection: otherwise a server that stalls would be asked less while it does, and look better than it is.
+// constantRate sends reviews at the times set by the rate, and returns the latencies. A latency
+// starts at the set time even if the review had to wait for a connection: otherwise a server that
+// stalls would get fewer reviews while it stalls, and look better than it is.
 func (c *client) constantRate(ctx context.Context, l load, duration time.Duration) ([]time.Duration, error) {
 	due := make(chan time.Time, l.rate*int(duration/time.Second+1))
 	go func() {
@@ -228,7 +231,8 @@ func (c *client) constantRate(ctx context.Context, l load, duration time.Duratio
 	}, func() error { return c.review(ctx) })
 }
 
-// each runs loop on n goroutines, and collects how long after the time that loop gives each piece of work was done.
+// each runs loop on n goroutines. loop calls its argument with a start time for each piece of work.
+// each returns the times from the start until the work was done.
 func each(n int, loop func(work func(since time.Time) error) error, work func() error) ([]time.Duration, error) {
 	latencies, errs := make([][]time.Duration, n), make([]error, n)
 	var running sync.WaitGroup

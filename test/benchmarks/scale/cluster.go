@@ -28,32 +28,34 @@ import (
 )
 
 const (
-	// writers is how many requests to the API server are under way at once.
+	// writers is the number of concurrent requests to the API server.
 	writers  = 32
 	account  = "checkout" // the ServiceAccount of the recorded pod
 	clientID = "0f3cbb3a-5d5a-4b5d-9d0f-2a7f6a0c1f11"
 	tenantID = "72f988bf-86f1-41af-91ab-2d7cd011db47"
 )
 
-// cluster is what the API server holds: namespaces with default vault and tenant, and ReplicaSets in them, each of which has
-// a class of its own that its pods mount. What it creates is what kube-controller-manager would.
+// cluster describes the objects in the API server: namespaces with a default vault and tenant, and
+// ReplicaSets in them. The pods of a ReplicaSet mount a class that no other ReplicaSet's pods
+// mount. cluster creates what kube-controller-manager would create.
 type cluster struct {
 	sizes
 
 	client *kubernetes.Clientset
 	// pod is the application of the recorded review of 11 KB, as a ReplicaSet creates it.
 	pod *corev1.Pod
-	// replicaSets own the pods: as many as there are classes.
+	// replicaSets own the pods. There are as many as classes.
 	replicaSets []*appsv1.ReplicaSet
-	sample      *corev1.Pod // the first that was created
+	sample      *corev1.Pod // the first pod that was created
 }
 
 func newCluster(cfg *rest.Config, s sizes) (*cluster, error) {
 	cfg = rest.CopyConfig(cfg)
-	cfg.ContentType, cfg.AcceptContentTypes = runtime.ContentTypeProtobuf, runtime.ContentTypeProtobuf // as controllers speak
+	// Controllers use protobuf too.
+	cfg.ContentType, cfg.AcceptContentTypes = runtime.ContentTypeProtobuf, runtime.ContentTypeProtobuf
 	client, err := kubernetes.NewForConfig(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("make a client: %w", err)
+		return nil, fmt.Errorf("create a client: %w", err)
 	}
 	request, err := reviews.Medium.Request()
 	if err != nil {
@@ -63,7 +65,8 @@ func newCluster(cfg *rest.Config, s sizes) (*cluster, error) {
 	pod.ObjectMeta = metav1.ObjectMeta{GenerateName: pod.GenerateName, Labels: pod.Labels, Annotations: pod.Annotations}
 	delete(pod.Annotations, api.Class)
 	pod.Status = corev1.PodStatus{}
-	// Its init container and its sidecar would make it larger than most. The API server adds the token again.
+	// Its init container and its sidecar would make it larger than most pods. The API server adds
+	// the token again.
 	pod.Spec.InitContainers, pod.Spec.Containers = nil, slices.DeleteFunc(pod.Spec.Containers, func(c corev1.Container) bool {
 		return c.Name != "checkout"
 	})
@@ -75,8 +78,8 @@ func newCluster(cfg *rest.Config, s sizes) (*cluster, error) {
 	return &cluster{sizes: s, client: client, pod: pod, replicaSets: make([]*appsv1.ReplicaSet, s.classes)}, nil
 }
 
-// fill creates everything but the classes. No webhook is there yet: the pods are created as the core says that they are after
-// injection.
+// fill creates all objects except the classes. No webhook configuration exists yet, so fill creates
+// the pods as the core would inject them.
 func (c *cluster) fill(ctx context.Context) error {
 	if err := inParallel(ctx, "namespaces", c.namespaces, c.createNamespace); err != nil {
 		return err
@@ -102,7 +105,7 @@ func (c *cluster) fill(ctx context.Context) error {
 	})
 }
 
-// podSize is how many bytes a pod is as JSON.
+// podSize returns the size of a pod as JSON, in bytes.
 func (c *cluster) podSize() float64 {
 	text, err := json.Marshal(c.sample)
 	if err != nil {
@@ -111,7 +114,7 @@ func (c *cluster) podSize() float64 {
 	return float64(len(text))
 }
 
-// namespace is the one of the n-th ReplicaSet.
+// namespace returns the namespace of the n-th ReplicaSet.
 func (c *cluster) namespace(n int) *corev1.Namespace {
 	n %= c.namespaces
 	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
@@ -161,8 +164,8 @@ func (c *cluster) createReplicaSet(ctx context.Context, n int) (err error) {
 	return nil
 }
 
-// requesting is a pod of the n-th ReplicaSet before its admission. With extra it asks for that object too, and so for another
-// class than the ReplicaSet's others.
+// requesting returns a pod of the n-th ReplicaSet before its admission. If extra is not empty, the
+// pod also requests that object, and so needs another class than the other pods of the ReplicaSet.
 func (c *cluster) requesting(n int, extra string) *corev1.Pod {
 	n %= c.classes
 	pod := c.pod.DeepCopy()
@@ -178,7 +181,7 @@ func (c *cluster) requesting(n int, extra string) *corev1.Pod {
 	return pod
 }
 
-// injected is a pod of the n-th ReplicaSet after its admission.
+// injected returns a pod of the n-th ReplicaSet after its admission.
 func (c *cluster) injected(n int) (*corev1.Pod, error) {
 	pod, namespace := c.requesting(n, ""), c.namespace(n)
 	plan := inject.NewPlan(pods.SubjectOf(corpus.Read(pod)), facts.Namespace{
@@ -197,7 +200,7 @@ func (c *cluster) injected(n int) (*corev1.Pod, error) {
 	return pod, nil
 }
 
-// create creates the pod, and returns it as the API server answered.
+// create creates the pod and returns it as the API server answered.
 func (c *cluster) create(ctx context.Context, pod *corev1.Pod) (*corev1.Pod, error) {
 	created, err := c.client.CoreV1().Pods(pod.Namespace).Create(ctx, pod, metav1.CreateOptions{})
 	if err != nil {
@@ -206,7 +209,7 @@ func (c *cluster) create(ctx context.Context, pod *corev1.Pod) (*corev1.Pod, err
 	return created, nil
 }
 
-// classOf is the class that a pod mounts; it has no name where there is none.
+// classOf returns the class that a pod mounts. The name is empty if the pod mounts none.
 func classOf(pod *corev1.Pod) types.NamespacedName {
 	key := types.NamespacedName{Namespace: pod.Namespace}
 	for _, volume := range pod.Spec.Volumes {
@@ -217,7 +220,8 @@ func classOf(pod *corev1.Pod) types.NamespacedName {
 	return key
 }
 
-// inParallel does n pieces of work and tells how far it is. It ends with the first error.
+// inParallel calls work n times with up to [writers] concurrent calls, and prints the progress. It
+// ends with the first error.
 func inParallel(ctx context.Context, what string, n int, work func(context.Context, int) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -247,7 +251,7 @@ func inParallel(ctx context.Context, what string, n int, work func(context.Conte
 	for {
 		select {
 		case <-tick.C:
-			progress("%d of %d %s ...", done.Load(), n, what)
+			progress("%d of %d %s done ...", done.Load(), n, what)
 		case <-finished:
 			if ctx.Err() != nil {
 				return context.Cause(ctx)

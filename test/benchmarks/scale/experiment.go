@@ -1,10 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
@@ -14,24 +14,25 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/controlplane"
 	"github.com/akv-injector/akv-injector/test/harness/injector"
 	"github.com/akv-injector/akv-injector/test/harness/measure"
+	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
-// experiment is what is measured with a filled cluster.
+// experiment measures the injector in a filled cluster.
 type experiment struct {
 	*cluster
 
 	plane   *controlplane.ControlPlane
 	program string
 	watch   *classWatch
-	fresh   int // how many classes were asked for that no other pod mounts
+	fresh   int // number of classes requested so far by one pod only
 }
 
-// run prints the tables.
+// run runs the experiment and prints the tables.
 func (e *experiment) run(ctx context.Context) (err error) {
-	if err := e.makeClasses(ctx); err != nil {
+	if err := e.createClasses(ctx); err != nil {
 		return err
 	}
-	started, err := e.startBesideAll(ctx)
+	started, err := e.startInFullCluster(ctx)
 	if err != nil {
 		return err
 	}
@@ -68,8 +69,9 @@ func (e *experiment) start(ctx context.Context) (*injector.Injector, error) {
 	return injector.Start(ctx, e.plane, injector.Options{Binary: e.program})
 }
 
-// makeClasses has the injector make the classes that the pods mount.
-func (e *experiment) makeClasses(ctx context.Context) (err error) {
+// createClasses lets the injector create the classes that the pods mount, and prints how long that
+// takes.
+func (e *experiment) createClasses(ctx context.Context) (err error) {
 	keys := make([]types.NamespacedName, e.classes)
 	for n := range keys {
 		pod, err := e.injected(n)
@@ -92,15 +94,17 @@ func (e *experiment) makeClasses(ctx context.Context) (err error) {
 		return err
 	}
 	took := latencies(len(times), func(i int) time.Duration { return times[i].Sub(following) })
-	if _, err := e.writesInAll(ctx); err != nil { // the injector is left to finish
+	if _, err := e.writesInAll(ctx); err != nil { // wait until the injector has finished
 		return err
 	}
-	fmt.Printf("\nWhere no class is there, all %d are %.1f s after the injector has read the pods.\n", len(keys), took.Percentile(1)/1000)
+	fmt.Printf("\nWithout any class at the start, all %d exist %.1f s after the injector has read the pods.\n",
+		len(keys), took.Percentile(1)/1000)
 	return nil
 }
 
-// startBesideAll starts the injector where everything is there already, and prints what that takes.
-func (e *experiment) startBesideAll(ctx context.Context) (_ *injector.Injector, err error) {
+// startInFullCluster starts the injector in a cluster that has all pods and classes, and prints the
+// cost of the start.
+func (e *experiment) startInFullCluster(ctx context.Context) (_ *injector.Injector, err error) {
 	before, err := e.writesInAll(ctx)
 	if err != nil {
 		return nil, err
@@ -126,7 +130,7 @@ func (e *experiment) startBesideAll(ctx context.Context) (_ *injector.Injector, 
 	if err != nil {
 		return nil, err
 	}
-	progress("the injector is left alone for %s ...", e.settle)
+	progress("waiting for %s while the injector is idle ...", e.settle)
 	select {
 	case <-time.After(e.settle):
 	case <-started.Done():
@@ -141,7 +145,7 @@ func (e *experiment) startBesideAll(ctx context.Context) (_ *injector.Injector, 
 	if err != nil {
 		return nil, err
 	}
-	fmt.Print("\nA start of the injector where all of that is there:\n\n| | |\n|---|--:|\n")
+	fmt.Print("\nA start of the injector with all of these objects in the cluster:\n\n| | |\n|---|--:|\n")
 	fmt.Printf("| ready after, s | %.2f |\n", ready.Sub(early.Started).Seconds())
 	fmt.Printf("| pods and classes read after, s | %.2f |\n", following.Sub(early.Started).Seconds())
 	fmt.Printf("| CPU until then, s | %.2f |\n", early.CPU.Seconds())
@@ -152,17 +156,19 @@ func (e *experiment) startBesideAll(ctx context.Context) (_ *injector.Injector, 
 	return started, nil
 }
 
-// withNewClass is a pod that asks for what no other pod does.
+// withNewClass returns a pod that requests objects that no other pod requests.
 func (e *experiment) withNewClass(n int) *corev1.Pod {
 	return e.requesting(n, fmt.Sprintf("fresh-%d", e.fresh+n))
 }
 
-// withItsReplicaSetsClass is a pod that asks for what the others of its ReplicaSet do.
+// withItsReplicaSetsClass returns a pod that requests the same objects as the other pods of its
+// ReplicaSet.
 func (e *experiment) withItsReplicaSetsClass(n int) *corev1.Pod {
 	return e.requesting(n, "")
 }
 
-// load creates pods and prints what came of them. With newClass it waits for the class of each.
+// load creates pods and prints a row of the table. If newClass is true, it waits for the class of
+// each pod.
 func (e *experiment) load(ctx context.Context, what string, pod func(n int) *corev1.Pod, newClass bool, replicas ...*injector.Injector) error {
 	writesBefore, err := e.writesInAll(ctx)
 	if err != nil {
@@ -203,7 +209,8 @@ func (e *experiment) load(ctx context.Context, what string, pod func(n int) *cor
 	return nil
 }
 
-// lateness waits for the classes of the pods, and returns how long after its pod each was there.
+// lateness waits for the classes of the pods. It returns the times from the creation of each pod to
+// the event about its class.
 func (e *experiment) lateness(ctx context.Context, creations []creation) (measure.Latencies, error) {
 	keys := make([]types.NamespacedName, len(creations))
 	for i := range creations {
@@ -216,7 +223,7 @@ func (e *experiment) lateness(ctx context.Context, creations []creation) (measur
 	return latencies(len(times), func(i int) time.Duration { return times[i].Sub(creations[i].answered) }), nil
 }
 
-// cpuOf is what the replicas have used together.
+// cpuOf returns the CPU time that all replicas together have used.
 func cpuOf(replicas []*injector.Injector) (time.Duration, error) {
 	var sum time.Duration
 	for _, r := range replicas {
@@ -229,17 +236,16 @@ func cpuOf(replicas []*injector.Injector) (time.Duration, error) {
 	return sum, nil
 }
 
-// writes are requests that change classes and events. Nobody but the injector makes such.
+// writes counts the requests that change classes and events. Only the injector sends such requests.
 type writes struct{ all, failed int }
 
-// writesInAll are those since the API server's start. It returns when they don't become more.
+// writesInAll returns the writes since the start of the API server. It waits until the number is
+// stable.
 func (e *experiment) writesInAll(ctx context.Context) (writes, error) {
 	last, err := e.readWrites(ctx)
 	for err == nil {
-		select {
-		case <-ctx.Done():
-			return writes{}, context.Cause(ctx)
-		case <-time.After(2 * time.Second):
+		if err := process.Sleep(ctx, 2*time.Second); err != nil {
+			return writes{}, err
 		}
 		before := last
 		if last, err = e.readWrites(ctx); last == before {
@@ -249,31 +255,31 @@ func (e *experiment) writesInAll(ctx context.Context) (writes, error) {
 	return writes{}, err
 }
 
-// readWrites asks the API server's own metrics.
+// readWrites reads the writes from the metrics of the API server.
 func (e *experiment) readWrites(ctx context.Context) (writes, error) {
 	text, err := e.client.RESTClient().Get().AbsPath("/metrics").DoRaw(ctx)
 	if err != nil {
 		return writes{}, fmt.Errorf("read the API server's metrics: %w", err)
 	}
+	metrics, err := measure.ParseMetrics(bytes.NewReader(text))
+	if err != nil {
+		return writes{}, fmt.Errorf("read the API server's metrics: %w", err)
+	}
 	var w writes
-	for line := range strings.SplitSeq(string(text), "\n") {
-		labels, value, ok := strings.Cut(line, "} ")
-		if !ok || !strings.HasPrefix(labels, "apiserver_request_total{") || !isWrite(labels) {
+	for metric, count := range metrics {
+		if !strings.HasPrefix(metric, "apiserver_request_total{") || !isWrite(metric) {
 			continue
 		}
-		count, err := strconv.ParseFloat(value, 64)
-		if err != nil {
-			return writes{}, fmt.Errorf("read the API server's metrics: %w", err)
-		}
 		w.all += int(count)
-		if !strings.Contains(labels, `code="2`) {
+		if !strings.Contains(metric, `code="2`) {
 			w.failed += int(count)
 		}
 	}
 	return w, nil
 }
 
-// isWrite is about the labels of apiserver_request_total.
+// isWrite reports whether an apiserver_request_total metric with these labels counts writes to
+// classes or events.
 func isWrite(labels string) bool {
 	for _, verb := range []string{"POST", "PUT", "PATCH", "APPLY", "DELETE"} {
 		if strings.Contains(labels, `verb="`+verb+`"`) {

@@ -10,14 +10,14 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/measure"
 )
 
-// creation is that of a pod.
+// creation is the result of creating one pod.
 type creation struct {
 	class types.NamespacedName
-	// due is when it was to be asked for, answered when the API server's answer was there.
+	// due is the time set by the rate. answered is the time of the API server's answer.
 	due, answered time.Time
 }
 
-// createAtRate creates pods at the times that the rate sets, whether or not the answers come.
+// createAtRate creates pods at the times set by the rate, independently of the answers.
 func (c *cluster) createAtRate(ctx context.Context, pod func(n int) *corev1.Pod) ([]creation, error) {
 	creations := make([]creation, int(float64(c.rate)*c.duration.Seconds()))
 	begin, interval := time.Now().Add(10*time.Millisecond), time.Second/time.Duration(c.rate)
@@ -35,7 +35,7 @@ func (c *cluster) createAtRate(ctx context.Context, pod func(n int) *corev1.Pod)
 	return creations, err
 }
 
-// latencies are those of n things.
+// latencies returns the latencies of n items.
 func latencies(n int, of func(int) time.Duration) measure.Latencies {
 	all := make([]time.Duration, n)
 	for i := range all {

@@ -1,12 +1,14 @@
-// Command scale measures the controller of managed classes in a large cluster, on a real API server:
+// Command scale measures the controller of managed classes in a large cluster, with a real API
+// server:
 //
 //	go run ./benchmarks/scale
 //
-// It fills the API server with namespaces and injected pods, and lets the injector make their classes. Then it prints the tables
-// that docs/performance.md shows: what a start costs beside all that, and what new pods cost, with classes of their own and with
-// classes that exist. There is no kube-controller-manager: it would work on all of these pods too, on the same processors.
+// It fills the API server with namespaces and injected pods, and lets the injector create their
+// classes. Then it prints the tables of docs/performance.md: the cost of a start of the injector in
+// that cluster, and the cost of new pods, with new classes and with existing classes.
+// kube-controller-manager does not run: it would process all of these pods too, on the same CPUs.
 //
-// Everything it starts listens on loopback and ends with it. It reads /proc, so it needs Linux.
+// All servers that it starts listen on loopback and end with it. It reads /proc, so it needs Linux.
 package main
 
 import (
@@ -15,50 +17,46 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/akv-injector/akv-injector/test/harness/controlplane"
 	"github.com/akv-injector/akv-injector/test/harness/injector"
 	"github.com/akv-injector/akv-injector/test/harness/measure"
+	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
-// limit bounds a run without the building of programs before it. At the default sizes a run takes half of that.
+// limit is the time limit of a run, excluding builds. A run with the default sizes takes half of
+// it.
 const limit = 15 * time.Minute
 
-// sizes say how much there is, and how much comes.
+// sizes are the sizes of the cluster and of the load.
 type sizes struct {
 	namespaces, accounts, pods, classes int
-	// rate is how many pods are created a second.
+	// rate is the number of pods created per second.
 	rate int
-	// duration is how long they are, settle how long the injector is left alone after its start.
+	// duration is how long pods are created each way. settle is how long the injector is idle after
+	// its start before it is measured again.
 	duration, settle time.Duration
 }
 
-// accountsEach is how many ServiceAccounts a namespace has: the two that are needed, and others.
+// accountsEach returns the number of ServiceAccounts in each namespace. At least two are needed.
 func (s *sizes) accountsEach() int { return max(2, s.accounts/s.namespaces) }
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "scale:", err)
-		os.Exit(1)
-	}
+	process.Main("scale", run)
 }
 
 func run(ctx context.Context) error {
 	var s sizes
-	flag.IntVar(&s.namespaces, "namespaces", 2000, "how many namespaces there are")
-	flag.IntVar(&s.accounts, "accounts", 10000, "how many ServiceAccounts there are, as many in each namespace; at least two are")
-	flag.IntVar(&s.pods, "pods", 20000, "how many injected pods there are")
-	flag.IntVar(&s.classes, "classes", 2000, "how many managed classes they mount, one each")
-	flag.IntVar(&s.rate, "rate", 100, "how many pods are created a second")
-	flag.DurationVar(&s.duration, "duration", time.Minute, "how long they are, each way")
-	flag.DurationVar(&s.settle, "settle", time.Minute, "how long the injector is left alone after its start")
-	keep := flag.Bool("keep", false, "leave the folder that has the logs")
+	flag.IntVar(&s.namespaces, "namespaces", 2000, "`number` of namespaces")
+	flag.IntVar(&s.accounts, "accounts", 10000, "`number` of ServiceAccounts; each namespace has at least two")
+	flag.IntVar(&s.pods, "pods", 20000, "`number` of injected pods")
+	flag.IntVar(&s.classes, "classes", 2000, "`number` of managed classes; each pod mounts one")
+	flag.IntVar(&s.rate, "rate", 100, "`number` of pods created per second")
+	flag.DurationVar(&s.duration, "duration", time.Minute, "how long pods are created, each way")
+	flag.DurationVar(&s.settle, "settle", time.Minute, "how long the injector is idle before it is measured again")
+	keep := flag.Bool("keep", false, "keep the folder with the logs")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		flag.Usage()
@@ -76,17 +74,19 @@ func run(ctx context.Context) error {
 		return err
 	}
 	fmt.Println(measure.Machine())
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, errors.New("it takes too long"))
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not finished after %s", limit))
 	defer cancel()
 	begin := time.Now()
-	if err := fillAndRun(ctx, s, program, controlplane.Options{Binaries: binaries, NoControllers: true, Keep: *keep}); err != nil {
+	if err := fillAndRun(ctx, s, program, controlplane.Options{
+		Binaries: binaries, BeforeControllers: controlplane.InstallCRDs, NoControllers: true, Keep: *keep,
+	}); err != nil {
 		return err
 	}
-	progress("all of it took %s", time.Since(begin).Round(time.Second))
+	progress("done in %s", time.Since(begin).Round(time.Second))
 	return nil
 }
 
-// fillAndRun runs a control plane and prints the tables.
+// fillAndRun starts a control plane, fills it, and runs the experiment.
 func fillAndRun(ctx context.Context, s sizes, program string, options controlplane.Options) (err error) {
 	plane, err := controlplane.Start(ctx, options)
 	if err != nil {
@@ -96,9 +96,6 @@ func fillAndRun(ctx context.Context, s sizes, program string, options controlpla
 		progress("logs: %s", plane.Dir)
 	}
 	defer func() { err = errors.Join(err, plane.Stop()) }()
-	if err := controlplane.InstallCRDs(ctx, plane.Config); err != nil {
-		return err
-	}
 	c, err := newCluster(plane.Config, s)
 	if err != nil {
 		return err
@@ -113,11 +110,12 @@ func fillAndRun(ctx context.Context, s sizes, program string, options controlpla
 		return err
 	}
 	e := &experiment{cluster: c, plane: plane, program: program, watch: watch}
-	fmt.Printf("\n%d namespaces, %d ServiceAccounts, %d injected pods of %.1f KB (JSON), %d classes; no kube-controller-manager\n", s.namespaces, s.namespaces*s.accountsEach(), s.pods, c.podSize()/1000, s.classes)
+	fmt.Printf("\n%d namespaces, %d ServiceAccounts, %d injected pods of %.1f KB (JSON), %d classes; no kube-controller-manager\n",
+		s.namespaces, s.namespaces*s.accountsEach(), s.pods, c.podSize()/1000, s.classes)
 	return e.run(ctx)
 }
 
-// progress tells whoever waits.
+// progress prints a line to standard error.
 func progress(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, format+"\n", args...)
 }

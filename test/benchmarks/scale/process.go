@@ -12,7 +12,8 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/injector"
 )
 
-// awaitFollowing returns when the injector has read the pods and the classes, how many pods these are, and when that was.
+// awaitFollowing waits until the injector has read the pods and the classes. It returns the number
+// of pods, and the time at which the injector had read them.
 func awaitFollowing(ctx context.Context, i *injector.Injector) (pods int, at time.Time, err error) {
 	err = i.Await(ctx, func(context.Context) error {
 		log, err := os.Open(filepath.Join(i.Dir, "akv-injector.log"))
@@ -32,7 +33,7 @@ func awaitFollowing(ctx context.Context, i *injector.Injector) (pods int, at tim
 				return nil
 			}
 		}
-		return errors.Join(lines.Err(), errors.New("the injector doesn't follow the pods yet"))
+		return errors.Join(lines.Err(), errors.New("the injector does not follow the pods yet"))
 	})
 	return pods, at, err
 }

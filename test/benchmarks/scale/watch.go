@@ -19,23 +19,23 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
-// classWatch knows when each class came to be, as the API server tells its watchers.
+// classWatch records when the API server's watch reported each new class.
 type classWatch struct {
 	classes metadata.Getter
 
 	mu      sync.Mutex
 	created map[types.NamespacedName]time.Time
-	err     error // why it has ended
+	err     error // why the watch has ended
 }
 
-// watchClasses follows the classes of all namespaces until ctx ends.
+// watchClasses watches the classes of all namespaces until ctx ends.
 func watchClasses(ctx context.Context, cfg *rest.Config) (*classWatch, error) {
-	// On a connection of its own, so that the creations of pods don't hold its events up.
+	// A separate connection, so that the creations of pods do not delay the events.
 	cfg = rest.CopyConfig(cfg)
 	cfg.Dial = (&net.Dialer{}).DialContext
 	client, err := metadata.NewForConfig(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("make a client: %w", err)
+		return nil, fmt.Errorf("create a client: %w", err)
 	}
 	w := &classWatch{
 		classes: client.Resource(class.GroupVersion.WithResource("secretproviderclasses")),
@@ -62,12 +62,12 @@ func (w *classWatch) run(ctx context.Context, version string) {
 			w.err = fmt.Errorf("watch the classes: %w", err)
 			return
 		}
-		progress("the API server has ended the watch of the classes: those since are late")
+		progress("the API server has ended the watch of the classes: classes created meanwhile are counted as late")
 	}
 }
 
-// follow watches from a version on, and returns the last one that it has seen when the API server ends the watch, as it does
-// with watchers that can't keep up.
+// follow watches from a version on. When the API server ends the watch, as it does with slow
+// watchers, follow returns the last version that it has seen.
 func (w *classWatch) follow(ctx context.Context, version string) (string, error) {
 	events, err := w.classes.Watch(ctx, metav1.ListOptions{ResourceVersion: version})
 	if err != nil {
@@ -90,19 +90,17 @@ func (w *classWatch) follow(ctx context.Context, version string) (string, error)
 	return version, nil
 }
 
-// await returns when the classes are there: when each came to be, in the order of keys.
+// await waits until the classes exist. It returns when each was created, in the order of keys.
 func (w *classWatch) await(ctx context.Context, keys []types.NamespacedName) ([]time.Time, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("classes are missing"))
-	defer cancel()
 	times := make([]time.Time, 0, len(keys))
-	err := process.Until(ctx, func(context.Context) error {
+	err := process.Within(ctx, time.Minute, "the classes", func(context.Context) error {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		for len(times) < len(keys) {
 			key := keys[len(times)]
 			at, ok := w.created[key]
 			if !ok {
-				return errors.Join(fmt.Errorf("%s is not there, %d others are", key, len(w.created)), w.err)
+				return errors.Join(fmt.Errorf("%s does not exist, %d others do", key, len(w.created)), w.err)
 			}
 			times = append(times, at)
 		}

@@ -1,9 +1,10 @@
-// Command controlplane builds and runs the control plane that the tests use.
+// Command controlplane builds and runs the control plane of the tests.
 //
-//	go run ./demos/controlplane build   build what is missing, print the folder of the binaries (good as KUBEBUILDER_ASSETS)
-//	go run ./demos/controlplane start   run it, with the CRDs, until interrupted
+//	go run ./demos/controlplane build   builds what is missing and prints the folder of the binaries,
+//	                                    which is also valid as KUBEBUILDER_ASSETS
+//	go run ./demos/controlplane start   runs it with the CRDs until interrupted
 //
-// It knows nothing of the injector.
+// It does not run the injector.
 package main
 
 import (
@@ -11,34 +12,23 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 
 	"github.com/akv-injector/akv-injector/test/harness/controlplane"
+	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	var command string
+	commands := map[string]func(context.Context) error{"build": build, "start": start}
+	var run func(context.Context) error
 	if len(os.Args) == 2 {
-		command = os.Args[1]
+		run = commands[os.Args[1]]
 	}
-	var err error
-	switch command {
-	case "build":
-		err = build(ctx)
-	case "start":
-		err = start(ctx)
-	default:
+	if run == nil {
 		fmt.Fprintln(os.Stderr, "usage: controlplane build|start")
 		os.Exit(2)
 	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "controlplane:", err)
-		os.Exit(1)
-	}
+	process.Main("controlplane", run)
 }
 
 func build(ctx context.Context) error {
@@ -51,14 +41,11 @@ func build(ctx context.Context) error {
 }
 
 func start(ctx context.Context) (err error) {
-	plane, err := controlplane.Start(ctx, controlplane.Options{})
+	plane, err := controlplane.Start(ctx, controlplane.Options{BeforeControllers: controlplane.InstallCRDs})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, plane.Stop()) }()
-	if err := controlplane.InstallCRDs(ctx, plane.Config); err != nil {
-		return err
-	}
 	fmt.Printf(`Running at %s. In another terminal:
 
   export KUBECONFIG=%s

@@ -23,12 +23,12 @@ import (
 //go:embed *.yaml
 var manifests embed.FS
 
-// patience is how long the cluster may take for what it does by itself, on a machine that is busy with other things.
+// patience is the time limit for each thing that the cluster does, on a busy machine.
 const patience = time.Minute
 
-// demo is one run.
+// demo is one run of the demonstration.
 type demo struct {
-	dir      string // has the manifests, and the servers' folders
+	dir      string // has the manifests and the folders of the servers
 	out      *page.Page
 	begin    time.Time
 	plane    *controlplane.ControlPlane
@@ -36,7 +36,7 @@ type demo struct {
 	client   kubernetes.Interface
 }
 
-// run does all of it, and stops what it started.
+// run starts the servers, shows everything, and stops the servers.
 func (d *demo) run(ctx context.Context, keep bool) (err error) {
 	defer func() { err = errors.Join(err, d.stop()) }()
 	if err := d.start(ctx); err != nil {
@@ -74,11 +74,10 @@ func (d *demo) start(ctx context.Context) error {
 
 	d.out.Say("")
 	err = d.out.Step("Kubernetes: etcd, API server and controllers, on 127.0.0.1", func() (err error) {
-		d.plane, err = controlplane.Start(ctx, controlplane.Options{Binaries: binaries, TempDir: d.dir, Keep: true})
+		d.plane, err = controlplane.Start(ctx, controlplane.Options{
+			Binaries: binaries, TempDir: d.dir, Keep: true, BeforeControllers: controlplane.InstallCRDs,
+		})
 		if err != nil {
-			return err
-		}
-		if err := controlplane.InstallCRDs(ctx, d.plane.Config); err != nil {
 			return err
 		}
 		d.client, err = kubernetes.NewForConfig(d.plane.Config)
@@ -96,7 +95,7 @@ func (d *demo) start(ctx context.Context) error {
 	})
 }
 
-// stop ends the servers.
+// stop stops the servers.
 func (d *demo) stop() error {
 	var errs []error
 	if d.injector != nil {
@@ -108,9 +107,9 @@ func (d *demo) stop() error {
 	return errors.Join(errs...)
 }
 
-// show is what the audience sees.
+// show shows all parts.
 func (d *demo) show(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, 2*patience, errors.New("it takes too long"))
+	ctx, cancel := context.WithTimeoutCause(ctx, 2*patience, fmt.Errorf("not finished after %s", 2*patience))
 	defer cancel()
 	for _, part := range []func(context.Context) error{d.optIn, d.inject, d.manage, d.misspell, d.missClass} {
 		if err := part(ctx); err != nil {
@@ -121,7 +120,7 @@ func (d *demo) show(ctx context.Context) error {
 }
 
 func (d *demo) optIn(ctx context.Context) error {
-	d.out.Title("1. A namespace opts in. A class and a binding are there as ever.")
+	d.out.Title("1. A namespace opts in. A class and an identity binding exist, as without the injector.")
 	_, err := d.kubectl(ctx, true, "label", "namespace", "default", "keyvault.io/injection=enabled")
 	if err != nil {
 		return err
@@ -133,7 +132,7 @@ func (d *demo) optIn(ctx context.Context) error {
 }
 
 func (d *demo) inject(ctx context.Context) error {
-	d.out.Title("2. Three annotations on the Deployment do the rest.")
+	d.out.Title("2. Three annotations on a Deployment replace the volume, the mount, the variable and the label.")
 	if _, err := d.kubectl(ctx, true, "apply", "-f", "deployment.yaml"); err != nil {
 		return err
 	}
@@ -154,19 +153,19 @@ func (d *demo) inject(ctx context.Context) error {
 		request = append(request, page.Line{Text: strings.TrimRight(text, "\n")})
 	}
 	d.out.Say("")
-	d.out.Columns("deployment.yaml, as you write it", request, "its pod, + what is injected", fields)
+	d.out.Columns("deployment.yaml, as you write it", request, "its pod, with + for what is injected", fields)
 	return d.sameAsByHand(pod)
 }
 
 func (d *demo) manage(ctx context.Context) error {
-	d.out.Title("3. Where the namespace says the vault, one line is enough: the class is made for the pod.")
+	d.out.Title("3. If the namespace names the vault, one annotation is enough: the injector creates the class.")
 	if _, err := d.kubectl(ctx, true, "apply", "-f", "managed.yaml"); err != nil {
 		return err
 	}
 	d.out.Say("")
 	d.out.Output("The Deployment's only annotation is keyvault.io/secrets: KEYVAULT_SECRET=secret-425\n")
 	const classes = "secretproviderclasses"
-	if err := d.await(ctx, "the class", func(ctx context.Context) error {
+	if err := process.Within(ctx, patience, "the class", func(ctx context.Context) error {
 		out, err := d.plane.Kubectl(ctx, "get", classes, "--namespace=shop", "-o=name").Output()
 		if err == nil && len(out) == 0 {
 			err = errors.New("there is none")
@@ -179,30 +178,30 @@ func (d *demo) manage(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return shows(out, "app.kubernetes.io/managed-by: akv-injector", "kind: ReplicaSet", "keyvaultName: nf425csi",
+	return page.Contains(out, "app.kubernetes.io/managed-by: akv-injector", "kind: ReplicaSet", "keyvaultName: nf425csi",
 		"clientID: 11111111-2222-3333-4444-555555555555", `objectName: "secret-425"`, "secretName: kv-")
 }
 
 func (d *demo) misspell(ctx context.Context) error {
-	d.out.Title("4. A misspelt annotation is refused at once.")
+	d.out.Title("4. A misspelt annotation is rejected at once.")
 	out, err := d.kubectl(ctx, false, "apply", "-f", "misspelt.yaml")
 	if err != nil {
 		return err
 	}
-	return shows(out, "metadata.annotations[keyvault.io/classes]", "[UnknownKey]", "did you mean keyvault.io/class?")
+	return page.Contains(out, "metadata.annotations[keyvault.io/classes]", "[UnknownKey]", "did you mean keyvault.io/class?")
 }
 
 func (d *demo) missClass(ctx context.Context) error {
-	d.out.Title("5. A class that is missing may still come: a warning, and no pod until it does.")
+	d.out.Title("5. A missing class is a warning for a Deployment, and an error for its pods until the class exists.")
 	wants := []string{"[ClassNotFound]", "metadata.annotations[keyvault.io/class][0]", "did you mean key-vault-secret?"}
 	out, err := d.kubectl(ctx, true, "apply", "-f", "no-class.yaml")
 	if err != nil {
 		return err
 	}
-	if err := shows(out, wants...); err != nil {
+	if err := page.Contains(out, wants...); err != nil {
 		return err
 	}
-	if err := d.await(ctx, "the ReplicaSet's event", func(ctx context.Context) error {
+	if err := process.Within(ctx, patience, "the ReplicaSet's event", func(ctx context.Context) error {
 		events, err := d.client.CoreV1().Events(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{FieldSelector: "reason=FailedCreate"})
 		if err == nil && len(events.Items) == 0 {
 			err = errors.New("there is none")
@@ -215,11 +214,11 @@ func (d *demo) missClass(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return shows(out, wants...)
+	return page.Contains(out, wants...)
 }
 
-// kubectl shows and runs a kubectl command among the manifests, and returns what it prints. It is an error unless the
-// command ends as it should.
+// kubectl shows a kubectl command, runs it in the folder of the manifests, and returns its output.
+// It returns an error unless the command succeeds or fails as wanted.
 func (d *demo) kubectl(ctx context.Context, succeeds bool, args ...string) (string, error) {
 	command := "kubectl " + strings.Join(args, " ")
 	d.out.Command(command)
@@ -234,15 +233,15 @@ func (d *demo) kubectl(ctx context.Context, succeeds bool, args ...string) (stri
 	case err != nil && succeeds:
 		return "", fmt.Errorf("%s: %w", command, err)
 	case err == nil && !succeeds:
-		return "", fmt.Errorf("%s: must be refused, is not", command)
+		return "", fmt.Errorf("%s: must be rejected, is not", command)
 	}
 	return string(out), nil
 }
 
-// podOf waits for the pod that comes of a Deployment.
+// podOf waits for the pod of a Deployment and returns it.
 func (d *demo) podOf(ctx context.Context, deployment string) (*corev1.Pod, error) {
 	var pod *corev1.Pod
-	err := d.await(ctx, "the pod of Deployment "+deployment, func(ctx context.Context) error {
+	err := process.Within(ctx, patience, "the pod of Deployment "+deployment, func(ctx context.Context) error {
 		pods, err := d.client.CoreV1().Pods(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{LabelSelector: "app=" + deployment})
 		if err != nil {
 			return err
@@ -256,29 +255,11 @@ func (d *demo) podOf(ctx context.Context, deployment string) (*corev1.Pod, error
 	return pod, err
 }
 
-// await waits for what ready looks for.
-func (d *demo) await(ctx context.Context, what string, ready func(context.Context) error) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("not there after %s", patience))
-	defer cancel()
-	if err := process.Until(ctx, ready); err != nil {
-		return fmt.Errorf("wait for %s: %w", what, err)
-	}
-	return nil
-}
-
-// shows is an error unless a text has all of wants.
-func shows(text string, wants ...string) error {
-	for _, want := range wants {
-		if !strings.Contains(text, want) {
-			return fmt.Errorf("the output must have %q", want)
-		}
-	}
-	return nil
-}
-
-// wait says how to use what runs, and returns when ctx is done or a server has ended by itself: then stop tells which.
+// wait prints how to use the running servers. It returns when ctx ends or a server has ended
+// unexpectedly; then stop returns an error that names the server.
 func (d *demo) wait(ctx context.Context) {
-	d.out.Title(fmt.Sprintf("All as it should be, after %.1f s. It keeps running; in another terminal:", time.Since(d.begin).Seconds()))
+	d.out.Title(fmt.Sprintf("All checks passed after %.1f s. The servers keep running. In another terminal:",
+		time.Since(d.begin).Seconds()))
 	d.out.Say(fmt.Sprintf(`
   export KUBECONFIG=%s
   export PATH=%s:$PATH
@@ -286,10 +267,10 @@ func (d *demo) wait(ctx context.Context) {
   kubectl get pod -l app=csi-demo -o yaml
   kubectl annotate deployment csi-demo keyvault.io/mount-path=/etc/vault    # a new pod, mounted there
   kubectl annotate deployment csi-demo keyvault.io/containers=web           # a warning: there is only nginx
-  kubectl delete secretproviderclasses -n shop --all                        # put back in half a second
+  kubectl delete secretproviderclasses -n shop --all                        # recreated in half a second
   kubectl run try --image=nginx --annotations=keyvault.io/mount-path=etc    # an error
 
-The manifests are in %s. Ctrl-C stops and removes all.`, d.plane.Kubeconfig, d.plane.Binaries, d.dir))
+The manifests are in %s. Press Ctrl-C to stop and remove everything.`, d.plane.Kubeconfig, d.plane.Binaries, d.dir))
 	ended, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {

@@ -33,15 +33,19 @@ func TestContains(t *testing.T) {
 }
 
 func TestManifest(t *testing.T) {
-	// The API server's default stays unseen, the author's own is as it was, the injector's is marked.
+	// The API server's default is omitted, the author's fields are unmarked, the injector's are
+	// marked.
 	got := manifest(
-		parse(t, `{labels: {app: web, injected: "true"}, spec: {dns: first, containers: [{image: i, name: c, env: [{name: V}], policy: Always}]}}`),
+		parse(t, `{labels: {app: web, injected: "true", notes: "a\nb"}, spec: {dns: first, containers: [{image: i, name: c, env: [{name: V}], policy: Always}]}}`),
 		parse(t, `{labels: {app: web}, spec: {dns: first, containers: [{image: i, name: c, policy: Always}]}}`),
 		parse(t, `{labels: {app: web}, spec: {containers: [{name: c, image: i}]}}`), "")
 	want := []page.Line{
 		{Text: "labels:"},
 		{Text: "  app: web"},
 		{Text: `  injected: "true"`, Added: true},
+		{Text: "  notes: |-", Added: true},
+		{Text: "    a", Added: true},
+		{Text: "    b", Added: true},
 		{Text: "spec:"},
 		{Text: "  containers:"},
 		{Text: "  - name: c"},

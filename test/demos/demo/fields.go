@@ -19,8 +19,9 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/page"
 )
 
-// compare returns those fields of a Deployment's pod that its author wrote or the injector added, as YAML. What else the
-// API server sets is found by asking it for a pod of the same template without annotations.
+// compare returns the fields of a Deployment's pod that its author wrote or the injector added, as
+// YAML. It omits the fields that the API server sets, which it finds by creating a pod of the same
+// template without annotations in a dry run.
 func (d *demo) compare(ctx context.Context, deployment []byte, pod *corev1.Pod) ([]page.Line, error) {
 	var written struct {
 		Metadata metav1.ObjectMeta `json:"metadata"`
@@ -38,10 +39,10 @@ func (d *demo) compare(ctx context.Context, deployment []byte, pod *corev1.Pod) 
 	plain.GenerateName = "plain-"
 	plain, err := d.client.CoreV1().Pods(metav1.NamespaceDefault).Create(ctx, plain, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 	if err != nil {
-		return nil, fmt.Errorf("ask for a pod without annotations: %w", err)
+		return nil, fmt.Errorf("create a pod without annotations: %w", err)
 	}
 	plain.Name = pod.Name
-	plain.Annotations = written.Metadata.Annotations // the injector only hands these down
+	plain.Annotations = written.Metadata.Annotations // the injector copies these to the pod
 	author := written.Spec.Template
 	author["metadata"], err = tree(metav1.ObjectMeta{Name: plain.Name, Annotations: plain.Annotations, Labels: plain.Labels})
 	if err != nil {
@@ -58,7 +59,8 @@ func (d *demo) compare(ctx context.Context, deployment []byte, pod *corev1.Pod) 
 	return slices.Concat([]page.Line{{Text: "apiVersion: v1"}, {Text: "kind: Pod"}}, manifest(has, had, author, "")), nil
 }
 
-// sameAsByHand is an error unless the pod has each field of the pod that people write by hand, and nothing more of the kind.
+// sameAsByHand returns an error unless the pod has all fields of by-hand.yaml, and no other
+// volumes, mounts and variables.
 func (d *demo) sameAsByHand(pod *corev1.Pod) error {
 	written, err := manifests.ReadFile("by-hand.yaml")
 	if err != nil {
@@ -80,7 +82,7 @@ func (d *demo) sameAsByHand(pod *corev1.Pod) error {
 		return errors.New("the pod must have each field of by-hand.yaml")
 	}
 	for _, count := range [][2]int{
-		{len(pod.Spec.Volumes) - 1, len(byHand.Spec.Volumes)}, // the token's
+		{len(pod.Spec.Volumes) - 1, len(byHand.Spec.Volumes)}, // without the token volume
 		{len(pod.Spec.Containers[0].VolumeMounts) - 1, len(byHand.Spec.Containers[0].VolumeMounts)},
 		{len(pod.Spec.Containers[0].Env), len(byHand.Spec.Containers[0].Env)},
 	} {
@@ -91,7 +93,8 @@ func (d *demo) sameAsByHand(pod *corev1.Pod) error {
 	return nil
 }
 
-// podTree is what is compared of a pod: metadata that people write and spec, without what differs between any two pods.
+// podTree returns the parts of a pod that are compared: the spec, and the metadata that people
+// write. It omits fields that differ between any two pods.
 func podTree(pod *corev1.Pod) (map[string]any, error) {
 	pod = pod.DeepCopy()
 	pod.ObjectMeta = metav1.ObjectMeta{Name: pod.Name, Annotations: pod.Annotations, Labels: pod.Labels}
@@ -113,20 +116,21 @@ func podTree(pod *corev1.Pod) (map[string]any, error) {
 	return map[string]any{"metadata": metadata, "spec": spec}, nil
 }
 
-// tree is an object as JSON has it, without its empty fields.
+// tree returns an object as decoded JSON, without empty fields.
 func tree(object any) (map[string]any, error) {
 	data, err := json.Marshal(object)
 	if err != nil {
-		return nil, fmt.Errorf("take apart: %w", err)
+		return nil, fmt.Errorf("convert to JSON: %w", err)
 	}
 	var fields map[string]any
 	if err := json.Unmarshal(data, &fields); err != nil {
-		return nil, fmt.Errorf("take apart: %w", err)
+		return nil, fmt.Errorf("convert to JSON: %w", err)
 	}
 	return fields, nil
 }
 
-// contains tells whether tree has all of part. Lists of named objects may have others besides.
+// contains reports whether tree contains all of part. Lists of named objects may have other
+// elements.
 func contains(tree, part any) bool {
 	switch part := part.(type) {
 	case map[string]any:
@@ -153,7 +157,7 @@ func contains(tree, part any) bool {
 	return reflect.DeepEqual(tree, part)
 }
 
-// named is the element of a list that has the name of another.
+// named returns the element of a list that has the same name as the object like.
 func named(list, like any) any {
 	elements, _ := list.([]any)
 	object, _ := like.(map[string]any)
@@ -165,8 +169,8 @@ func named(list, like any) any {
 	return nil
 }
 
-// manifest prints those fields that were not there before, and those that their author wrote. Nil before means that the
-// injector added all.
+// manifest prints the fields that are not in before, and those that are in author. If before is
+// nil, the injector added all fields.
 func manifest(fields, before, author map[string]any, indent string) []page.Line {
 	var lines []page.Line
 	for _, key := range slices.SortedFunc(maps.Keys(fields), byImportance) {
@@ -190,7 +194,13 @@ func manifest(fields, before, author map[string]any, indent string) []page.Line 
 				lines = append(lines, item...)
 			}
 		default:
-			lines = append(lines, page.Line{Text: indent + key + ": " + scalar(value), Added: added})
+			// A multi-line value is a block scalar, whose other lines are indented already.
+			for i, text := range strings.Split(scalar(value), "\n") {
+				if i == 0 {
+					text = key + ": " + text
+				}
+				lines = append(lines, page.Line{Text: indent + text, Added: added})
+			}
 		}
 	}
 	return lines
@@ -201,7 +211,7 @@ func object(value any) map[string]any {
 	return fields
 }
 
-// byImportance sorts as people write: what a thing is called first.
+// byImportance sorts image and name before other keys, and the other keys by name.
 func byImportance(a, b string) int {
 	first := []string{"image", "name"}
 	return cmp.Or(-cmp.Compare(slices.Index(first, a), slices.Index(first, b)), cmp.Compare(a, b))

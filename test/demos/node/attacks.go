@@ -7,11 +7,13 @@ import (
 	"strings"
 
 	"github.com/akv-injector/akv-injector/test/harness/chart"
+	"github.com/akv-injector/akv-injector/test/harness/page"
+	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
-// attacks are what someone sees who tries to get around the injector.
+// attacks show what happens to a pod that tries to bypass the injector.
 var attacks = []scene{
-	{"A pod cannot send reviews to learn names of other namespaces: the NetworkPolicy lets the API server in, and no pod.", (*show).outsider},
+	{"A pod cannot send reviews to learn names in other namespaces: the NetworkPolicy admits no pod.", (*show).outsider},
 }
 
 func (s *show) outsider(ctx context.Context) error {
@@ -33,17 +35,17 @@ func (s *show) outsider(ctx context.Context) error {
 			return err
 		}
 	}
-	s.out.Say("\n  The API server is answered:")
+	s.out.Say("\n  The API server can call the injector:")
 	if _, err := s.kubectl(ctx, "apply", "-f", "one-line.yaml"); err != nil {
 		return err
 	}
 	if err := s.isRolledOut(ctx, "shop", "one-line"); err != nil {
 		return err
 	}
-	s.out.Say("\n  Each replica tries to reach the others, as any pod could, and says so by a metric:")
+	s.out.Say("\n  Each replica tries to reach the other replicas, as any pod could. A metric reports the result:")
 	const metric = "for pod in $(kubectl get pods -n " + chart.Namespace + " -o jsonpath={.items[*].metadata.name}); do" +
 		" kubectl get --raw /api/v1/namespaces/" + chart.Namespace + "/pods/$pod:8080/proxy/metrics | grep ^akv_injector_webhook_open_to_pods; done"
-	if err := s.await(ctx, "the metric", func(ctx context.Context) error {
+	if err := process.Within(ctx, patience, "the metric", func(ctx context.Context) error {
 		out, err := s.quietly(ctx, metric)
 		if err == nil && strings.Contains(out, "NaN") {
 			err = errors.New("a replica has not tried yet")
@@ -60,7 +62,7 @@ func (s *show) outsider(ctx context.Context) error {
 		return errors.New("no replica may reach another")
 	}
 
-	s.out.Say("\n  Without the NetworkPolicy, any pod is answered:")
+	s.out.Say("\n  Without the NetworkPolicy, every pod can call the injector:")
 	const save = "kubectl get networkpolicy -n " + chart.Namespace + " " + chart.Name + " -o yaml | grep -v resourceVersion: >networkpolicy.yaml"
 	if _, err := s.shell(ctx, save); err != nil {
 		return err
@@ -69,10 +71,10 @@ func (s *show) outsider(ctx context.Context) error {
 		return err
 	}
 	address, _, _ := strings.Cut(string(replicas), " ")
-	const answer = "server returned error: HTTP/1.0 400 Bad Request" // to HTTP where HTTPS is spoken
-	if err := s.await(ctx, "an answer", func(ctx context.Context) error {
+	const answer = "server returned error: HTTP/1.0 400 Bad Request" // the answer to HTTP on an HTTPS port
+	if err := process.Within(ctx, patience, "an answer", func(ctx context.Context) error {
 		out, _ := s.plane.Kubectl(ctx, s.callTo(address)...).CombinedOutput()
-		return has(string(out), []string{answer})
+		return page.Contains(string(out), answer)
 	}); err != nil {
 		return err
 	}
@@ -83,7 +85,7 @@ func (s *show) outsider(ctx context.Context) error {
 	return err
 }
 
-// callTo are the arguments with which kubectl has the pod call a replica.
+// callTo returns the arguments with which kubectl makes the pod call a replica.
 func (*show) callTo(address string) []string {
 	return []string{"exec", "-n", "outsider", "outsider", "--", "wget", "-q", "-O", "-", "http://" + address + ":9443/mutate/pods"}
 }

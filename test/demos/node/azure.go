@@ -18,28 +18,29 @@ import (
 
 const (
 	tenant = "72f988bf-86f1-41af-91ab-2d7cd011db47"
-	// blobAccess is the managed identity that may read the vaults.
+	// blobAccess is the client ID of the managed identity that may read the vaults.
 	blobAccess = "11111111-2222-3333-4444-555555555555"
 	secret     = "super secret for 425 show"
 	version    = "0123456789abcdef0123456789abcdef"
-	// nextVersion is that of a secret that was or is rotated.
+	// nextVersion is the second version of secrets that have two.
 	nextVersion = "fedcba9876543210fedcba9876543210"
 	// vault is the name of the first vault.
 	vault = "nf425csi"
 )
 
-// fakeAzure is what there is in Azure, and the image of the pods.
+// fakeAzure returns the content of the fake Azure, the image of the pods and the arguments of the
+// driver.
 func fakeAzure() (node.Options, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return node.Options{}, fmt.Errorf("make a key: %w", err)
+		return node.Options{}, fmt.Errorf("create a key: %w", err)
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "edge"}, NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour),
 	}
 	certificate, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
-		return node.Options{}, fmt.Errorf("make a certificate: %w", err)
+		return node.Options{}, fmt.Errorf("create a certificate: %w", err)
 	}
 	return node.Options{
 		Tenant:    tenant,
@@ -63,12 +64,13 @@ func fakeAzure() (node.Options, error) {
 	}, nil
 }
 
-// vaultWith is a vault that the managed identity may read.
+// vaultWith returns a vault that the managed identity may read.
 func vaultWith(objects ...keyvault.Object) keyvault.Vault {
 	return keyvault.Vault{Tenant: tenant, Readers: []string{blobAccess}, Objects: objects}
 }
 
-// pollInterval is the driver's: it looks whenever kubelet asks, except where its interval is measured.
+// pollInterval returns the driver's rotation interval. It is a millisecond, so that the driver
+// reads the vault on each call of the kubelet, except when the part rotation measures the interval.
 func pollInterval() time.Duration {
 	if slices.Contains(flag.Args(), measureRotation) {
 		return *rotationInterval

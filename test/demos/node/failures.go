@@ -5,15 +5,16 @@ import (
 	"errors"
 
 	"github.com/akv-injector/akv-injector/test/harness/keyvault"
+	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
 const (
 	paymentsVault = "payments-kv"
-	// stranger is a managed identity that may not read it.
+	// stranger is the client ID of a managed identity that may not read it.
 	stranger = "99999999-8888-7777-6666-555555555555"
 )
 
-// payments is a vault with those secrets, which the managed identity may read.
+// payments returns a vault with these secrets that the managed identity may read.
 func payments(names ...string) keyvault.Vault {
 	var objects []keyvault.Object
 	for _, name := range names {
@@ -22,15 +23,16 @@ func payments(names ...string) keyvault.Vault {
 	return vaultWith(objects...)
 }
 
-// failures are what a user sees where something is missing or forbidden, each mended as the message says, or docs/troubleshooting.md.
+// failures show what a user sees when something is missing or forbidden. Each scene fixes the
+// problem as the message or docs/troubleshooting.md says.
 var failures = []scene{
-	{"Nothing binds the identity that a pod asks for. There is a warning, and the pod hangs.", (*show).bindingMissing},
-	{"The same, where policy asks for bound identities: no pod, and the reason why.", (*show).bindingMissingEnforced},
-	{"The identity does not trust the pod's ServiceAccount.", (*show).credentialMissing},
+	{"No binding selects the identity of a pod: a warning, and the pod does not start.", (*show).bindingMissing},
+	{"The same, if policy requires bound identities: the pod is rejected, with the reason.", (*show).bindingMissingEnforced},
+	{"The identity has no federated credential for the pod's ServiceAccount.", (*show).credentialMissing},
 	{"The identity may not read the vault.", (*show).vaultForbids},
-	{"One of two secrets is not in the vault: the pod gets neither.", (*show).objectMissing},
-	{"A file is for root alone, and the container runs as somebody else. There is a warning.", (*show).fileUnreadable},
-	{"The driver may not write Secrets: files are there, environment variables are not.", (*show).syncOff},
+	{"One of two secrets is missing in the vault: the pod gets neither.", (*show).objectMissing},
+	{"Only root may read a file, and the container runs as another user: a warning.", (*show).fileUnreadable},
+	{"The driver may not write Secrets: files work, environment variables do not.", (*show).syncOff},
 	{"The driver does not run on the node.", (*show).driverNotOnNode},
 	{"The driver is not installed.", (*show).driverMissing},
 }
@@ -110,7 +112,7 @@ func (s *show) objectMissing(ctx context.Context) error {
 		return err
 	}
 
-	s.out.Say("\n  A version that is not there does the same to a new pod. The old one runs on.")
+	s.out.Say("\n  A missing version has the same effect on a new pod. The old pod keeps running.")
 	ask := func(version string) error {
 		const annotation = "keyvault.io/secrets=db-password,api-key@"
 		_, err := s.kubectl(ctx, "annotate", "deployment/orders", "-n", namespace, "--overwrite", annotation+version)
@@ -121,7 +123,7 @@ func (s *show) objectMissing(ctx context.Context) error {
 		return err
 	}
 	var hangs string
-	if err := s.await(ctx, "the new pod", func(ctx context.Context) error {
+	if err := process.Within(ctx, patience, "the new pod", func(ctx context.Context) error {
 		pending, err := s.plane.Kubectl(ctx, "get", "pods", "-n", namespace, "--field-selector=status.phase=Pending", "-o", "jsonpath={.items[*].metadata.name}").Output()
 		if hangs = string(pending); err == nil && hangs == "" {
 			err = errors.New("none is pending")
@@ -218,7 +220,7 @@ func (s *show) driverMissing(ctx context.Context) error {
 	if err := s.node.RemoveDriver(ctx); err != nil {
 		return err
 	}
-	s.out.Say("\n  Where the pod's class is one of the injector's, the injector says what to install:")
+	s.out.Say("\n  For a managed class, an event of the injector says what to install:")
 	if _, err := s.kubectl(ctx, "apply", "-f", "driver-missing.yaml"); err != nil {
 		return err
 	}
@@ -228,21 +230,21 @@ func (s *show) driverMissing(ctx context.Context) error {
 	if err := s.happens(ctx, namespace, "reason=FailedMount", "secrets-store.csi.k8s.io not found in the list of registered CSI drivers"); err != nil {
 		return err
 	}
-	s.out.Say("\n  Where it is one of the user's, the injector says that it is missing, and kubectl says why:")
+	s.out.Say("\n  For the user's own class, the injector reports that it is missing, and kubectl prints the reason:")
 	if err := s.prints(ctx, []string{"[ClassNotFound]"}, "apply", "-f", "driver-missing-class.yaml"); err != nil {
 		return err
 	}
 	if err := s.happens(ctx, namespace, "reason=FailedCreate", "[ClassNotFound]", "install the Secrets Store CSI driver"); err != nil {
 		return err
 	}
-	// It also has kubectl forget what it knew of the cluster when the driver was there.
+	// This command also makes kubectl discard its cache of the cluster's resources.
 	if _, err := s.kubectl(ctx, "api-resources", "--api-group=secrets-store.csi.x-k8s.io"); err != nil {
 		return err
 	}
 	if err := s.refuses(ctx, "ensure CRDs are installed first", "apply", "-f", "driver-missing-class-made.yaml"); err != nil {
 		return err
 	}
-	s.out.Say("\n  The driver's chart is installed. The pod that is there starts by itself, and the class can be applied:")
+	s.out.Say("\n  The driver's chart is installed. The existing pod starts, and the class can be applied:")
 	if err := s.node.InstallDriver(ctx); err != nil {
 		return err
 	}
@@ -255,7 +257,8 @@ func (s *show) driverMissing(ctx context.Context) error {
 	return s.readsPassword(ctx, namespace, "existing")
 }
 
-// readsPassword is an error unless the pod of a deployment starts, and its file has what the vault has.
+// readsPassword returns an error unless the pod of a Deployment starts and its file contains the
+// secret of the vault.
 func (s *show) readsPassword(ctx context.Context, namespace, deployment string) error {
 	if err := s.isRolledOut(ctx, namespace, deployment); err != nil {
 		return err

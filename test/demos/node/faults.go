@@ -17,16 +17,17 @@ import (
 
 	"github.com/akv-injector/akv-injector/test/harness/chart"
 	"github.com/akv-injector/akv-injector/test/harness/keyvault"
+	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
-// replicas are as many as the chart has.
+// replicas is the number of replicas in the chart.
 const replicas = 2
 
-// faults are what a user sees where a part of the road is away just as a pod is created.
+// faults show what a user sees when a part of the system is down while a pod is created.
 var faults = []scene{
-	{"No injector runs. Who asks is refused, nobody else is, and pods come by themselves when it is back.", (*show).injectorGone},
-	{"The serving certificate is replaced while a Job makes its pods. Not one is refused.", (*show).certificateReplaced},
-	{"The injector dies when it has let a pod in and not made the class. The next one makes it.", (*show).killedBeforeClass},
+	{"No injector runs. Workloads that request injection are rejected until it is back, and no others.", (*show).injectorGone},
+	{"The serving certificate is replaced while a Job creates its pods. No pod is rejected.", (*show).certificateReplaced},
+	{"The injector is killed before it creates the class of an admitted pod. The next one creates it.", (*show).killedBeforeClass},
 }
 
 func (s *show) injectorGone(ctx context.Context) error {
@@ -39,7 +40,7 @@ func (s *show) injectorGone(ctx context.Context) error {
 	if err := s.scaleInjector(ctx, 0); err != nil {
 		return err
 	}
-	s.out.Say("\n  They answer for another 15 seconds, unless they are killed:")
+	s.out.Say("\n  The replicas drain for another 15 seconds, unless they are killed:")
 	if err := s.killInjector(ctx); err != nil {
 		return err
 	}
@@ -47,7 +48,7 @@ func (s *show) injectorGone(ctx context.Context) error {
 		return err
 	}
 
-	s.out.Say("\n  Whoever does not ask starts:")
+	s.out.Say("\n  Pods that do not request injection start:")
 	if _, err := s.kubectl(ctx, "apply", "-f", "fault-plain.yaml"); err != nil {
 		return err
 	}
@@ -56,7 +57,7 @@ func (s *show) injectorGone(ctx context.Context) error {
 			return err
 		}
 	}
-	s.out.Say("\n  A workload that asks is refused, and so is one more pod of a workload that is there already:")
+	s.out.Say("\n  A workload that requests injection is rejected, and so is a new pod of an existing workload:")
 	if err := s.refuses(ctx, `failed calling webhook "workloads.akv-injector.io"`, "apply", "-f", "fault-annotated.yaml"); err != nil {
 		return err
 	}
@@ -69,7 +70,7 @@ func (s *show) injectorGone(ctx context.Context) error {
 		return err
 	}
 
-	s.out.Say("\n  The injector comes back. A ReplicaSet tries again by itself, after a while; kubectl does not.")
+	s.out.Say("\n  The injector starts again. A ReplicaSet retries after a while; kubectl does not.")
 	if err := s.scaleInjector(ctx, replicas); err != nil {
 		return err
 	}
@@ -80,7 +81,7 @@ func (s *show) injectorGone(ctx context.Context) error {
 	if err := s.isRolledOut(ctx, "shop", "one-line"); err != nil {
 		return err
 	}
-	s.out.Say(fmt.Sprintf("\n  The ReplicaSet met no injector for %.1f s, and its pod is ready %.1f s later:",
+	s.out.Say(fmt.Sprintf("\n  The ReplicaSet had no injector for %.1f s, and its pod is ready %.1f s later:",
 		back.Sub(begin).Seconds(), time.Since(back).Seconds()))
 	youngest, err := s.plane.Kubectl(ctx, "get", "pods", "-n", "shop", "-l", "app=one-line", "--sort-by=.metadata.creationTimestamp",
 		"-o", "jsonpath={.items[-1:].metadata.name}").Output()
@@ -111,7 +112,7 @@ func (s *show) certificateReplaced(ctx context.Context) error {
 		out, err := s.plane.Kubectl(ctx, "get", "pods", "-n", "shop", "-l", "job-name=renewal", "-o", "name").Output()
 		return strings.Count(string(out), "\n"), err
 	}
-	if err := s.await(ctx, "the first pods", func(ctx context.Context) error {
+	if err := process.Within(ctx, patience, "the first pods", func(ctx context.Context) error {
 		made, err := count(ctx)
 		if err == nil && made == 0 {
 			err = errors.New("there are none")
@@ -124,8 +125,8 @@ func (s *show) certificateReplaced(ctx context.Context) error {
 		return err
 	}
 	var after string
-	var refused error // not one handshake may be
-	if err := s.await(ctx, "another certificate", func(ctx context.Context) error {
+	var refused error // an error of a handshake, which must not happen
+	if err := process.Within(ctx, patience, "another certificate", func(ctx context.Context) error {
 		after, refused = seen.serial(ctx)
 		if refused == nil && (after == before || after == "") {
 			return errors.New("there is none")
@@ -143,9 +144,9 @@ func (s *show) certificateReplaced(ctx context.Context) error {
 	}
 	const all = 30
 	if made >= all {
-		return errors.New("the Job must go on making pods, has made all of them")
+		return errors.New("the Job has created all its pods already")
 	}
-	s.out.Say(fmt.Sprintf("\n  Both replicas present certificate %s. The Job has made %d of its %d pods.", after, made, all))
+	s.out.Say(fmt.Sprintf("\n  Both replicas present certificate %s. The Job has created %d of its %d pods.", after, made, all))
 	if _, err := s.kubectl(ctx, "wait", "-n", "shop", "job/renewal", "--for=condition=Complete", "--timeout="+patience.String()); err != nil {
 		return err
 	}
@@ -156,7 +157,7 @@ func (s *show) certificateReplaced(ctx context.Context) error {
 	const report = "kubectl logs -n shop -l job-name=renewal | sort | uniq -c"
 	out, err := s.shell(ctx, report)
 	if err == nil && strings.Join(strings.Fields(out), " ") != strconv.Itoa(all)+" "+secret {
-		err = errors.New("all pods must print what the vault has")
+		err = errors.New("all pods must print the secret")
 	}
 	return err
 }
@@ -167,7 +168,7 @@ func (s *show) killedBeforeClass(ctx context.Context) error {
 		return err
 	}
 	var pod []byte
-	if err := s.await(ctx, "the pod", func(ctx context.Context) (err error) {
+	if err := process.Within(ctx, patience, "the pod", func(ctx context.Context) (err error) {
 		pod, err = s.plane.Kubectl(ctx, "get", "pods", "-n", "shop", "-l", "app=orphan", "-o", "jsonpath={.items[0].metadata.name}").Output()
 		return err
 	}); err != nil {
@@ -180,7 +181,7 @@ func (s *show) killedBeforeClass(ctx context.Context) error {
 	if err := s.killInjector(ctx); err != nil {
 		return err
 	}
-	s.out.Say("\n  Now the quota goes. Whoever makes the class was not there when the pod was let in:")
+	s.out.Say("\n  The quota is removed. The replica that creates the class did not run when the pod was admitted:")
 	if _, err := s.kubectl(ctx, "delete", "-n", "shop", "resourcequota", "no-classes"); err != nil {
 		return err
 	}
@@ -196,13 +197,13 @@ func (s *show) killedBeforeClass(ctx context.Context) error {
 	return s.prints(ctx, []string{"1 1"}, "get", "pods", "-n", chart.Namespace, "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}")
 }
 
-// scaleInjector shows and changes how many replicas there are to be.
+// scaleInjector shows and runs the command that scales the injector.
 func (s *show) scaleInjector(ctx context.Context, to int) error {
 	_, err := s.kubectl(ctx, "scale", "-n", chart.Namespace, "deployment/"+chart.Name, "--replicas="+strconv.Itoa(to))
 	return err
 }
 
-// killInjector kills the replicas on the node, and returns when they are dead.
+// killInjector kills the replicas on the node, and waits until they have ended.
 func (s *show) killInjector(ctx context.Context) error {
 	pids, err := injectors()
 	if err != nil {
@@ -221,7 +222,7 @@ func (s *show) killInjector(ctx context.Context) error {
 			return fmt.Errorf("kill the injector: %w", err)
 		}
 	}
-	return s.await(ctx, "the injector's end", func(context.Context) error {
+	return process.Within(ctx, patience, "the injector's end", func(context.Context) error {
 		left, err := injectors()
 		if err == nil && slices.ContainsFunc(left, func(pid int) bool { return slices.Contains(pids, pid) }) {
 			err = errors.New("it runs")
@@ -230,7 +231,8 @@ func (s *show) killInjector(ctx context.Context) error {
 	})
 }
 
-// injectors are the process ids of the replicas: no others are seen in the machine.
+// injectors returns the process IDs of the replicas. In the machine, only processes of the machine
+// are visible.
 func injectors() (pids []int, err error) {
 	names, err := filepath.Glob("/proc/[0-9]*/comm")
 	if err != nil {
@@ -239,7 +241,7 @@ func injectors() (pids []int, err error) {
 	for _, name := range names {
 		text, err := os.ReadFile(name)
 		if err != nil || strings.TrimSpace(string(text)) != chart.Name {
-			continue // it has ended meanwhile, or is another
+			continue // the process has ended meanwhile, or is another program
 		}
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
 		if err != nil {
@@ -256,7 +258,7 @@ type handshakes struct {
 	dialer    tls.Dialer
 }
 
-// beginHandshakes finds the replicas, and the CA bundle that they have to satisfy.
+// beginHandshakes finds the replicas and the CA bundle that verifies their certificates.
 func (s *show) beginHandshakes(ctx context.Context) (*handshakes, error) {
 	bundle, err := s.plane.Kubectl(ctx, "get", "mutatingwebhookconfiguration", chart.Name,
 		"-o", "jsonpath={.webhooks[0].clientConfig.caBundle}").Output()
@@ -282,13 +284,13 @@ func (s *show) beginHandshakes(ctx context.Context) (*handshakes, error) {
 		h.addresses = append(h.addresses, net.JoinHostPort(ip, "9443"))
 	}
 	if len(h.addresses) != replicas {
-		return nil, fmt.Errorf("there must be %d replicas, are %d", replicas, len(h.addresses))
+		return nil, fmt.Errorf("there must be %d replicas, found %d", replicas, len(h.addresses))
 	}
 	return h, nil
 }
 
-// serial is that of the certificate that all replicas present; empty while they don't agree. One that the CA bundle does not verify is an
-// error.
+// serial returns the serial number of the certificate that all replicas present, or "" while they
+// present different ones. It returns an error if the CA bundle does not verify a certificate.
 func (h *handshakes) serial(ctx context.Context) (string, error) {
 	var serials []string
 	for _, address := range h.addresses {

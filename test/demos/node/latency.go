@@ -18,21 +18,22 @@ import (
 
 	"github.com/akv-injector/akv-injector/test/harness/injector"
 	"github.com/akv-injector/akv-injector/test/harness/measure"
+	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
-var runs = flag.Int("runs", 50, "how often part latency measures each way")
+var runs = flag.Int("runs", 50, "`number` of measurements for each row of the part latency")
 
-// What there is about the class when the Deployment is applied.
+// The state of the class when the Deployment is applied.
 const (
-	existing = "existing" // it is there, and no pod mounts it
-	fresh    = "new"      // it never was: by hand it is in the Deployment's file, by annotations it is a managed one
-	inUse    = "in-use"   // another pod mounts it; by annotations it is a managed one
+	existing = "existing" // it exists, and no pod mounts it
+	fresh    = "new"      // it never existed: it is in the Deployment's file, or it is managed
+	inUse    = "in-use"   // another pod mounts it; with annotations it is managed
 )
 
 // What the container reads.
 const (
 	fileAlone  = "file"
-	fileAndEnv = "file-and-env" // the driver makes a Secret for it
+	fileAndEnv = "file-and-env" // the driver creates a Secret for the variable
 )
 
 // way is a way to write a Deployment.
@@ -41,7 +42,7 @@ type way struct {
 	ByHand       bool
 }
 
-// pairs are the ways that are compared: by hand, and by annotations.
+// pairs returns the ways that are compared: by hand and by annotations.
 func pairs() (pairs [][2]way) {
 	for _, reads := range []string{fileAlone, fileAndEnv} {
 		for _, class := range []string{existing, fresh, inUse} {
@@ -51,7 +52,7 @@ func pairs() (pairs [][2]way) {
 	return pairs
 }
 
-// String names a way as the sub-benchmarks of Go are named.
+// String returns the name of a way, in the format of Go's sub-benchmarks.
 func (w way) String() string {
 	by := "annotations"
 	if w.ByHand {
@@ -60,28 +61,29 @@ func (w way) String() string {
 	return fmt.Sprintf("class=%s/reads=%s/by=%s", w.Class, w.Reads, by)
 }
 
-// written is one Deployment of its kind.
+// written is a Deployment.
 type written struct {
 	way
 	Name string
-	// SecretProviderClass is the name of the class, where it is not a managed one.
+	// SecretProviderClass is the name of the class, unless it is managed.
 	SecretProviderClass string
-	// File is how the class calls the secret.
+	// File is the file name of the secret.
 	File string
-	// Reports is where the container tells what it has read.
+	// Reports is the address to which the container sends what it has read.
 	Reports string
 }
 
-// Env tells whether there is an environment variable, too.
+// Env reports whether the container also has an environment variable.
 func (d written) Env() bool { return d.Reads == fileAndEnv }
 
-// write gives the Deployment of a run a name, and its class where no other pod is to have the same.
+// write returns the Deployment of a run. Its name is unique, and so is its class unless other pods
+// use it.
 func write(w way, run string) written {
 	name := strings.NewReplacer("class=", "", "reads=", "", "by=", "", "/", "-").Replace(w.String()) + "-" + run
 	d := written{way: w, Name: name, SecretProviderClass: name, File: "secret-425", Reports: reports}
 	switch w.Class {
 	case fresh:
-		d.File = name // so that the managed class is another one each time
+		d.File = name // so that the managed class is new each time
 	case inUse:
 		d.SecretProviderClass = inUse + "-" + w.Reads
 	}
@@ -91,10 +93,10 @@ func write(w way, run string) written {
 //go:embed latency.yaml.tmpl
 var latencyYAML string
 
-// manifest has the manifests by their names, class and deployment.
+// manifest has the templates class and deployment.
 var manifest = template.Must(template.New("").Parse(latencyYAML))
 
-// file writes a file for kubectl to apply.
+// file writes a file for kubectl apply.
 func (s *show) file(d written, names ...string) (string, error) {
 	var text bytes.Buffer
 	for _, name := range names {
@@ -109,15 +111,17 @@ func (s *show) file(d written, names ...string) (string, error) {
 	return file, nil
 }
 
-// sample is what one run took from the start of kubectl until a resource of milestones was created, and until hasRead.
+// sample has the times of one run, from the start of kubectl until a resource of milestones was
+// created, and until hasRead.
 type sample map[string]time.Duration
 
-// hasRead is when the container has read the secret.
+// hasRead is the key of the time at which the container has read the secret.
 const hasRead = "read"
 
-// openShop creates the namespace of the measurements, shop, and waits until the API server calls the injector for its pods.
+// openShop creates the namespace shop and waits until the API server calls the injector for its
+// pods.
 func (s *show) openShop(ctx context.Context) error {
-	if err := s.silently(ctx, "apply", "--filename="+filepath.Join(s.dir, "latency.yaml")); err != nil {
+	if err := s.plane.RunKubectl(ctx, "", "apply", "--filename="+filepath.Join(s.dir, "latency.yaml")); err != nil {
 		return err
 	}
 	if err := s.plane.WaitForServiceAccount(ctx, "shop"); err != nil {
@@ -126,8 +130,9 @@ func (s *show) openShop(ctx context.Context) error {
 	return injector.WaitUntilCalled(ctx, s.plane.Config, "shop")
 }
 
-// latency measures how long it takes from kubectl apply of a Deployment until its container has read the secret: by hand, and by
-// annotations. Each run is a line as Go's benchmarks print it. A run begins when the one before is gone.
+// latency measures the time from kubectl apply of a Deployment until its container has read the
+// secret, by hand and by annotations. It prints each run in the format of Go's benchmarks. A run
+// starts when the objects of the run before are deleted.
 func (s *show) latency(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -176,9 +181,9 @@ func (s *show) latency(ctx context.Context) error {
 	return nil
 }
 
-// applyAndDelete is one run.
+// applyAndDelete measures one run.
 func (s *show) applyAndDelete(ctx context.Context, watch *stopwatch, d written) (measured sample, err error) {
-	var before []string // what is there already
+	var before []string // files of objects that exist before the measurement
 	names := []string{"deployment"}
 	switch {
 	case d.Class == existing:
@@ -188,10 +193,10 @@ func (s *show) applyAndDelete(ctx context.Context, watch *stopwatch, d written) 
 		}
 		before = append(before, "--filename="+class)
 		watch.reset()
-		if err := s.silently(ctx, "apply", before[0]); err != nil {
+		if err := s.plane.RunKubectl(ctx, "", "apply", before[0]); err != nil {
 			return nil, err
 		}
-		if err := s.await(ctx, "the class", func(context.Context) error { return watch.saw(classes) }); err != nil {
+		if err := process.Within(ctx, patience, "the class", func(context.Context) error { return watch.saw(classes) }); err != nil {
 			return nil, err
 		}
 	case d.Class == fresh && d.ByHand:
@@ -205,20 +210,21 @@ func (s *show) applyAndDelete(ctx context.Context, watch *stopwatch, d written) 
 		return nil, err
 	}
 	if _, created := measured[classes]; created != (d.Class == fresh) {
-		return nil, fmt.Errorf("%s: that a class is created meanwhile is %t", d.Name, created)
+		return nil, fmt.Errorf("%s: a class was created meanwhile: %t", d.Name, created)
 	}
-	// In the foreground, so that the pod is gone when it returns: stopped, and its volumes unmounted.
+	// With foreground deletion, kubectl returns when the pod is gone: its containers are stopped
+	// and its volumes are unmounted.
 	args := append([]string{"delete", "--cascade=foreground", "--timeout=" + patience.String(), "--filename=" + file}, before...)
-	return measured, s.silently(ctx, args...)
+	return measured, s.plane.RunKubectl(ctx, "", args...)
 }
 
 // applyAndRead applies a file and waits for the container's report.
 func (s *show) applyAndRead(ctx context.Context, watch *stopwatch, d written, file string) (sample, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("its container has read nothing after %s", patience))
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("its container has reported nothing after %s", patience))
 	defer cancel()
 	watch.reset()
 	begin := time.Now()
-	if err := s.silently(ctx, "apply", "--filename="+file); err != nil {
+	if err := s.plane.RunKubectl(ctx, "", "apply", "--filename="+file); err != nil {
 		return nil, err
 	}
 	want := report{deployment: d.Name, text: secret + "/"}
@@ -238,15 +244,7 @@ func (s *show) applyAndRead(ctx context.Context, watch *stopwatch, d written, fi
 	}
 }
 
-// silently runs a kubectl command, and shows nothing of it unless it fails.
-func (s *show) silently(ctx context.Context, args ...string) error {
-	if out, err := s.plane.Kubectl(ctx, args...).CombinedOutput(); err != nil {
-		return fmt.Errorf("kubectl %s: %w\n%s", strings.Join(args, " "), err, out)
-	}
-	return nil
-}
-
-// benchmark prints a sample as Go's benchmarks are printed, for benchstat.
+// benchmark returns a sample in the format of Go's benchmarks, for benchstat.
 func (m sample) benchmark(w way) string {
 	values := []string{fmt.Sprintf("BenchmarkFromApplyToSecret/%s 1 %d ns/op", w, m[hasRead].Nanoseconds())}
 	for _, milestone := range milestones {
@@ -257,12 +255,13 @@ func (m sample) benchmark(w way) string {
 	return strings.Join(values, " ")
 }
 
-// tabulate prints what the samples come to.
+// tabulate prints the tables of the samples.
 func (s *show) tabulate(samples map[way][]sample) {
 	row := func(cells ...string) { s.out.Say("| " + strings.Join(cells, " | ") + " |") }
 
-	s.out.Say("\nMilliseconds from the start of kubectl until the container has read the secret. Annotations add the median of the differences\n" +
-		"within a round, until the pod is there and until the secret is read; in brackets, where that lies with a probability of 95 %.\n")
+	s.out.Say("\nMilliseconds from the start of kubectl until the container has read the secret. The last two columns are\n" +
+		"the median of the differences within a round, until the pod exists and until the secret is read, with the\n" +
+		"95 % confidence interval in brackets.\n")
 	row("container reads", "class", "by hand, p50", "p99", "min", "by annotations, p50", "p99", "min", "add to the pod", "add to the secret")
 	s.out.Say("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")
 	for _, pair := range pairs() {
@@ -285,7 +284,7 @@ func (s *show) tabulate(samples map[way][]sample) {
 		row(cells...)
 	}
 
-	s.out.Say("\nWhen each thing on the way came to be, at p50:\n")
+	s.out.Say("\nThe time until each object exists, at p50:\n")
 	row("container reads", "class", "", "Deployment", "pod", "class", "volume mounted", "Secret", "read")
 	s.out.Say("|---|---|---|--:|--:|--:|--:|--:|--:|")
 	for _, pair := range pairs() {
@@ -303,7 +302,7 @@ func (s *show) tabulate(samples map[way][]sample) {
 	}
 }
 
-// until is how long it took until an event, in those samples that have it.
+// until returns the times until an event, of the samples that have it.
 func until(event string, samples []sample) measure.Latencies {
 	var all []time.Duration
 	for _, m := range samples {
@@ -314,12 +313,13 @@ func until(event string, samples []sample) measure.Latencies {
 	return measure.NewLatencies(all)
 }
 
-// interval is the median of a sample, and an interval that has the median of what it is a sample of with a probability of 95 %, for six
-// and more: between two of the sample, since as many are below that median as coins fall heads.
+// interval returns the median of a sample and a 95 % confidence interval for the median of the
+// distribution, for samples of six and more. The limits of the interval are values of the sample:
+// the number of values below the true median has a binomial distribution with p = 0.5.
 func interval(sample []time.Duration) (median, low, high time.Duration) {
 	sorted := slices.Sorted(slices.Values(sample))
 	n := len(sorted)
-	outside := 0 // as many are left out at either end
+	outside := 0 // number of values outside the interval at each end
 	combinations := 1.0
 	for below := math.Pow(0.5, float64(n)); ; {
 		combinations *= float64(n-outside) / float64(outside+1)

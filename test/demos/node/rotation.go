@@ -12,32 +12,34 @@ import (
 
 	"github.com/akv-injector/akv-injector/test/harness/keyvault"
 	"github.com/akv-injector/akv-injector/test/harness/measure"
+	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
 var (
-	rotationInterval = flag.Duration("interval", 2*time.Minute, "the driver's rotationPollInterval while part rotation measures")
-	rotationObserved = flag.Duration("observed", 8*time.Minute, "how long part rotation counts reads of vaults in which nothing changes")
+	rotationInterval = flag.Duration("interval", 2*time.Minute, "rotation poll `interval` of the driver in the part rotation")
+	rotationObserved = flag.Duration("observed", 8*time.Minute, "how long the part rotation counts reads of unchanged vaults")
 )
 
-// rotationLimit is how long a new version may take to reach a file.
+// rotationLimit is the time limit for a new version to reach a file.
 const rotationLimit = 15 * time.Minute
 
-// rotated are Deployments that read three secrets each, of a vault of their own, and how many pods they have.
+// rotated are Deployments with their numbers of pods. Each reads three secrets of its own vault.
 var rotated = []struct {
 	name string
 	pods int
 }{{"one", 1}, {"ten", 10}}
 
-// readsOfRotation counts how often the driver reads vaults in which nothing changes, and measures how long a new version takes to reach a file: by itself,
-// and with a change of the pod, which makes kubelet and the driver look again.
+// readsOfRotation counts how often the driver reads vaults in which nothing changes. Then it
+// measures how long a new version takes to reach a file: without a change of the pod, and with a
+// change, which makes the kubelet and the driver look again.
 func (s *show) readsOfRotation(ctx context.Context) error {
-	s.out.Title(fmt.Sprintf("Reads of a vault where the driver rotates with an interval of %s.", *rotationInterval))
+	s.out.Title(fmt.Sprintf("Reads of a vault with a rotation poll interval of %s.", *rotationInterval))
 	s.out.Say(measure.Machine() + "\n")
 	if err := s.openShop(ctx); err != nil {
 		return err
 	}
 	number := 0
-	put := func() { // another version of one of the three
+	put := func() { // a new version of the first secret
 		number++
 		for _, d := range rotated {
 			var objects []keyvault.Object
@@ -56,14 +58,15 @@ func (s *show) readsOfRotation(ctx context.Context) error {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			return fmt.Errorf("write a manifest: %w", err)
 		}
-		if err := s.silently(ctx, "apply", "--filename="+file); err != nil {
+		if err := s.plane.RunKubectl(ctx, "", "apply", "--filename="+file); err != nil {
 			return err
 		}
-		if err := s.silently(ctx, "rollout", "status", "--namespace=shop", "deployment/rotated-"+d.name, "--timeout=5m"); err != nil {
+		if err := s.plane.RunKubectl(ctx, "", "rollout", "status", "--namespace=shop", "deployment/rotated-"+d.name,
+			"--timeout=5m"); err != nil {
 			return err
 		}
 	}
-	s.out.Say("Requests to the vaults by the second after the Deployments were applied:\n")
+	s.out.Say("Requests to the vaults, by seconds since the Deployments were applied:\n")
 	counts := map[string]int{}
 	for time.Since(begin) < *rotationObserved {
 		at := map[string]int{}
@@ -76,28 +79,26 @@ func (s *show) readsOfRotation(ctx context.Context) error {
 				s.out.Say(fmt.Sprintf("%4.0f s  %-3s  %d", time.Since(begin).Seconds(), d.name, n))
 			}
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(time.Second):
+		if err := process.Sleep(ctx, time.Second); err != nil {
+			return err
 		}
 	}
 	for _, d := range rotated {
-		s.out.Say(fmt.Sprintf("\n%s: %d requests in %s for 3 objects in %d pods, %.2f for each object and pod in a minute", d.name, counts[d.name], *rotationObserved, d.pods,
+		s.out.Say(fmt.Sprintf("\n%s: %d requests in %s for 3 objects in %d pods, %.2f per object, pod and minute",
+			d.name, counts[d.name], *rotationObserved, d.pods,
 			float64(counts[d.name])/float64(3*d.pods)/rotationObserved.Minutes()))
 	}
 	for _, forced := range []bool{false, true} {
-		if forced { // the driver looks at no pod whose files changed within the interval
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-time.After(*rotationInterval):
+		if forced { // the driver skips pods whose files changed within the interval
+			if err := process.Sleep(ctx, *rotationInterval); err != nil {
+				return err
 			}
 		}
 		put()
 		changed := time.Now()
 		if forced {
-			if err := s.silently(ctx, "annotate", "--overwrite", "pods", "--namespace=shop", "--all", fmt.Sprint("look=", number)); err != nil {
+			if err := s.plane.RunKubectl(ctx, "", "annotate", "--overwrite", "pods", "--namespace=shop", "--all",
+				fmt.Sprint("look=", number)); err != nil {
 				return err
 			}
 		}
@@ -105,7 +106,8 @@ func (s *show) readsOfRotation(ctx context.Context) error {
 			if err := s.arrives(ctx, d.name, d.pods, fmt.Sprintf("%032x", number)); err != nil {
 				return err
 			}
-			s.out.Say(fmt.Sprintf("%s: the new version is in all files after %.0f s; the pods were annotated: %t", d.name, time.Since(changed).Seconds(), forced))
+			s.out.Say(fmt.Sprintf("%s: the new version is in all files after %.0f s; pods annotated: %t",
+				d.name, time.Since(changed).Seconds(), forced))
 		}
 	}
 	return nil
@@ -113,7 +115,7 @@ func (s *show) readsOfRotation(ctx context.Context) error {
 
 func vaultOf(deployment string) string { return "rotated-" + deployment }
 
-// arrives waits until a Deployment's pods have a version of the first object.
+// arrives waits until all pods of a Deployment have a version of the first object.
 func (s *show) arrives(ctx context.Context, deployment string, pods int, version string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, rotationLimit, errors.New("the new version does not arrive"))
 	defer cancel()
@@ -132,10 +134,8 @@ func (s *show) arrives(ctx context.Context, deployment string, pods int, version
 		if n == pods {
 			return nil
 		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(time.Second):
+		if err := process.Sleep(ctx, time.Second); err != nil {
+			return err
 		}
 	}
 }

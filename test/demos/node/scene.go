@@ -7,16 +7,17 @@ import (
 	"os"
 	"strings"
 
+	"github.com/akv-injector/akv-injector/test/harness/page"
 	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
-// scene is a part of the show that has a title.
+// scene is a part of the show with a title.
 type scene struct {
 	title string
 	play  func(*show, context.Context) error
 }
 
-// play plays scenes, up to the first that isn't as it should be.
+// play plays scenes until one fails.
 func (s *show) play(ctx context.Context, scenes []scene) error {
 	for _, scene := range scenes {
 		s.scene++
@@ -28,7 +29,8 @@ func (s *show) play(ctx context.Context, scenes []scene) error {
 	return nil
 }
 
-// kubectl shows and runs a kubectl command among the manifests, and returns what it prints, whether it fails or not.
+// kubectl shows a kubectl command, runs it in the folder of the manifests, and returns its output,
+// even if the command fails.
 func (s *show) kubectl(ctx context.Context, args ...string) (string, error) {
 	words := []string{"kubectl"}
 	for _, arg := range args {
@@ -40,28 +42,30 @@ func (s *show) kubectl(ctx context.Context, args ...string) (string, error) {
 	return s.shell(ctx, strings.Join(words, " "))
 }
 
-// prints is an error unless a kubectl command, which it shows, prints all of wanted.
+// prints shows and runs a kubectl command. It returns an error unless the output contains all of
+// wanted.
 func (s *show) prints(ctx context.Context, wanted []string, args ...string) error {
 	out, err := s.kubectl(ctx, args...)
 	if err != nil {
 		return err
 	}
-	return has(out, wanted)
+	return page.Contains(out, wanted...)
 }
 
-// refuses is an error unless a kubectl command, which it shows, fails and says why.
+// refuses shows and runs a kubectl command. It returns an error unless the command fails and the
+// output contains want.
 func (s *show) refuses(ctx context.Context, want string, args ...string) error {
 	out, err := s.kubectl(ctx, args...)
 	switch {
 	case ctx.Err() != nil:
 		return err
 	case err == nil:
-		return errors.New("it must be refused")
+		return errors.New("the command must fail")
 	}
-	return has(out, []string{want})
+	return page.Contains(out, want)
 }
 
-// shell shows and runs a command line, and returns what it prints, whether it fails or not.
+// shell shows and runs a command line and returns its output, even if the command fails.
 func (s *show) shell(ctx context.Context, line string) (string, error) {
 	s.out.Command(line)
 	out, err := s.quietly(ctx, line)
@@ -71,7 +75,7 @@ func (s *show) shell(ctx context.Context, line string) (string, error) {
 	return out, err
 }
 
-// quietly does as shell does, and shows nothing.
+// quietly runs a command line like shell, but does not show it.
 func (s *show) quietly(ctx context.Context, line string) (string, error) {
 	cmd := s.plane.Kubectl(ctx)
 	cmd.Path, cmd.Args, cmd.Dir = "/bin/sh", []string{"sh", "-c", line}, s.dir
@@ -86,46 +90,29 @@ func (s *show) quietly(ctx context.Context, line string) (string, error) {
 	return string(out), nil
 }
 
-// comesToPrint waits until a kubectl command prints all of wanted, and shows it then.
+// comesToPrint waits until the output of a kubectl command contains all of wanted, and then shows
+// the command.
 func (s *show) comesToPrint(ctx context.Context, wanted []string, args ...string) error {
-	if err := s.await(ctx, strings.Join(args, " "), func(ctx context.Context) error {
+	if err := process.Within(ctx, patience, strings.Join(args, " "), func(ctx context.Context) error {
 		out, err := s.plane.Kubectl(ctx, args...).Output()
 		if err != nil {
 			return err
 		}
-		return has(string(out), wanted)
+		return page.Contains(string(out), wanted...)
 	}); err != nil {
 		return err
 	}
 	return s.prints(ctx, wanted, args...)
 }
 
-// happens shows the events of a namespace that a field selector finds, once they have all of wanted.
+// happens waits for events in a namespace that match a field selector and contain all of wanted,
+// and shows them.
 func (s *show) happens(ctx context.Context, namespace, selector string, wanted ...string) error {
-	return s.comesToPrint(ctx, wanted, "get", "events", "-n", namespace, "--field-selector="+selector, "-o", "custom-columns=REASON:.reason,MESSAGE:.message")
+	return s.comesToPrint(ctx, wanted, "get", "events", "-n", namespace, "--field-selector="+selector,
+		"-o", "custom-columns=REASON:.reason,MESSAGE:.message")
 }
 
-// has is an error unless a text has all of wanted.
-func has(text string, wanted []string) error {
-	for _, want := range wanted {
-		if !strings.Contains(text, want) {
-			return fmt.Errorf("it must have %q: %s", want, text)
-		}
-	}
-	return nil
-}
-
-// await waits for what ready looks for.
-func (s *show) await(ctx context.Context, what string, ready func(context.Context) error) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("not there after %s", patience))
-	defer cancel()
-	if err := process.Until(ctx, ready); err != nil {
-		return fmt.Errorf("wait for %s: %w", what, err)
-	}
-	return nil
-}
-
-// isRolledOut waits until a Deployment's pods are ready.
+// isRolledOut waits until the pods of a Deployment are ready.
 func (s *show) isRolledOut(ctx context.Context, namespace, deployment string) error {
 	_, err := s.kubectl(ctx, "rollout", "status", "-n", namespace, "deployment/"+deployment, "--timeout="+patience.String())
 	return err

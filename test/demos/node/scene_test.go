@@ -10,7 +10,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestDemoPage sees that docs/demo.md has the scenes that there are; `make demo-page` writes it again.
+// TestDemoPage checks that docs/demo.md has the scenes of this program. `make demo-page` writes the
+// page.
 func TestDemoPage(t *testing.T) {
 	page, err := os.ReadFile(filepath.Join("..", "..", "..", "docs", "demo.md"))
 	if err != nil {
@@ -22,7 +23,7 @@ func TestDemoPage(t *testing.T) {
 			want = append(want, fmt.Sprintf("%d. %s", len(want)+1, scene.title))
 		}
 	}
-	want = append(want, "All as it should be")
+	want = append(want, "All checks passed")
 	for line := range strings.Lines(string(page)) {
 		line, _, _ = strings.Cut(strings.TrimSpace(line), ", after ")
 		if line != "" && (line[0] >= '1' && line[0] <= '9' && strings.Contains(line, ". ") || line == want[len(want)-1]) {
@@ -39,13 +40,13 @@ func TestKnown(t *testing.T) {
 		args []string
 		want bool
 	}{
-		"nothing, for all":            {want: true},
-		"some parts":                  {[]string{"faults", "stories"}, true},
-		"what must be asked for":      {[]string{"latency"}, true},
-		"a command":                   {[]string{"build"}, true},
-		"a command and something":     {[]string{"build", "stories"}, false},
-		"a part that there is not":    {[]string{"stories", "storys"}, false},
-		"a flag behind the arguments": {[]string{"stories", "--keep"}, false},
+		"no argument":                    {want: true},
+		"two parts":                      {[]string{"faults", "stories"}, true},
+		"a part that runs only if named": {[]string{"latency"}, true},
+		"a command":                      {[]string{"build"}, true},
+		"a command and a part":           {[]string{"build", "stories"}, false},
+		"an unknown part":                {[]string{"stories", "storys"}, false},
+		"a flag after the arguments":     {[]string{"stories", "--keep"}, false},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			if err := known(test.args); (err == nil) != test.want {

@@ -25,13 +25,13 @@ import (
 //go:embed manifests
 var embedded embed.FS
 
-// patience is how long the cluster may take for what it does by itself, on a machine that is busy with other things.
+// patience is the time limit for each thing that the cluster does, on a busy machine.
 const patience = time.Minute
 
-// The programs that the show runs besides the node's parts.
+// The programs of the show that are not parts of the node.
 const injectorProgram, certManagerProgram, helmProgram = "akv-injector", "cert-manager", "helm"
 
-// buildPrograms builds them, or finds that they are built, and returns where.
+// buildPrograms builds the programs unless they are up to date, and returns their paths by name.
 func buildPrograms(ctx context.Context) (map[string]string, error) {
 	built := map[string]string{}
 	for _, program := range []struct {
@@ -55,14 +55,14 @@ func buildPrograms(ctx context.Context) (map[string]string, error) {
 	return built, err
 }
 
-// show is one run, inside a machine.
+// show is one run, in a machine.
 type show struct {
 	machine *node.Machine
-	dir     string // has the manifests, and the servers' folders
+	dir     string // has the manifests and the folders of the servers
 	out     *page.Page
 	begin   time.Time
-	scene   int // the number of the last one
-	// watch ends the show when wait returns, which it does when a part has ended by itself.
+	scene   int // number of the current scene
+	// watch ends the show when wait returns, which means that a server has ended unexpectedly.
 	watch func(wait func(context.Context))
 
 	azure       node.Options
@@ -71,7 +71,7 @@ type show struct {
 	certManager *process.Process
 }
 
-// parts are what can be shown, in this order: their names are arguments of the command.
+// parts are the parts of the show in their order. Their names are arguments of the command.
 var parts = []struct {
 	name   string
 	scenes []scene
@@ -82,24 +82,25 @@ var parts = []struct {
 	{"attacks", attacks},
 }
 
-// Parts that must be asked for.
+// The parts that run only if they are named.
 const measureLatency, measureRotation = "latency", "rotation"
 
-// run does all of it, or the parts that are named, and stops what it started.
+// run starts the servers, shows the parts in only, or all parts if only is empty, and stops the
+// servers.
 func (s *show) run(ctx context.Context, only []string, keep bool) (err error) {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	s.watch = func(wait func(context.Context)) {
 		go func() {
 			wait(ctx)
-			end(errors.New("a part has ended by itself"))
+			end(errors.New("a server has ended"))
 		}()
 	}
 	defer func() {
 		if ctx.Err() != nil {
-			err = context.Cause(ctx) // whatever else is wrong then follows from it
+			err = context.Cause(ctx) // other errors are only consequences
 		}
-		err = errors.Join(err, s.stop()) // stop tells which part has ended
+		err = errors.Join(err, s.stop()) // stop returns which server has ended
 	}()
 	if err := s.start(ctx); err != nil {
 		return err
@@ -120,15 +121,15 @@ func (s *show) run(ctx context.Context, only []string, keep bool) (err error) {
 			return err
 		}
 	}
-	s.out.Say(fmt.Sprintf("\nAll as it should be, after %.1f s.", time.Since(s.begin).Seconds()))
+	s.out.Say(fmt.Sprintf("\nAll checks passed after %.1f s.", time.Since(s.begin).Seconds()))
 	if keep {
-		s.out.Say(fmt.Sprintf(`It keeps running. In another terminal, as root:
+		s.out.Say(fmt.Sprintf(`The servers keep running. In another terminal, as root:
 
   %s
   export KUBECONFIG=%s
   export PATH=%s:$PATH
 
-Ctrl-C stops and removes all.`, s.machine.Visit(), s.plane.Kubeconfig, s.plane.Binaries))
+Press Ctrl-C to stop and remove everything.`, s.machine.Visit(), s.plane.Kubeconfig, s.plane.Binaries))
 		<-ctx.Done()
 	}
 	return nil
@@ -180,7 +181,8 @@ func (s *show) startNode(ctx context.Context) (err error) {
 	return err
 }
 
-// install does what docs/operations.md says, but for cert-manager, whose controllers run beside the cluster.
+// install installs the injector as docs/operations.md describes, except that cert-manager's
+// controllers run outside the cluster.
 func (s *show) install(ctx context.Context) (err error) {
 	const repository, tag = "localhost/akv-injector", "1"
 	if err := s.node.Load(ctx, s.machine.Parts.More[injectorProgram], repository+":"+tag); err != nil {
@@ -198,8 +200,8 @@ func (s *show) install(ctx context.Context) (err error) {
 		case <-ctx.Done():
 		}
 	})
-	if out, err := s.plane.Kubectl(ctx, "create", "namespace", chart.Namespace).CombinedOutput(); err != nil {
-		return fmt.Errorf("create namespace: %w\n%s", err, out)
+	if err := s.plane.RunKubectl(ctx, "", "create", "namespace", chart.Namespace); err != nil {
+		return err
 	}
 	objects, err := chart.Render(ctx, chart.Options{
 		Helm: s.machine.Parts.More[helmProgram], Values: map[string]any{
@@ -213,14 +215,11 @@ func (s *show) install(ctx context.Context) (err error) {
 	if _, err := chart.Apply(ctx, s.plane.Config, objects, metav1.PatchOptions{}); err != nil {
 		return err
 	}
-	rollout := s.plane.Kubectl(ctx, "rollout", "status", "deployment/"+chart.Name, "--namespace="+chart.Namespace, "--timeout="+patience.String())
-	if out, err := rollout.CombinedOutput(); err != nil {
-		return fmt.Errorf("wait for the injector: %w\n%s", err, out)
-	}
-	return nil
+	return s.plane.RunKubectl(ctx, "", "rollout", "status", "deployment/"+chart.Name, "--namespace="+chart.Namespace,
+		"--timeout="+patience.String())
 }
 
-// stop ends what runs.
+// stop stops the servers.
 func (s *show) stop() error {
 	var errs []error
 	if s.certManager != nil {

@@ -20,10 +20,11 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/controlplane"
 )
 
-// reports is where a container tells what it has read: at an address that pods can reach.
+// reports is the address to which a container sends what it has read. Pods can reach it.
 var reports = net.JoinHostPort(controlplane.ServiceIP, "8425")
 
-// milestones are the resources of what comes to be between apply and secret. The driver writes a status when it has mounted a volume.
+// milestones are the resources that are created between apply and secret. The driver creates a
+// status when it has mounted a volume.
 var milestones = []schema.GroupVersionResource{
 	{Group: "apps", Version: "v1", Resource: "deployments"},
 	{Version: "v1", Resource: pods},
@@ -37,7 +38,7 @@ const (
 	classes = "secretproviderclasses"
 )
 
-// stopwatch knows when something happens in a namespace, of one Deployment after the other.
+// stopwatch records when resources in a namespace are created, for one Deployment at a time.
 type stopwatch struct {
 	read chan report
 
@@ -45,18 +46,18 @@ type stopwatch struct {
 	created map[string]time.Time
 }
 
-// report is what a container has read, and when it said so.
+// report is what a container has read, and the time of its report.
 type report struct {
 	deployment, text string
 	at               time.Time
 }
 
-// startStopwatch starts one, which ends with ctx.
+// startStopwatch starts a stopwatch, which ends with ctx.
 func startStopwatch(ctx context.Context, config *rest.Config, namespace string) (*stopwatch, error) {
 	w := &stopwatch{read: make(chan report, 1), created: map[string]time.Time{}}
 	client, err := dynamic.NewForConfig(config)
 	if err != nil {
-		return nil, fmt.Errorf("make a client: %w", err)
+		return nil, fmt.Errorf("create a client: %w", err)
 	}
 	informers := dynamicinformer.NewFilteredDynamicSharedInformerFactory(client, 0, namespace, nil)
 	for _, milestone := range milestones {
@@ -70,15 +71,15 @@ func startStopwatch(ctx context.Context, config *rest.Config, namespace string) 
 
 	listener, err := net.Listen("tcp", reports)
 	if err != nil {
-		return nil, fmt.Errorf("listen to containers: %w", err)
+		return nil, fmt.Errorf("listen for reports: %w", err)
 	}
 	server := &http.Server{Handler: w, ReadHeaderTimeout: patience}
 	context.AfterFunc(ctx, func() { _ = server.Close() })
-	go func() { _ = server.Serve(listener) }() // ends when it is closed
+	go func() { _ = server.Serve(listener) }() // ends when the server is closed
 	return w, nil
 }
 
-// ServeHTTP takes a container's report.
+// ServeHTTP receives a container's report.
 func (w *stopwatch) ServeHTTP(_ http.ResponseWriter, request *http.Request) {
 	at := time.Now()
 	text, err := io.ReadAll(request.Body)
@@ -88,7 +89,7 @@ func (w *stopwatch) ServeHTTP(_ http.ResponseWriter, request *http.Request) {
 	w.read <- report{deployment: strings.TrimPrefix(request.URL.Path, "/"), text: string(text), at: at}
 }
 
-// note notes the first of a resource.
+// note records the time of the first object of a resource.
 func (w *stopwatch) note(resource string, at time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -97,7 +98,7 @@ func (w *stopwatch) note(resource string, at time.Time) {
 	}
 }
 
-// reset forgets what was created, and what a container has said that nobody waits for any more.
+// reset discards the recorded times, and a report that was not awaited.
 func (w *stopwatch) reset() {
 	select {
 	case <-w.read:
@@ -108,7 +109,7 @@ func (w *stopwatch) reset() {
 	clear(w.created)
 }
 
-// saw is an error unless one of a resource was created.
+// saw returns an error unless an object of a resource was created.
 func (w *stopwatch) saw(resource string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -118,7 +119,7 @@ func (w *stopwatch) saw(resource string) error {
 	return nil
 }
 
-// since is when the first of each resource was created, as of a time.
+// since returns when the first object of each resource was created, relative to begin.
 func (w *stopwatch) since(begin time.Time) map[string]time.Duration {
 	w.mu.Lock()
 	defer w.mu.Unlock()

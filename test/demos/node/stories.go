@@ -12,19 +12,21 @@ import (
 
 	"github.com/akv-injector/akv-injector/test/harness/injector"
 	"github.com/akv-injector/akv-injector/test/harness/keyvault"
+	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
-// stories are the two of the origin, by annotations in place of YAML, and what else annotations are good for.
+// stories show the two examples from which this project started, with annotations instead of YAML,
+// and more uses of annotations.
 var stories = []scene{
-	{"As people write it today: a label, a volume, a mount and an environment variable.", (*show).byHand},
-	{"The same by three annotations on a Deployment.", (*show).annotated},
-	{"Without an annotation, where policy asks for an identity: no pod, and the reason why.", (*show).withoutIdentity},
-	{"Workload identity, and one line: the class is made for the pod.", (*show).oneLine},
+	{"Without the injector: a label, a volume, a mount and an environment variable, written by hand.", (*show).byHand},
+	{"The same with three annotations on a Deployment.", (*show).annotated},
+	{"No annotation, but policy requires an identity: the pod is rejected, with the reason.", (*show).withoutIdentity},
+	{"Workload identity and one annotation: the injector creates the class.", (*show).oneLine},
 	{"An identity binding: the cluster's RBAC says who may use the identity.", (*show).identityBinding},
-	{"Two vaults, and all kinds of objects, where they are wanted and as they are wanted.", (*show).kinds},
-	{"A CronJob: its annotation reaches the pods of its jobs.", (*show).cronJob},
-	{"A secret is rotated: the file follows, the environment variable waits for a restart.", (*show).rotation},
-	{"Somebody edits a class that was made for a pod. It is put back.", (*show).putBack},
+	{"Two vaults and all kinds of objects, with chosen paths, permissions and variables.", (*show).kinds},
+	{"A CronJob: its annotation applies to the pods of its Jobs.", (*show).cronJob},
+	{"A secret is rotated: the file changes, the environment variable changes with a restart.", (*show).rotation},
+	{"A user edits a managed class. The injector reverts the change.", (*show).putBack},
 }
 
 func (s *show) byHand(ctx context.Context) error {
@@ -57,7 +59,7 @@ func (s *show) withoutIdentity(ctx context.Context) error {
 	if _, err := s.kubectl(ctx, "label", "namespace", metav1.NamespaceDefault, "identity.io/enforce=required"); err != nil {
 		return err
 	}
-	if err := s.await(ctx, "policy", func(ctx context.Context) error {
+	if err := process.Within(ctx, patience, "policy", func(ctx context.Context) error {
 		if s.plane.Kubectl(ctx, "run", "probe", "--image=nginx", "--dry-run=server").Run() == nil {
 			return errors.New("the API server does not know the label yet")
 		}
@@ -85,7 +87,8 @@ func (s *show) oneLine(ctx context.Context) error {
 	return s.readsSecret(ctx, "shop", "deployment/one-line", keyvault.Entra)
 }
 
-// identityBinding has the token proxy look for the right in the cluster, as AKS does: the ServiceAccount has no federated credential.
+// identityBinding uses an identity binding: the token proxy checks the RBAC of the cluster, as in
+// AKS. The ServiceAccount has no federated credential.
 func (s *show) identityBinding(ctx context.Context) error {
 	if _, err := s.kubectl(ctx, "apply", "-f", "identity-binding.yaml"); err != nil {
 		return err
@@ -151,7 +154,8 @@ func (s *show) rotation(ctx context.Context) error {
 	if err := s.prints(ctx, []string{"winter"}, file...); err != nil {
 		return err
 	}
-	s.out.Say("\n  In the vault, db-password gets a new version. kubelet looks again within two minutes; sooner when the pod changes:")
+	s.out.Say("\n  In the vault, db-password gets a new version. The kubelet calls the driver again within two minutes,\n" +
+		"  or when the pod changes:")
 	s.node.Azure.Put(vault, vaultWith(keyvault.Object{Kind: keyvault.Secrets, Name: "db-password", Versions: []keyvault.Version{
 		{ID: nextVersion, Value: "spring"}, {ID: version, Value: "winter"},
 	}}))
@@ -169,8 +173,8 @@ func (s *show) rotation(ctx context.Context) error {
 		"get", "pods", "-n", "shop", "-l", "app=rotation", "-o", `jsonpath={.items[*].metadata.annotations.keyvault\.io/status}`); err != nil {
 		return err
 	}
-	s.out.Say("\n  The container ends, and kubelet starts it again:")
-	_, _ = s.kubectl(ctx, append(exec, "kill", "1")...) // it may die with the container, before it has said how it went
+	s.out.Say("\n  The container ends, and the kubelet restarts it:")
+	_, _ = s.kubectl(ctx, append(exec, "kill", "1")...) // kubectl may lose its connection when the container ends
 	if err := s.comesToPrint(ctx, []string{"1/1", "1 ("}, "get", "pods", "-n", "shop", "-l", "app=rotation"); err != nil {
 		return err
 	}
@@ -192,8 +196,8 @@ func (s *show) putBack(ctx context.Context) error {
 	return s.comesToPrint(ctx, []string{vault}, look...)
 }
 
-// readsSecret is an error unless the file and the environment variable of a pod, or of a Deployment's, have what the vault has, and it has
-// signed in for that by source.
+// readsSecret returns an error unless the file and the environment variable of a pod, or of a
+// Deployment's pod, contain the secret of the vault, and the pod has signed in by source.
 func (s *show) readsSecret(ctx context.Context, namespace, pod string, source keyvault.Source) error {
 	for _, command := range [][]string{{"cat", "/mnt/secrets-store/secret-425"}, {"sh", "-c", "echo $KEYVAULT_SECRET"}} {
 		if err := s.prints(ctx, []string{secret}, append([]string{"exec", "-n", namespace, pod, "--"}, command...)...); err != nil {
@@ -203,8 +207,9 @@ func (s *show) readsSecret(ctx context.Context, namespace, pod string, source ke
 	return s.signedIn(namespace+"/"+strings.TrimPrefix(pod, "deployment/"), source)
 }
 
-// signedIn is an error unless all tokens that the pods whose names begin like that got since Azure was last asked were for the identity that
-// may, from that source.
+// signedIn checks the tokens that Azure has issued since the last check to pods whose names start
+// with pods. It returns an error unless there is one, and all are for the managed identity and from
+// source.
 func (s *show) signedIn(pods string, source keyvault.Source) error {
 	tokens := 0
 	for _, token := range s.node.Azure.Take().Tokens {
@@ -225,7 +230,7 @@ func (s *show) signedIn(pods string, source keyvault.Source) error {
 	return nil
 }
 
-// holderOf is the pod that a token was for: NMI knows it, and the ServiceAccount's token that Azure was shown has a claim.
+// holderOf returns the pod of a token. NMI knows the pod; an assertion has it in a claim.
 func holderOf(token keyvault.Token) (string, error) {
 	if token.Source == keyvault.NMI {
 		return token.Namespace + "/" + token.Pod, nil

@@ -22,7 +22,7 @@ func TestProgram(t *testing.T) {
 	write(t, filepath.Join(source, "go.mod"), "module greet\n")
 	write(t, filepath.Join(source, "main.go"), "package main\n\nfunc main() { print(\"hello\") }\n")
 
-	t.Run("a program is built, and nothing else is left", func(t *testing.T) {
+	t.Run("builds a program and leaves nothing else", func(t *testing.T) {
 		target := filepath.Join(t.TempDir(), "folder", "greet")
 		if err := build.Program(t.Context(), source, target, "."); err != nil {
 			t.Fatal(err)
@@ -32,8 +32,8 @@ func TestProgram(t *testing.T) {
 		}
 		wantFiles(t, filepath.Dir(target), 1)
 	})
-	t.Run("an interrupted build ends with its compilers, and leaves nothing", func(t *testing.T) {
-		// The compiler does nothing but hold a pipe open.
+	t.Run("an interrupted build ends its compilers and leaves nothing", func(t *testing.T) {
+		// The compiler only holds a pipe open.
 		dir, pipe := t.TempDir(), filepath.Join(t.TempDir(), "pipe")
 		if err := syscall.Mkfifo(pipe, 0o600); err != nil {
 			t.Fatal(err)

@@ -4,5 +4,5 @@ package build
 
 import "os/exec"
 
-// endWithChildren does nothing: the compilers and the linker end by themselves, soon.
+// endWithChildren does nothing: the compilers and the linker end soon without it.
 func endWithChildren(*exec.Cmd) {}

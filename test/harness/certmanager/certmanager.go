@@ -1,13 +1,16 @@
-// Package certmanager runs cert-manager beside a control plane: its real controllers and its cainjector, built from their packages
-// into one program. Its folder controllers has that program, in a module of its own.
+// Package certmanager runs cert-manager next to a control plane: its real controllers and its
+// cainjector. The program is in test/parts/certmanager, because it needs its own module.
 //
-// It knows nothing of the injector.
+//	err := certmanager.InstallCRDs(ctx, plane)
+//	program, err := certmanager.Build(ctx)
+//	controllers, err := certmanager.Start(plane, program)
+//
+// The package does not know the injector.
 package certmanager
 
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -19,12 +22,14 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
-// Approver is the controller that approves every request. Without it, requests wait for somebody's approval or denial.
+// Approver is the controller that approves every request. Without it, requests wait until a test
+// approves or denies them.
 const Approver = "certificaterequests-approver"
 
-// Build builds the program and returns its path. The go command must find this package's module: call it from a folder inside.
+// Build builds the program and returns its path. The current folder must be inside this package's
+// module.
 func Build(ctx context.Context) (string, error) {
-	module, err := module(ctx)
+	module, err := build.ModuleFolder(ctx, build.TestModule)
 	if err != nil {
 		return "", err
 	}
@@ -35,10 +40,10 @@ func Build(ctx context.Context) (string, error) {
 	return program, nil
 }
 
-// InstallCRDs applies cert-manager's custom resource definitions, of the version that Build builds, and returns when they are
-// served.
+// InstallCRDs applies cert-manager's custom resource definitions, of the version that Build builds,
+// and waits until the API server serves them.
 func InstallCRDs(ctx context.Context, plane *controlplane.ControlPlane) error {
-	module, err := module(ctx)
+	module, err := build.ModuleFolder(ctx, build.TestModule)
 	if err != nil {
 		return err
 	}
@@ -57,15 +62,16 @@ func InstallCRDs(ctx context.Context, plane *controlplane.ControlPlane) error {
 		{"apply", "--server-side", "--force-conflicts", "--filename", crds},
 		{"wait", "--for=condition=Established", "--timeout=1m", "--filename", crds},
 	} {
-		if out, err := plane.Kubectl(ctx, args...).CombinedOutput(); err != nil {
-			return fmt.Errorf("kubectl %s: %w\n%s", args[0], err, out)
+		if err := plane.RunKubectl(ctx, "", args...); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// Start runs the program that Build has built, with an administrator's rights and without the controllers that are named. What it
-// does shows in the cluster. Whoever starts it must stop it, before the control plane.
+// Start runs the program that Build has built, with the rights of an administrator and without the
+// named controllers. It does not wait until the controllers are ready. The caller must stop the
+// process before the control plane.
 func Start(plane *controlplane.ControlPlane, program string, without ...string) (*process.Process, error) {
 	dir, err := os.MkdirTemp(plane.Dir, "cert-manager-")
 	if err != nil {
@@ -74,17 +80,5 @@ func Start(plane *controlplane.ControlPlane, program string, without ...string) 
 	return process.Start(dir, program, "--kubeconfig="+plane.Kubeconfig, "--without="+strings.Join(without, ","))
 }
 
-// module is the folder of this package's module.
-func module(ctx context.Context) (string, error) {
-	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/akv-injector/akv-injector/test").Output()
-	if err != nil {
-		return "", fmt.Errorf("find the source of cert-manager's program: %w", err)
-	}
-	dir := strings.TrimSpace(string(out))
-	if dir == "" {
-		return "", errors.New("find the source of cert-manager's program: must be called from a folder of its module")
-	}
-	return dir, nil
-}
-
+// controllers returns the folder of the program.
 func controllers(module string) string { return filepath.Join(module, "parts", "certmanager") }

@@ -1,5 +1,13 @@
-// Package cgroups makes cgroups of version 1 or 2 for a program's children: those of a node's pods, and of an injector whose memory is limited. It
-// needs root, and removes what processes that have died left behind.
+// Package cgroups creates cgroups of version 1 or 2: for the pods of a node, and for an injector
+// with a memory limit.
+//
+//	group, err := cgroups.Make(cgroups.NewName())
+//	defer group.Remove()
+//	err = group.LimitMemory(512 << 20)
+//	err = group.Add(pid)
+//
+// It needs Linux and root. It also removes the cgroups of processes that died before they could
+// remove them.
 package cgroups
 
 import (
@@ -17,15 +25,15 @@ import (
 	"time"
 )
 
-// prefix is how the names of all groups begin.
+// prefix is the prefix of the names of all groups.
 const prefix = "akv-injector-test-"
 
-// NewName returns a name that no other group has, not even one of a process with the same id in another container.
+// NewName returns a unique name, even if a process in another container has the same process ID.
 func NewName() string {
 	return fmt.Sprintf("%s%d-%08x", prefix, os.Getpid(), rand.Uint32())
 }
 
-// Group is a cgroup. Its maker must remove it.
+// Group is a cgroup. The caller of [Make] must remove it.
 type Group struct {
 	hierarchies
 
@@ -33,10 +41,11 @@ type Group struct {
 	remove func() error
 }
 
-// Remove removes the cgroup, with all cgroups inside. Their processes must have ended.
+// Remove removes the cgroup and all cgroups in it. Their processes must have ended.
 func (g *Group) Remove() error { return g.remove() }
 
-// LimitMemory limits the memory of all processes in the group: the kernel kills one that goes beyond it.
+// LimitMemory limits the memory of all processes in the group together. The kernel kills a process
+// if the group exceeds the limit.
 func (g *Group) LimitMemory(bytes int64) error {
 	if err := g.write("memory", []string{"memory.limit_in_bytes", "memory.max"}, bytes); err != nil {
 		return fmt.Errorf("limit the memory of cgroup %s: %w", g.name, err)
@@ -44,7 +53,8 @@ func (g *Group) LimitMemory(bytes int64) error {
 	return nil
 }
 
-// Add moves a process into the group. Memory that it uses already counts where it was before.
+// Add moves a process into the group. Memory that the process already uses is still counted in its
+// previous group.
 func (g *Group) Add(pid int) error {
 	if err := g.write("process", []string{"cgroup.procs"}, int64(pid)); err != nil {
 		return fmt.Errorf("add process %d to cgroup %s: %w", pid, g.name, err)
@@ -52,7 +62,8 @@ func (g *Group) Add(pid int) error {
 	return nil
 }
 
-// write writes a number to whichever of the files exist: version 1 has some in one hierarchy only, under another name.
+// write writes a number to those of the files that exist. In version 1 a file exists in one
+// hierarchy only and has another name than in version 2.
 func (g *Group) write(what string, files []string, number int64) error {
 	found := false
 	for _, folder := range g.folders {
@@ -68,21 +79,22 @@ func (g *Group) write(what string, files []string, number int64) error {
 		}
 	}
 	if !found {
-		return fmt.Errorf("there is no setting of %s", what)
+		return fmt.Errorf("no file sets the %s", what)
 	}
 	return nil
 }
 
-// controllers are those that kubelet can't do without.
+// controllers are the controllers that the kubelet requires.
 var controllers = []string{"cpu", "cpuset", "memory", "pids"}
 
-// hierarchies are where cgroups are made: the folders of version 1, one for each set of controllers, or that of version 2 alone.
+// hierarchies are the folders in which cgroups are created: in version 1 one folder for each set of
+// controllers, in version 2 a single folder.
 type hierarchies struct {
 	folders []string
 	unified bool // it is version 2
 }
 
-// findHierarchies returns those that this machine has mounted.
+// findHierarchies returns the hierarchies that this machine has mounted.
 func findHierarchies() (found hierarchies, err error) {
 	mounts, err := os.Open("/proc/self/mounts")
 	if err != nil {
@@ -96,7 +108,8 @@ func findHierarchies() (found hierarchies, err error) {
 		if len(fields) < 4 || !strings.HasPrefix(fields[1], "/sys/fs/cgroup") || !strings.HasPrefix(fields[2], "cgroup") {
 			continue
 		}
-		// Version 2 is what runs unless it is only mounted beside version 1; even there, runc makes a cgroup.
+		// Version 2 is in use unless it is only mounted in a subfolder of version 1. runc creates a
+		// cgroup even there.
 		if found.unified = fields[1] == "/sys/fs/cgroup"; found.unified {
 			found.folders = nil
 		}
@@ -119,13 +132,14 @@ func findHierarchies() (found hierarchies, err error) {
 	return found, nil
 }
 
-// Make makes a group with a name of [NewName]. It removes groups whose makers died before they could.
+// Make creates a group with a name from [NewName]. It first removes groups whose owners died before
+// they could remove them.
 func Make(name string) (_ *Group, err error) {
 	found, err := findHierarchies()
 	if err != nil {
 		return nil, err
 	}
-	// One maker at a time, so that none takes what another has just made for what a dead one has left.
+	// The lock keeps other processes from removing a group that this process has just created.
 	making, err := lock(found.folders[0], syscall.LOCK_EX)
 	if err != nil {
 		return nil, fmt.Errorf("make cgroup: %w", err)
@@ -159,25 +173,27 @@ func Make(name string) (_ *Group, err error) {
 			return nil, err
 		}
 		steps = append(steps, func() error { return removeCgroup(made, 5*time.Second) })
-		// A child of version 1's cpuset may have processes only when its parent says where they may run.
+		// In version 1, a new cgroup of the controller cpuset accepts processes only when these
+		// settings are not empty.
 		for _, setting := range []string{"cpuset.cpus", "cpuset.mems"} {
 			value, err := os.ReadFile(filepath.Join(folder, setting))
 			if err != nil {
-				continue // this isn't cpuset, or it is version 2, which has it all by itself
+				continue // not the controller cpuset, or version 2, which sets a default
 			}
 			if err := os.WriteFile(filepath.Join(made, setting), value, 0o644); err != nil {
 				return nil, err
 			}
 		}
 	}
-	// It ends with this process at the latest.
+	// The lock ends with this process at the latest.
 	owned, err := lock(filepath.Join(found.folders[0], name), syscall.LOCK_EX)
 	if err != nil {
 		return nil, err
 	}
 	steps = append(steps, owned.Close)
 	return &Group{hierarchies: found, name: name, remove: func() error {
-		// A group that is made meanwhile would miss the controllers that are taken back.
+		// A group that another process creates meanwhile would miss the controllers that are
+		// disabled.
 		making, err := lock(found.folders[0], syscall.LOCK_EX)
 		if err != nil {
 			return fmt.Errorf("remove cgroup: %w", err)
@@ -187,8 +203,9 @@ func Make(name string) (_ *Group, err error) {
 	}}, nil
 }
 
-// passOn has a cgroup of version 2 pass all controllers on to its children, as kubelet asks for and the runtime does in any case. It
-// returns what takes back those that it did not pass on before.
+// passOn enables all controllers for the children of a cgroup of version 2. The kubelet requires
+// this, and the container runtime does it anyway. passOn returns a function that disables those
+// controllers that were not enabled before.
 func passOn(folder string) (takeBack func() error, err error) {
 	takeBack = func() error { return nil }
 	known, err := words(folder, "cgroup.controllers")
@@ -205,23 +222,25 @@ func passOn(folder string) (takeBack func() error, err error) {
 	}
 	takeBack = func() error {
 		if others, err := filepath.Glob(filepath.Join(folder, prefix+"*")); err != nil || len(others) > 0 {
-			return err // another machine needs them
+			return err // another group needs the controllers
 		}
 		for _, controller := range added {
-			_ = set("-", controller) // or else somebody needs it by now
+			_ = set("-", controller) // it fails if another cgroup uses the controller by now
 		}
 		return nil
 	}
 	for _, controller := range added {
 		if err := set("+", controller); err != nil && slices.Contains(controllers, controller) {
-			// As where a container has a root of cgroups to itself, and its processes in there.
-			return takeBack, fmt.Errorf("pass controller %s on (only where no processes are in %s itself can it be): %w", controller, folder, err)
+			// For example in a container that has its own cgroup namespace, with its processes
+			// in the root.
+			return takeBack, fmt.Errorf("enable controller %s (which is possible only if no process is in %s itself): %w", controller, folder, err)
 		}
 	}
 	return takeBack, nil
 }
 
-// sweep removes the cgroups of machines whose makers are dead. That some can't be removed yet is no reason to do without a new one.
+// sweep removes the cgroups whose owners are dead. It ignores errors, because a leftover cgroup
+// does not prevent a new one.
 func (h hierarchies) sweep() {
 	left, err := filepath.Glob(filepath.Join(h.folders[0], prefix+"*"))
 	if err != nil {
@@ -232,7 +251,7 @@ func (h hierarchies) sweep() {
 		if err != nil {
 			continue
 		}
-		// The first one last: it is what the others are found by.
+		// The first hierarchy is last, because sweep finds the cgroups in it.
 		for _, hierarchy := range slices.Backward(h.folders) {
 			_ = removeCgroup(filepath.Join(hierarchy, filepath.Base(folder)), 0)
 		}
@@ -240,7 +259,7 @@ func (h hierarchies) sweep() {
 	}
 }
 
-// lock locks a folder until it is closed.
+// lock locks a folder until the returned file is closed.
 func lock(folder string, how int) (*os.File, error) {
 	opened, err := os.Open(folder)
 	if err != nil {
@@ -252,7 +271,8 @@ func lock(folder string, how int) (*os.File, error) {
 	return opened, nil
 }
 
-// removeCgroup removes a cgroup, children first. Their processes are dead, but the kernel may need some patience to bury them all.
+// removeCgroup removes a cgroup and its children. Their processes are dead, but the kernel may need
+// some time to remove them, at most patience.
 func removeCgroup(root string, patience time.Duration) error {
 	var folders []string
 	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
@@ -272,7 +292,7 @@ func removeCgroup(root string, patience time.Duration) error {
 			err = os.Remove(folders[at])
 		}
 		if errors.Is(err, fs.ErrNotExist) {
-			err = nil // somebody has swept
+			err = nil // another process has removed it
 		}
 	}
 	if err != nil {
@@ -281,7 +301,7 @@ func removeCgroup(root string, patience time.Duration) error {
 	return nil
 }
 
-// words are those of a cgroup's file.
+// words returns the words in a file of a cgroup.
 func words(folder, file string) ([]string, error) {
 	text, err := os.ReadFile(filepath.Join(folder, file))
 	return strings.Fields(string(text)), err

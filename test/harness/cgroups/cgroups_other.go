@@ -4,7 +4,7 @@ package cgroups
 
 import "errors"
 
-// Group does not exist: only Linux has cgroups.
+// Group is a cgroup, which only Linux has.
 type Group struct{}
 
 var errLinux = errors.New("cgroups need Linux")

@@ -1,7 +1,10 @@
-// Package chart renders deploy/chart by Helm itself, and applies what comes out, for the tests of the chart and for those that
-// need another rendering than the ones in deploy/kustomize.
+// Package chart renders deploy/chart with Helm and applies the result, for tests of the chart and
+// for tests that need another rendering than those in deploy/kustomize.
 //
-// It knows nothing of what the chart renders.
+//	objects, err := chart.Render(ctx, chart.Options{Values: map[string]any{"replicaCount": 1}})
+//	applied, err := chart.Apply(ctx, plane.Config, objects, metav1.PatchOptions{})
+//
+// The package does not know what the chart renders.
 package chart
 
 import (
@@ -31,27 +34,27 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/build"
 )
 
-// Name and Namespace are what a release is called, and where it is, unless somebody wants it otherwise.
+// Name is the name of a release. Namespace is the default of Options.Namespace.
 const (
 	Name      = "akv-injector"
 	Namespace = Name + "-system"
 )
 
-// Options says how the chart is rendered. The zero value is fine.
+// Options are the options of [Render]. The zero value renders the chart's defaults.
 type Options struct {
-	// Helm is the program. Empty means that of the function Helm, of version 4.
+	// Helm is the path of the program. Empty means the result of the function [Helm] for version 4.
 	Helm string
-	// Namespace is the release's. Empty means the constant.
+	// Namespace is the namespace of the release. Empty means the constant [Namespace].
 	Namespace string
-	// Values are those of a values file. Nil means that all have their defaults.
+	// Values are the values, as in a values file. Nil means the defaults.
 	Values map[string]any
 }
 
-// Helm returns the program of Helm 3 or 4, at the version that tools/helm pins. It is the one that make builds into the user's
-// cache folder; where there is none it builds it, with a line on progress before and after. The go command must find this
-// package's module: call it from a folder inside.
+// Helm returns the path of Helm 3 or 4, at the version that tools/helm pins. make builds the
+// program into the user's cache folder. If it is missing there, Helm builds it, and prints a line
+// to progress before and after. The current folder must be inside this package's module.
 func Helm(ctx context.Context, major int, progress io.Writer) (string, error) {
-	dir, err := tree(ctx)
+	dir, err := build.ModuleFolder(ctx, build.Module)
 	if err != nil {
 		return "", err
 	}
@@ -85,7 +88,8 @@ func Helm(ctx context.Context, major int, progress io.Writer) (string, error) {
 	return program, nil
 }
 
-// Render returns what the chart renders, in Helm's order of installation. What Helm complains about is in the error.
+// Render returns the objects that the chart renders, in Helm's order of installation. Errors
+// contain what Helm prints.
 func Render(ctx context.Context, opts Options) ([]*unstructured.Unstructured, error) {
 	if opts.Namespace == "" {
 		opts.Namespace = Namespace
@@ -104,7 +108,7 @@ func Render(ctx context.Context, opts Options) ([]*unstructured.Unstructured, er
 	if err != nil {
 		return nil, fmt.Errorf("render the chart: %w", err)
 	}
-	// Helm 3 takes the cluster for one of 2020 unless its build says otherwise.
+	// Without the flag, Helm 3 assumes a cluster of 2020.
 	cmd := exec.CommandContext(ctx, opts.Helm, "template", Name, folder, "--namespace", opts.Namespace, "--kube-version=1.37", "--values=-")
 	cmd.Stdin = bytes.NewReader(values)
 	rendered, err := output(cmd)
@@ -114,16 +118,16 @@ func Render(ctx context.Context, opts Options) ([]*unstructured.Unstructured, er
 	return Decode(strings.NewReader(rendered))
 }
 
-// Folder is that of the chart.
+// Folder returns the folder of the chart.
 func Folder(ctx context.Context) (string, error) {
-	root, err := tree(ctx)
+	root, err := build.ModuleFolder(ctx, build.Module)
 	if err != nil {
 		return "", err
 	}
 	return filepath.Join(root, "deploy", "chart"), nil
 }
 
-// Decode reads manifests.
+// Decode decodes manifests in YAML or JSON.
 func Decode(manifests io.Reader) ([]*unstructured.Unstructured, error) {
 	var objects []*unstructured.Unstructured
 	for decoder := yaml.NewYAMLOrJSONDecoder(manifests, 4096); ; {
@@ -139,17 +143,17 @@ func Decode(manifests io.Reader) ([]*unstructured.Unstructured, error) {
 	}
 }
 
-// Apply applies objects by server-side apply, in their order, and returns what the API server made of each. It refuses fields
-// that a kind doesn't have.
+// Apply applies objects with server-side apply, in their order, and returns the objects as the API
+// server has stored them. It rejects fields that a kind does not have.
 func Apply(ctx context.Context, cfg *rest.Config, objects []*unstructured.Unstructured, opts metav1.PatchOptions) ([]*unstructured.Unstructured, error) {
 	opts.FieldManager, opts.FieldValidation = Name+"-test", metav1.FieldValidationStrict
 	client, err := dynamic.NewForConfig(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("make a client: %w", err)
+		return nil, fmt.Errorf("create a client: %w", err)
 	}
 	kinds, err := discovery.NewDiscoveryClientForConfig(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("make a client: %w", err)
+		return nil, fmt.Errorf("create a client: %w", err)
 	}
 	groups, err := restmapper.GetAPIGroupResources(kinds)
 	if err != nil {
@@ -178,16 +182,7 @@ func Apply(ctx context.Context, cfg *rest.Config, objects []*unstructured.Unstru
 	return applied, nil
 }
 
-// tree is the folder of the injector's own module.
-func tree(ctx context.Context) (string, error) {
-	dir, err := output(exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/akv-injector/akv-injector"))
-	if err != nil {
-		return "", fmt.Errorf("find the chart: %w", err)
-	}
-	return strings.TrimSpace(dir), nil
-}
-
-// output returns what cmd prints, and puts what it complains about into the error.
+// output returns the standard output of cmd. Errors contain its standard error.
 func output(cmd *exec.Cmd) (string, error) {
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

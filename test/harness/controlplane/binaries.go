@@ -25,12 +25,12 @@ const (
 	etcdModule       = "go.etcd.io/etcd/server/v3"
 )
 
-// binary is a program of the control plane; go.mod pins its version as that of a tool.
+// binary is a program of the control plane. go.mod pins its version as that of a tool.
 type binary struct {
 	name    string
 	module  string
-	command string // the import path of its main package
-	takes   string // what a first build costs, for the progress line
+	command string // import path of the main package
+	takes   string // duration of a first build, for the progress line
 }
 
 var binaries = []binary{
@@ -40,26 +40,27 @@ var binaries = []binary{
 	{"kubectl", kubernetesModule, kubernetesModule + "/cmd/kubectl", "half a minute"},
 }
 
-// nodeBinaries are what a node adds.
+// nodeBinaries are the additional programs of a node.
 var nodeBinaries = []binary{
 	{"kube-scheduler", kubernetesModule, kubernetesModule + "/cmd/kube-scheduler", "half a minute"},
 	{"kubelet", kubernetesModule, kubernetesModule + "/cmd/kubelet", "a minute"},
 }
 
-// Binaries returns a folder that has etcd, kube-apiserver, kube-controller-manager and kubectl. It looks in
-// $KUBEBUILDER_ASSETS, then in what setup-envtest has installed, and builds what is missing there into the user's cache
-// folder, with a line on progress before and after each build. Processes that need the same build wait for one another.
-// The go command must find this package's module: call it from a folder inside.
+// Binaries returns a folder with etcd, kube-apiserver, kube-controller-manager and kubectl. It
+// looks in $KUBEBUILDER_ASSETS, then in the installation of setup-envtest. It builds the missing
+// programs into the user's cache folder, and prints a line to progress before and after each build.
+// Processes that need the same build wait for each other. The current folder must be inside this
+// package's module.
 func Binaries(ctx context.Context, progress io.Writer) (string, error) {
 	return folder(ctx, binaries, progress)
 }
 
-// NodeBinaries returns a folder that has kubelet and kube-scheduler, by the ways of Binaries.
+// NodeBinaries returns a folder with kubelet and kube-scheduler, in the same way as [Binaries].
 func NodeBinaries(ctx context.Context, progress io.Writer) (string, error) {
 	return folder(ctx, nodeBinaries, progress)
 }
 
-// folder returns a folder that has all of wanted.
+// folder returns a folder with all of wanted.
 func folder(ctx context.Context, wanted []binary, progress io.Writer) (string, error) {
 	kubernetes, err := moduleVersion(ctx, kubernetesModule)
 	if err != nil {
@@ -97,7 +98,7 @@ func folder(ctx context.Context, wanted []binary, progress io.Writer) (string, e
 	return combine(dir, prebuilt, wanted, missing)
 }
 
-// prebuiltFolder returns the folder of ready-made binaries, or nothing where there is none.
+// prebuiltFolder returns the folder of prebuilt binaries, or "" if there is none.
 func prebuiltFolder(ctx context.Context, kubernetes string) string {
 	if dir := os.Getenv("KUBEBUILDER_ASSETS"); dir != "" {
 		return dir
@@ -109,12 +110,12 @@ func prebuiltFolder(ctx context.Context, kubernetes string) string {
 	minor := strings.TrimPrefix(kubernetes[:strings.LastIndex(kubernetes, ".")], "v")
 	out, err := exec.CommandContext(ctx, setup, "use", "--installed-only", "--print", "path", minor+".x").Output()
 	if err != nil {
-		return "" // nothing of this version is installed
+		return "" // this version is not installed
 	}
 	return strings.TrimSpace(string(out))
 }
 
-// buildFlags returns the go command's flags that make binaries say version of themselves.
+// buildFlags returns flags of the go command that set the version that the binaries report.
 func buildFlags(version string) []string {
 	const variable = "k8s.io/component-base/version."
 	major, rest, _ := strings.Cut(strings.TrimPrefix(version, "v"), ".")
@@ -125,12 +126,12 @@ func buildFlags(version string) []string {
 		" -X " + variable + "gitMinor=" + minor}
 }
 
-// buildMissing builds those of missing that dir does not have yet. A file in dir is always a whole binary.
+// buildMissing builds those of missing that dir does not have yet. Every binary in dir is complete.
 func buildMissing(
 	ctx context.Context, dir string, missing []binary, versions map[string]string, flags []string, progress io.Writer,
 ) error {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
-		return fmt.Errorf("make the cache folder: %w", err)
+		return fmt.Errorf("create the cache folder: %w", err)
 	}
 	lock, err := acquire(ctx, filepath.Join(dir, "lock"), progress)
 	if err != nil {
@@ -156,7 +157,7 @@ func buildMissing(
 	return nil
 }
 
-// acquire takes the lock file, which ends with the process at the latest.
+// acquire locks the file. The lock ends with the process at the latest.
 func acquire(ctx context.Context, file string, progress io.Writer) (io.Closer, error) {
 	for waited := false; ; waited = true {
 		lock, err := fileutil.TryLockFile(file, os.O_CREATE|os.O_WRONLY, 0o600)
@@ -177,8 +178,8 @@ func acquire(ctx context.Context, file string, progress io.Writer) (io.Closer, e
 	}
 }
 
-// combine returns a folder of links to what is wanted: binaries of prebuilt, and those that were built into dir because
-// prebuilt lacks them.
+// combine returns a folder of links to wanted: the binaries in prebuilt, and those that were built
+// into dir because prebuilt lacks them.
 func combine(dir, prebuilt string, wanted, built []binary) (string, error) {
 	prebuilt, err := filepath.Abs(prebuilt)
 	if err != nil {
@@ -205,7 +206,7 @@ func combine(dir, prebuilt string, wanted, built []binary) (string, error) {
 	return combined, nil
 }
 
-// moduleVersion returns the version of a module that go.mod chooses.
+// moduleVersion returns the version of a module that go.mod selects.
 func moduleVersion(ctx context.Context, module string) (string, error) {
 	out, err := output(exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Version}}", module))
 	if err != nil {
@@ -214,7 +215,8 @@ func moduleVersion(ctx context.Context, module string) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// moduleFolder returns the folder of a module's source at the version that go.mod chooses.
+// moduleFolder returns the folder of a module's source, at the version that go.mod selects. It
+// downloads the module if necessary.
 func moduleFolder(ctx context.Context, module string) (string, error) {
 	out, err := output(exec.CommandContext(ctx, "go", "mod", "download", "-json", module))
 	if err != nil {
@@ -227,7 +229,7 @@ func moduleFolder(ctx context.Context, module string) (string, error) {
 	return downloaded.Dir, nil
 }
 
-// output returns what cmd prints, and puts what it complains about into the error.
+// output returns the standard output of cmd. Errors contain its standard error.
 func output(cmd *exec.Cmd) ([]byte, error) {
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

@@ -11,14 +11,14 @@ import (
 )
 
 func TestBinaries(t *testing.T) {
-	t.Run("KUBEBUILDER_ASSETS that has all of them is used as it is", func(t *testing.T) {
+	t.Run("uses KUBEBUILDER_ASSETS if it has all binaries", func(t *testing.T) {
 		dir := fakeBinaries(t, "etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
 		t.Setenv("KUBEBUILDER_ASSETS", dir)
 		if got := find(t); got != dir {
 			t.Errorf("got %s, want %s", got, dir)
 		}
 	})
-	t.Run("what KUBEBUILDER_ASSETS lacks is built, and put into a folder with the rest", func(t *testing.T) {
+	t.Run("builds what KUBEBUILDER_ASSETS lacks, and returns a folder with all binaries", func(t *testing.T) {
 		dir := fakeBinaries(t, "etcd", "kube-apiserver", "kubectl")
 		t.Setenv("KUBEBUILDER_ASSETS", dir)
 		got := find(t)
@@ -28,7 +28,7 @@ func TestBinaries(t *testing.T) {
 		wantPrebuilt(t, got, "kube-controller-manager", false)
 		wantPrebuilt(t, got, "kubectl", true)
 	})
-	t.Run("what setup-envtest has installed is used", func(t *testing.T) {
+	t.Run("uses the installation of setup-envtest", func(t *testing.T) {
 		dir := fakeBinaries(t, "etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
 		path := t.TempDir()
 		script := fmt.Sprintf("#!/bin/sh\n[ \"$*\" = 'use --installed-only --print path 1.37.x' ] && printf %%s '%s'\n", dir)
@@ -54,7 +54,7 @@ func find(t *testing.T) string {
 
 const fake = "prebuilt"
 
-// fakeBinaries makes a folder of files of these names.
+// fakeBinaries returns a folder with files of these names.
 func fakeBinaries(t *testing.T, names ...string) string {
 	t.Helper()
 	dir := t.TempDir()

@@ -1,11 +1,14 @@
-// Package controlplane runs a real Kubernetes control plane for tests and the demo: etcd, kube-apiserver and
-// kube-controller-manager, all on loopback, so that an annotated Deployment becomes a ReplicaSet and its pods pass through
-// admission as they do in a cluster. There is no scheduler and no node: pods exist, but never run.
+// Package controlplane runs a real Kubernetes control plane on loopback: etcd, kube-apiserver and
+// kube-controller-manager. An annotated Deployment becomes a ReplicaSet, and its pods pass
+// admission as in a cluster. There is no scheduler and no node, so pods exist but do not run.
 //
-// It does not use controller-runtime's envtest, though it runs the same binaries: envtest's servers outlive a test that
-// panics or is killed, and it has no kube-controller-manager.
+//	plane, err := controlplane.Start(ctx, controlplane.Options{BeforeControllers: controlplane.InstallCRDs})
+//	defer plane.Stop()
+//	client, err := kubernetes.NewForConfig(plane.Config)
 //
-// It knows nothing of the injector.
+// The package does not use envtest of controller-runtime, although it runs the same binaries: the
+// servers of envtest survive a test that panics or is killed, and envtest has no
+// kube-controller-manager. The package does not know the injector.
 package controlplane
 
 import (
@@ -19,6 +22,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -37,54 +41,57 @@ const loopback = "127.0.0.1"
 // ServiceRange is the address range of Services.
 const ServiceRange = "10.0.0.0/24"
 
-// ServiceIP is the address of Service kubernetes in namespace default, by which pods look for the API server. Nobody listens there,
-// but the API server's certificate is good for it.
+// ServiceIP is the address of the Service kubernetes in namespace default, which pods use for the
+// API server. No server listens on it, but it is in the API server's certificate.
 const ServiceIP = "10.0.0.1"
 
-// Options says how a control plane is run. The zero value is fine.
+// Options are the options of [Start]. The zero value is valid.
 type Options struct {
-	// Binaries is the folder of the programs. Empty means that of the function Binaries.
+	// Binaries is the folder of the programs. Empty means the result of the function [Binaries].
 	Binaries string
-	// APIServerArgs are added to kube-apiserver's own, each as "--flag=value"; the last one of a flag holds.
+	// APIServerArgs are additional arguments of kube-apiserver, each as "--flag=value". The last
+	// value of a flag applies.
 	APIServerArgs []string
-	// BeforeControllers is called when the API server is ready, and kube-controller-manager starts after it. The garbage
-	// collector looks for kinds that it doesn't know when it starts, and then every 30 seconds; no flag changes that. So that it
-	// collects custom resources at once, let this be InstallCRDs.
+	// BeforeControllers is called when the API server is ready, before kube-controller-manager
+	// starts. Set it to [InstallCRDs] so that the garbage collector knows the custom resources from
+	// its start. Otherwise it discovers them up to 30 seconds later, and no flag changes that.
 	BeforeControllers func(context.Context, *rest.Config) error
-	// NoControllers leaves kube-controller-manager out, and the CPU that it takes: no workload becomes pods, no namespace gets a
-	// ServiceAccount, and nothing is collected.
+	// NoControllers omits kube-controller-manager and its use of CPU. Then workloads create no
+	// pods, namespaces get no ServiceAccount, and the garbage collector does not run.
 	NoControllers bool
-	// TempDir is where the control plane's own folder is made. Empty means os.TempDir.
+	// TempDir is the folder in which the folder of the control plane is created. Empty means
+	// os.TempDir.
 	TempDir string
-	// Keep leaves that folder, which has the logs, when the control plane stops.
+	// Keep keeps the folder of the control plane, which has the logs, when the control plane stops.
 	Keep bool
-	// Progress gets a line before and after each binary that must be built first. Nil means os.Stderr.
+	// Progress gets a line before and after the build of each binary. Nil means os.Stderr.
 	Progress io.Writer
 }
 
-// ControlPlane is a running control plane. Whoever starts one must stop it.
+// ControlPlane is a running control plane. The caller of [Start] must stop it.
 type ControlPlane struct {
-	// Config is a cluster administrator's, without a limit on requests.
+	// Config has the rights of a cluster administrator and no rate limit.
 	Config *rest.Config
-	// Kubeconfig is the file that has the same for kubectl.
+	// Kubeconfig is the path of a kubeconfig with the same rights.
 	Kubeconfig string
 	// Binaries is the folder that has kubectl.
 	Binaries string
-	// Dir has the kubeconfig, the keys, etcd's data and the logs, SERVER.log each.
+	// Dir has the kubeconfig, the keys, the data of etcd, and the logs: SERVER.log for each server.
 	Dir string
 
 	keep          bool
 	addresses     []string // of etcd, its peers and kube-apiserver
 	apiServerArgs []string
-	ended         chan struct{} // closed by end
-	end           func()        // lets Wait return
+	ended         chan struct{} // closed when a server has ended or Stop is called
+	end           func()        // closes ended
 
 	mu                           sync.Mutex
-	etcd, apiServer, controllers *process.Process // nil unless they are to run
+	etcd, apiServer, controllers *process.Process // nil unless they should run
 }
 
-// Start runs a control plane and returns when it is ready to make pods: its controllers run, and the ServiceAccount of
-// namespace default exists. Without controllers it returns when the API server is ready. The context bounds the start only.
+// Start runs a control plane. It returns when the control plane can create pods: the controllers
+// run, and namespace default has its ServiceAccount. Without controllers, it returns when the API
+// server is ready. The context limits the start only.
 func Start(ctx context.Context, opts Options) (*ControlPlane, error) {
 	if opts.Progress == nil {
 		opts.Progress = os.Stderr
@@ -97,7 +104,7 @@ func Start(ctx context.Context, opts Options) (*ControlPlane, error) {
 	}
 	dir, err := os.MkdirTemp(opts.TempDir, "controlplane-")
 	if err != nil {
-		return nil, fmt.Errorf("make the control plane's folder: %w", err)
+		return nil, fmt.Errorf("create the control plane's folder: %w", err)
 	}
 	c := &ControlPlane{
 		Binaries: opts.Binaries, Dir: dir, Kubeconfig: filepath.Join(dir, "kubeconfig"),
@@ -132,7 +139,7 @@ func (c *ControlPlane) start(ctx context.Context, opts Options) error {
 	c.apiServerArgs = slices.Concat([]string{
 		"--etcd-servers=" + etcdURL,
 		"--bind-address=" + apiHost, "--secure-port=" + apiPort, "--advertise-address=" + apiHost,
-		"--endpoint-reconciler-type=none", // it would refuse to publish a loopback address
+		"--endpoint-reconciler-type=none", // it would reject a loopback address
 		"--tls-cert-file=" + filepath.Join(c.Dir, "apiserver.crt"), "--tls-private-key-file=" + keyFile,
 		"--cert-dir=" + c.Dir,
 		"--token-auth-file=" + filepath.Join(c.Dir, "tokens.csv"),
@@ -156,7 +163,7 @@ func (c *ControlPlane) start(ctx context.Context, opts Options) error {
 	return c.startControllers(ctx, keyFile)
 }
 
-// startEtcd returns when etcd is healthy.
+// startEtcd starts etcd and waits until it is healthy.
 func (c *ControlPlane) startEtcd(ctx context.Context) error {
 	url := "http://" + c.addresses[0]
 	etcd, err := c.run(&c.etcd, "etcd",
@@ -168,11 +175,11 @@ func (c *ControlPlane) startEtcd(ctx context.Context) error {
 	return etcd.Await(ctx, func(ctx context.Context) error { return process.Healthy(ctx, url+"/health") })
 }
 
-// startAPIServer returns when the API server is ready.
+// startAPIServer starts the API server and waits until it is ready.
 func (c *ControlPlane) startAPIServer(ctx context.Context) error {
 	client, err := kubernetes.NewForConfig(c.Config)
 	if err != nil {
-		return fmt.Errorf("make a client: %w", err)
+		return fmt.Errorf("create a client: %w", err)
 	}
 	apiServer, err := c.run(&c.apiServer, "kube-apiserver", c.apiServerArgs...)
 	if err != nil {
@@ -183,11 +190,12 @@ func (c *ControlPlane) startAPIServer(ctx context.Context) error {
 	})
 }
 
-// startControllers returns when kube-controller-manager has made its first ServiceAccount.
+// startControllers starts kube-controller-manager and waits until it has created the first
+// ServiceAccount.
 func (c *ControlPlane) startControllers(ctx context.Context, keyFile string) error {
 	client, err := kubernetes.NewForConfig(c.Config)
 	if err != nil {
-		return fmt.Errorf("make a client: %w", err)
+		return fmt.Errorf("create a client: %w", err)
 	}
 	controllers, err := c.run(&c.controllers, "kube-controller-manager",
 		"--kubeconfig="+c.Kubeconfig,
@@ -206,7 +214,8 @@ func (c *ControlPlane) startControllers(ctx context.Context, keyFile string) err
 	})
 }
 
-// run starts a server, and keeps it in *server for Stop. Should it end while it is there, Wait returns.
+// run starts a server and stores it in *server for Stop. If the server ends while it is stored
+// there, Wait returns.
 func (c *ControlPlane) run(server **process.Process, name string, args ...string) (*process.Process, error) {
 	p, err := process.Start(c.Dir, filepath.Join(c.Binaries, name), args...)
 	if err != nil {
@@ -226,7 +235,8 @@ func (c *ControlPlane) run(server **process.Process, name string, args ...string
 	return p, nil
 }
 
-// take empties *server, so that its process may end.
+// take sets *server to nil and returns its process. The process may then end without making Wait
+// return.
 func (c *ControlPlane) take(server **process.Process) *process.Process {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -235,8 +245,9 @@ func (c *ControlPlane) take(server **process.Process) *process.Process {
 	return p
 }
 
-// RestartAPIServer stops kube-apiserver and starts it again, with the same data at the same address, and returns when it is
-// ready. Its log begins anew. The controllers run on, and take some seconds to notice.
+// RestartAPIServer stops kube-apiserver and starts it again, with the same data and the same
+// address, and waits until it is ready. The log starts anew. The controllers keep running, and take
+// some seconds to reconnect.
 func (c *ControlPlane) RestartAPIServer(ctx context.Context) error {
 	if err := stop(c.take(&c.apiServer)); err != nil {
 		return fmt.Errorf("restart the API server: %w", err)
@@ -247,8 +258,9 @@ func (c *ControlPlane) RestartAPIServer(ctx context.Context) error {
 	return nil
 }
 
-// RestartEtcd stops etcd and starts it again, with the same data at the same address, and returns when it is healthy. Its log begins
-// anew. The API server runs on, and answers with errors meanwhile.
+// RestartEtcd stops etcd and starts it again, with the same data and the same address, and waits
+// until it is healthy. The log starts anew. The API server keeps running, and returns errors in the
+// meantime.
 func (c *ControlPlane) RestartEtcd(ctx context.Context) error {
 	if err := stop(c.take(&c.etcd)); err != nil {
 		return fmt.Errorf("restart etcd: %w", err)
@@ -259,20 +271,20 @@ func (c *ControlPlane) RestartEtcd(ctx context.Context) error {
 	return nil
 }
 
-// writeCredentials makes the API server's certificate and an administrator's token, and sets Config and the file
-// Kubeconfig to use them.
+// writeCredentials creates the API server's certificate and an administrator's token, and sets
+// Config and the file Kubeconfig to use them.
 func (c *ControlPlane) writeCredentials(url string) error {
 	certificate, key, err := cert.GenerateSelfSignedCertKey(loopback, []net.IP{net.ParseIP(ServiceIP)}, []string{"localhost"})
 	if err != nil {
-		return fmt.Errorf("make a serving certificate: %w", err)
+		return fmt.Errorf("create a serving certificate: %w", err)
 	}
 	chain, err := cert.ParseCertsPEM(certificate)
 	if err != nil {
-		return fmt.Errorf("make a serving certificate: %w", err)
+		return fmt.Errorf("create a serving certificate: %w", err)
 	}
 	ca, err := cert.EncodeCertificates(chain[len(chain)-1])
 	if err != nil {
-		return fmt.Errorf("make a serving certificate: %w", err)
+		return fmt.Errorf("create a serving certificate: %w", err)
 	}
 	token := rand.Text()
 	c.Config = &rest.Config{
@@ -299,11 +311,12 @@ func (c *ControlPlane) writeCredentials(url string) error {
 	return nil
 }
 
-// WriteKubeconfig writes a kubeconfig with the rights of a ServiceAccount, for a day.
+// WriteKubeconfig writes a kubeconfig with the rights of a ServiceAccount. Its token is valid for a
+// day.
 func (c *ControlPlane) WriteKubeconfig(ctx context.Context, namespace, serviceAccount, file string) error {
 	client, err := kubernetes.NewForConfig(c.Config)
 	if err != nil {
-		return fmt.Errorf("make a client: %w", err)
+		return fmt.Errorf("create a client: %w", err)
 	}
 	token, err := client.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, serviceAccount, &authenticationv1.TokenRequest{
 		Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: new(int64(24 * 60 * 60))},
@@ -321,7 +334,7 @@ func (c *ControlPlane) WriteKubeconfig(ctx context.Context, namespace, serviceAc
 	return nil
 }
 
-// kubeconfig is a kubeconfig for whoever has the token.
+// kubeconfig returns a kubeconfig with a token.
 func (c *ControlPlane) kubeconfig(name, token string) ([]byte, error) {
 	kubeconfig, err := clientcmd.Write(clientcmdapi.Config{
 		Clusters:       map[string]*clientcmdapi.Cluster{name: {Server: c.Config.Host, CertificateAuthorityData: c.Config.CAData}},
@@ -335,24 +348,36 @@ func (c *ControlPlane) kubeconfig(name, token string) ([]byte, error) {
 	return kubeconfig, nil
 }
 
-// Kubectl returns a kubectl command for this control plane, not yet run.
+// Kubectl returns a kubectl command for this control plane. The caller runs it.
 func (c *ControlPlane) Kubectl(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, filepath.Join(c.Binaries, "kubectl"), args...)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.Kubeconfig)
 	return cmd
 }
 
-// WaitForServiceAccount waits until namespace has its ServiceAccount default, which kube-controller-manager makes: before,
-// the API server refuses pods there.
+// RunKubectl runs kubectl with args and stdin as its standard input. Errors contain what kubectl
+// prints.
+func (c *ControlPlane) RunKubectl(ctx context.Context, stdin string, args ...string) error {
+	cmd := c.Kubectl(ctx, args...)
+	cmd.Stdin = strings.NewReader(stdin)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("kubectl %s: %w\n%s", strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+// WaitForServiceAccount waits until kube-controller-manager has created the ServiceAccount default
+// of a namespace. Until then the API server rejects pods in the namespace.
 func (c *ControlPlane) WaitForServiceAccount(ctx context.Context, namespace string) error {
 	client, err := kubernetes.NewForConfig(c.Config)
 	if err != nil {
-		return fmt.Errorf("make a client: %w", err)
+		return fmt.Errorf("create a client: %w", err)
 	}
 	return process.Until(ctx, func(ctx context.Context) error { return hasServiceAccount(ctx, client, namespace) })
 }
 
-// Wait returns when ctx is done, when a server has ended by itself (then Stop tells which), or when Stop is called.
+// Wait returns when ctx ends, when Stop is called, or when a server has ended unexpectedly. In the
+// last case Stop returns an error that names the server.
 func (c *ControlPlane) Wait(ctx context.Context) {
 	select {
 	case <-c.ended:
@@ -360,8 +385,8 @@ func (c *ControlPlane) Wait(ctx context.Context) {
 	}
 }
 
-// Stop ends the servers, last started first, and removes Dir. A server that had ended before makes it an error, which has
-// the end of that server's log.
+// Stop stops the servers, the last started first, and removes Dir. If a server has ended before,
+// Stop returns an error with the end of the server's log.
 func (c *ControlPlane) Stop() error {
 	c.end()
 	errs := []error{stop(c.take(&c.controllers)), stop(c.take(&c.apiServer)), stop(c.take(&c.etcd))}

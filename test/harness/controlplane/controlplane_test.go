@@ -23,10 +23,11 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/controlplane"
 )
 
-// TestControlPlane starts a control plane once, and sees it make a pod, collect what nobody owns, outlive its API server, and
-// leave nothing behind.
+// TestControlPlane starts a control plane once. It checks that the control plane creates a pod,
+// that the garbage collector deletes an object without an owner, that the API server can be
+// restarted, and that Stop leaves nothing behind.
 func TestControlPlane(t *testing.T) {
-	// A first build takes minutes; after that all of this takes seconds.
+	// A first build takes minutes. After that the whole test takes seconds.
 	binaries, err := controlplane.Binaries(t.Context(), t.Output())
 	if err != nil {
 		t.Fatal(err)
@@ -43,7 +44,7 @@ func TestControlPlane(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = plane.Stop() }) // where the test ends early; a second Stop does nothing
+	t.Cleanup(func() { _ = plane.Stop() }) // for a test that ends early; a second Stop does nothing
 	t.Logf("ready after %s", time.Since(begin))
 
 	for _, resource := range []string{"secretproviderclasses", "azureidentitybindings"} {
@@ -84,10 +85,12 @@ func TestControlPlane(t *testing.T) {
 	}
 }
 
-// collect deletes the owner of a class, and waits until the class is gone too.
+// collect deletes the owner of a class, and waits until the garbage collector has deleted the
+// class.
 func collect(ctx context.Context, t *testing.T, plane *controlplane.ControlPlane) {
 	t.Helper()
-	// A garbage collector that knows of the kind needs a fraction of a second; one that doesn't looks for it after 30.
+	// A garbage collector that knows the kind needs a fraction of a second. Otherwise it discovers
+	// the kind after 30 seconds.
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	client, err := kubernetes.NewForConfig(plane.Config)
@@ -128,7 +131,7 @@ func collect(ctx context.Context, t *testing.T, plane *controlplane.ControlPlane
 	t.Logf("collected after %s", time.Since(begin))
 }
 
-// restart restarts the API server, and looks for what was there before.
+// restart restarts the API server, and checks that its data is still there.
 func restart(ctx context.Context, t *testing.T, plane *controlplane.ControlPlane) {
 	t.Helper()
 	waited := make(chan struct{})
@@ -155,14 +158,14 @@ func restart(ctx context.Context, t *testing.T, plane *controlplane.ControlPlane
 	}
 	t.Logf("restarted after %s", time.Since(begin))
 	if restarted := plane.PIDs(); restarted[0] != pids[0] || restarted[1] == pids[1] || restarted[2] != pids[2] {
-		t.Errorf("processes were %v and are %v, want only the second to be another", pids, restarted)
+		t.Errorf("processes were %v and are %v, want only the second to change", pids, restarted)
 	}
 	after, err := client.CoreV1().ConfigMaps(metav1.NamespaceDefault).Get(ctx, before.Name, metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if after.UID != before.UID {
-		t.Errorf("the object is another after the restart: UID %s, was %s", after.UID, before.UID)
+		t.Errorf("the object has another UID after the restart: %s, was %s", after.UID, before.UID)
 	}
 	select {
 	case <-waited:
@@ -171,7 +174,7 @@ func restart(ctx context.Context, t *testing.T, plane *controlplane.ControlPlane
 	}
 }
 
-// makePod creates a namespace and a Deployment, and waits for the pod that comes of it.
+// makePod creates a namespace and a Deployment, and waits for the Deployment's pod.
 func makePod(ctx context.Context, t *testing.T, plane *controlplane.ControlPlane) {
 	t.Helper()
 	const namespace = "demo"
@@ -243,14 +246,14 @@ func TestWaitReturnsWhenAServerEnds(t *testing.T) {
 	}
 	pids := plane.PIDs()
 	if len(pids) != 2 {
-		t.Fatalf("got processes %v, want etcd's and the API server's alone", pids)
+		t.Fatalf("got processes %v, want those of etcd and of the API server only", pids)
 	}
 	if err := syscall.Kill(pids[1], syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	plane.Wait(ctx)
 	if ctx.Err() != nil {
-		t.Error("Wait didn't return when the restarted API server was killed")
+		t.Error("Wait did not return when the restarted API server was killed")
 	}
 	if err := plane.Stop(); err == nil || !strings.Contains(err.Error(), "kube-apiserver ended") {
 		t.Errorf("Stop returned %v, want an error that names kube-apiserver", err)

@@ -8,7 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
-	// Their types keep the modules in go.mod, which says the versions whose CRDs are read.
+	// These imports keep the modules in go.mod, which pins the versions of the CRDs.
 	_ "github.com/Azure/aad-pod-identity/pkg/apis/aadpodidentity/v1"
 	"k8s.io/apiextensions-apiserver/pkg/apihelpers"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
@@ -28,13 +28,13 @@ var crdFiles = []struct{ module, pattern string }{
 	{"github.com/Azure/aad-pod-identity", "charts/aad-pod-identity/crds/*.yaml"},
 }
 
-// InstallCRDs applies the custom resource definitions of the Secrets Store CSI driver and of AAD Pod Identity, read from
-// the sources of their modules, and returns when they are served. The go command must find this package's module: call it
-// from a folder inside.
+// InstallCRDs applies the custom resource definitions of the Secrets Store CSI driver and of AAD
+// Pod Identity, which it reads from the sources of their modules. It returns when they are
+// established. The current folder must be inside this package's module.
 func InstallCRDs(ctx context.Context, cfg *rest.Config) error {
 	client, err := apiextensions.NewForConfig(cfg)
 	if err != nil {
-		return fmt.Errorf("make a client: %w", err)
+		return fmt.Errorf("create a client: %w", err)
 	}
 	definitions := client.CustomResourceDefinitions()
 	var names []string
@@ -73,7 +73,7 @@ func InstallCRDs(ctx context.Context, cfg *rest.Config) error {
 	return nil
 }
 
-// readCRDs returns the CRDs in a module's files that match pattern.
+// readCRDs returns the CRDs in the files of a module that match pattern.
 func readCRDs(ctx context.Context, module, pattern string) ([]*unstructured.Unstructured, error) {
 	dir, err := moduleFolder(ctx, module)
 	if err != nil {
@@ -99,7 +99,7 @@ func readCRDs(ctx context.Context, module, pattern string) ([]*unstructured.Unst
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", filepath.Base(name), err)
 			}
-			// An old generator left these; the API server owns both.
+			// An old generator left these fields, which the API server sets.
 			unstructured.RemoveNestedField(crd.Object, "status")
 			unstructured.RemoveNestedField(crd.Object, "metadata", "creationTimestamp")
 			crds = append(crds, crd)

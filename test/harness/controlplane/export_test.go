@@ -2,7 +2,7 @@ package controlplane
 
 import "github.com/akv-injector/akv-injector/test/harness/process"
 
-// PIDs returns the process ids of the servers.
+// PIDs returns the process IDs of the servers.
 func (c *ControlPlane) PIDs() []int {
 	var pids []int
 	for _, p := range []*process.Process{c.etcd, c.apiServer, c.controllers} {
@@ -13,5 +13,5 @@ func (c *ControlPlane) PIDs() []int {
 	return pids
 }
 
-// Addresses returns what the servers listen on.
+// Addresses returns the addresses on which the servers listen.
 func (c *ControlPlane) Addresses() []string { return c.addresses }

@@ -1,8 +1,13 @@
-// Package injector runs the injector beside a control plane as it runs in a cluster: its own ServiceAccount's token and
-// what deploy/kustomize ships, RBAC and webhook configuration, so that a test shows these to be enough. Only the way by
-// which the API server calls is another: a URL on loopback, or a Service that leads to loopback.
+// Package injector runs the injector next to a control plane with its own ServiceAccount's token
+// and with the RBAC and the webhook configurations of deploy/kustomize, so that a test also proves
+// that these are sufficient. The only difference from a cluster is how the API server reaches the
+// injector: by a URL on loopback, or by a Service that leads to loopback.
 //
-// It knows nothing of what the injector decides.
+//	started, err := injector.Start(ctx, plane, injector.Options{})
+//	defer started.Stop()
+//	err = injector.WaitUntilCalled(ctx, plane.Config, namespace)
+//
+// The package does not know what the injector decides.
 package injector
 
 import (
@@ -31,25 +36,29 @@ const (
 	namespace = name + "-system"
 )
 
-// Options says how the injector is run. The zero value is fine.
+// Options are the options of [Start]. The zero value is valid.
 type Options struct {
-	// Binary is the program. Empty means that of the function Build.
+	// Binary is the path of the program. Empty means the result of [Build].
 	Binary string
-	// Args are added to serve's own, each as "--flag=value"; the last one of a flag holds. Without any of them it does not drain.
+	// Args are additional arguments of the command serve, each as "--flag=value". The last value of
+	// a flag applies. The default drain period is zero.
 	Args []string
-	// Service is the address on loopback that the Service of the injector leads to. The API server then calls as it does in a
-	// cluster: by HTTP/1.1 on connections that it keeps, with the Service's name in the certificate. Whoever says an address listens
-	// there, and passes connections on. Empty means that the API server calls the URL of the injector that was started last.
+	// Service is the address on loopback to which the injector's Service leads. The API server then
+	// calls the injector as in a cluster: over HTTP/1.1 on persistent connections, with the
+	// Service's name in the certificate. The caller must listen on the address and forward
+	// connections to the injector. Empty means that the API server calls the URL of the injector
+	// that was started last.
 	Service string
-	// MemoryLimit is the limit of its memory in bytes, by a cgroup. The injector is started with the GOMEMLIMIT of the chart, seven eighths of it. It
-	// needs root. Zero means no limit.
+	// MemoryLimit is the memory limit in bytes, which a cgroup enforces. As in the chart,
+	// GOMEMLIMIT is seven eighths of it. A limit needs root. Zero means no limit.
 	MemoryLimit int64
 }
 
-// Injector is a running injector. Whoever starts one must stop it, before the control plane.
+// Injector is a running injector. The caller of [Start] must stop it, before the control plane.
 type Injector struct {
 	*process.Process
-	// URL is where it serves reviews, over HTTPS; the paths are those of the webhook configuration.
+	// URL is the HTTPS URL of the webhook server. The paths are those of the webhook
+	// configurations.
 	URL string
 	// Address is the host and port of URL.
 	Address string
@@ -57,16 +66,17 @@ type Injector struct {
 	Readiness string
 	// Metrics is the URL of its metrics.
 	Metrics string
-	// Dir has its kubeconfig and its log, akv-injector.log. It is a folder in that of the control plane.
+	// Dir has the kubeconfig and the log, akv-injector.log. It is in the folder of the control
+	// plane.
 	Dir string
 
 	limited *cgroups.Group // nil unless its memory is limited
 }
 
-// Build builds the injector from the tree around this module, as it is shipped, and returns the program's path. The go
-// command must find this package's module: call it from a folder inside.
+// Build builds the injector from the surrounding source tree, with the flags of a release, and
+// returns the path of the program. The current folder must be inside this package's module.
 func Build(ctx context.Context) (string, error) {
-	root, err := tree(ctx)
+	root, err := build.ModuleFolder(ctx, build.Module)
 	if err != nil {
 		return "", err
 	}
@@ -77,9 +87,10 @@ func Build(ctx context.Context) (string, error) {
 	return program, nil
 }
 
-// Start applies what deploy/kustomize ships, but the Deployment and its Service, runs the injector with the rights of its
-// ServiceAccount, and returns when it is ready. The API server may take another second to call it: see WaitUntilCalled.
-// The context bounds the start only.
+// Start applies the manifests of deploy/kustomize except the Deployment and the Service, runs the
+// injector with the rights of its ServiceAccount, and waits until it is ready. The API server may
+// take another second until it calls the injector; see [WaitUntilCalled]. The context limits the
+// start only.
 func Start(ctx context.Context, plane *controlplane.ControlPlane, opts Options) (_ *Injector, err error) {
 	if opts.Binary == "" {
 		if opts.Binary, err = Build(ctx); err != nil {
@@ -150,7 +161,7 @@ func (i *Injector) run(cmd *exec.Cmd, memoryLimit int64) (err error) {
 	return nil
 }
 
-// Stop ends it, as [process.Process.Stop] does.
+// Stop stops the injector like [process.Process.Stop], and removes its cgroup.
 func (i *Injector) Stop() error {
 	var err error
 	if i.Process != nil {
@@ -162,14 +173,15 @@ func (i *Injector) Stop() error {
 	return err
 }
 
-// WaitUntilCalled returns when the API server asks the injector about pods of a namespace. The namespace must have opted
-// in and have its ServiceAccount default; nothing is created in it.
+// WaitUntilCalled waits until the API server calls the injector for pods of a namespace. The
+// namespace must have opted in and have its ServiceAccount default. WaitUntilCalled creates no
+// object.
 func WaitUntilCalled(ctx context.Context, cfg *rest.Config, namespace string) error {
 	client, err := kubernetes.NewForConfig(cfg)
 	if err != nil {
-		return fmt.Errorf("make a client: %w", err)
+		return fmt.Errorf("create a client: %w", err)
 	}
-	// Only the injector refuses this pod.
+	// Only the injector rejects this pod.
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{GenerateName: "probe-", Annotations: map[string]string{"keyvault.io/inject": "perhaps"}},
 		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "probe", Image: "probe"}}},
@@ -185,13 +197,4 @@ func WaitUntilCalled(ctx context.Context, cfg *rest.Config, namespace string) er
 			return err
 		}
 	})
-}
-
-// tree is the folder of the injector's own module.
-func tree(ctx context.Context) (string, error) {
-	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/akv-injector/akv-injector").Output()
-	if err != nil {
-		return "", fmt.Errorf("find the injector's source: %w", err)
-	}
-	return strings.TrimSpace(string(out)), nil
 }

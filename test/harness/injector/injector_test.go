@@ -13,7 +13,7 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/injector"
 )
 
-// TestInjector sees the API server call an injector that has no other rights than those that are shipped.
+// TestInjector checks that the API server calls an injector that has only the shipped rights.
 func TestInjector(t *testing.T) {
 	// A first build takes minutes.
 	binaries, err := controlplane.Binaries(t.Context(), t.Output())

@@ -14,19 +14,20 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// byService makes the injector's Service lead to loopback, and returns what makes webhooks call it at the port of address.
+// byService makes the injector's Service an alias of localhost. It returns a function that makes
+// the webhooks of an object call the Service at the port of address.
 func byService(ctx context.Context, cfg *rest.Config, address string) (func(*unstructured.Unstructured) error, error) {
 	_, text, err := net.SplitHostPort(address)
 	if err != nil {
-		return nil, fmt.Errorf("lead the Service to %s: %w", address, err)
+		return nil, fmt.Errorf("route the Service to %s: %w", address, err)
 	}
 	port, err := strconv.ParseInt(text, 10, 32)
 	if err != nil {
-		return nil, fmt.Errorf("lead the Service to %s: %w", address, err)
+		return nil, fmt.Errorf("route the Service to %s: %w", address, err)
 	}
 	client, err := kubernetes.NewForConfig(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("make a client: %w", err)
+		return nil, fmt.Errorf("create a client: %w", err)
 	}
 	options := metav1.ApplyOptions{FieldManager: name + "-test-service", Force: true}
 	if _, err := client.CoreV1().Namespaces().Apply(ctx, corev1apply.Namespace(namespace), options); err != nil {

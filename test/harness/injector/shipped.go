@@ -14,19 +14,21 @@ import (
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
+
+	"github.com/akv-injector/akv-injector/test/harness/build"
 )
 
-// Shipped reads one of the files of deploy/kustomize/self-signed, which are rendered from the chart, such as
-// "mutating-webhook-configuration.yaml". The webhooks in it call url instead of a Service, by the same paths, unless url is
-// empty; nothing else is changed.
+// Shipped reads one of the files in deploy/kustomize/self-signed, which are rendered from the
+// chart, for example "mutating-webhook-configuration.yaml". If url is not empty, the webhooks call
+// url instead of a Service, with the same paths. Shipped changes nothing else.
 func Shipped(ctx context.Context, file, url string) ([]*unstructured.Unstructured, error) {
-	root, err := tree(ctx)
+	root, err := build.ModuleFolder(ctx, build.Module)
 	if err != nil {
 		return nil, err
 	}
 	f, err := os.Open(filepath.Join(root, "deploy", "kustomize", "self-signed", file))
 	if err != nil {
-		return nil, fmt.Errorf("read what is shipped: %w", err)
+		return nil, fmt.Errorf("read a shipped manifest: %w", err)
 	}
 	defer f.Close()
 	var objects []*unstructured.Unstructured
@@ -69,11 +71,12 @@ func callByURL(object *unstructured.Unstructured, url string) error {
 	return unstructured.SetNestedSlice(object.Object, webhooks, "webhooks")
 }
 
-// apply applies what the injector needs of what is shipped. Route changes by which way webhooks are called.
+// apply applies the shipped manifests that the injector needs. route changes how the API server
+// reaches the webhooks.
 func apply(ctx context.Context, cfg *rest.Config, route func(*unstructured.Unstructured) error) error {
 	client, err := dynamic.NewForConfig(cfg)
 	if err != nil {
-		return fmt.Errorf("make a client: %w", err)
+		return fmt.Errorf("create a client: %w", err)
 	}
 	for _, file := range []string{
 		"../namespace/namespace.yaml", "rbac.yaml", "service-account-policy.yaml", "mutating-webhook-configuration.yaml",

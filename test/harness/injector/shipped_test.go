@@ -14,8 +14,9 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
-// TestSelectorsOfOthersStay does to a webhook configuration what AKS does where nobody asks it not to: it adds to the selectors. When
-// the injector writes its CA bundle, they must stay as they are.
+// TestSelectorsOfOthersStay adds a requirement to the selectors of a webhook configuration, as AKS
+// does unless the configuration opts out. When the injector writes its CA bundle, the selectors
+// must not change.
 func TestSelectorsOfOthersStay(t *testing.T) {
 	binaries, err := controlplane.Binaries(t.Context(), t.Output())
 	if err != nil {
@@ -75,7 +76,7 @@ func TestSelectorsOfOthersStay(t *testing.T) {
 			}
 			last := webhook.NamespaceSelector.MatchExpressions[len(webhook.NamespaceSelector.MatchExpressions)-1]
 			if last.Key != theirs.Key {
-				t.Errorf("%s: the selector is not what somebody else made of it: %v", webhook.Name, webhook.NamespaceSelector.MatchExpressions)
+				t.Errorf("%s: the selector lost the added requirement: %v", webhook.Name, webhook.NamespaceSelector.MatchExpressions)
 			}
 		}
 		return nil

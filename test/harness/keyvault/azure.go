@@ -1,19 +1,28 @@
-// Package keyvault is Azure as the Azure provider of the Secrets Store CSI driver sees it: Key Vaults, and everybody who gives
-// tokens for them. Tests fill vaults, let the provider mount, and look at what it asked for.
+// Package keyvault is a fake of Azure for the Azure provider of the Secrets Store CSI driver: Key
+// Vaults and the services that issue tokens for them. Tests fill vaults, let the provider mount,
+// and then check what the provider has requested:
 //
-// [Azure] is the whole of it as an [http.Handler], told apart by the name of the host:
+//	azure := &keyvault.Azure{Machine: []keyvault.Identity{{Tenant: tenant, ClientID: clientID}}}
+//	azure.Put("team-kv", keyvault.Vault{Tenant: tenant, Readers: []string{clientID}, Objects: objects})
+//	proxy, err := keyvault.Listen(azure, authority)
+//	// ... mount ...
+//	record := azure.Take()
 //
-//	NAME.vault.azure.net         a Key Vault's data plane: secrets, keys and certificates, their versions, page by page
-//	login.microsoftonline.com    Microsoft Entra, for workload identity; with a server name under ests.aks, the token
-//	                             proxy of AKS identity bindings
-//	169.254.169.254              the instance metadata service, for the virtual machine's identities
+// [Azure] is an [http.Handler] that serves all services by host name:
+//
+//	NAME.vault.azure.net         the data plane of a Key Vault: secrets, keys and certificates, with their
+//	                             versions in pages
+//	login.microsoftonline.com    Microsoft Entra, for workload identity; with a server name under ests.aks,
+//	                             the token proxy of AKS identity bindings
+//	169.254.169.254              the instance metadata service, for the identities of the virtual machine
 //	localhost                    NMI, for AAD pod identity
 //
-// [Listen] puts it behind a proxy on loopback, for a provider that runs with [Proxy.Environ]. A provider in a network
-// namespace of its own, whose hosts file has those names, is served by an [http.Server] with [Authority.TLS] just as well.
+// [Listen] serves a handler behind a proxy on loopback, for a provider that runs with
+// [Proxy.Environ]. A provider in its own network namespace, whose hosts file has these names, can
+// also use an [http.Server] with [Authority.TLS].
 //
-// It does not know Kubernetes: who trusts an assertion, and which identity a pod has, is for the test to say. Nobody but a test may
-// use it.
+// The package does not know Kubernetes: the test decides which assertions are accepted, and which
+// identity a pod has. It is for tests only.
 package keyvault
 
 import (
@@ -26,34 +35,36 @@ import (
 	"sync"
 )
 
-// The hosts that are not vaults, and the suffix of those that are, in the public cloud.
+// The hosts of the public cloud, and the suffix of the hosts of vaults.
 const (
 	VaultSuffix  = ".vault.azure.net"
 	EntraHost    = "login.microsoftonline.com"
 	MetadataHost = "169.254.169.254"
 	NMIHost      = "localhost"
-	// NMIPort is where NMI listens on every node.
+	// NMIPort is the port of NMI on every node.
 	NMIPort = "2579"
-	// ProxySuffix is what the server names of AKS's token proxies end with.
+	// ProxySuffix is the suffix of the server names of AKS token proxies.
 	ProxySuffix = ".ests.aks"
 )
 
-// Resource is what every token is for.
+// Resource is the resource of every token.
 const Resource = "https://vault.azure.net"
 
-// Identity is whom a token is for.
+// Identity is the identity for which a token is issued.
 type Identity struct {
 	Tenant, ClientID string
 }
 
-// Azure answers as Azure does. Its functions may be called at the same time, and are set before it serves.
+// Azure is a fake of Azure. Its methods may be called concurrently. Set the fields before it
+// serves.
 type Azure struct {
-	// Trusts returns an error where an application has no federated credential for the one who made the assertion. Nil trusts
-	// every assertion.
+	// Trusts returns an error if the application has no federated credential for the issuer and
+	// subject of the assertion. Nil accepts every assertion.
 	Trusts func(ctx context.Context, federation Federation) error
-	// Bound is the identity that NMI finds for a pod; the error is the text of its answer 404. Nil binds nobody.
+	// Bound returns the identity that NMI finds for a pod. The text of an error becomes the text of
+	// NMI's response 404. Nil means that no pod has an identity.
 	Bound func(ctx context.Context, namespace, pod string) (Identity, error)
-	// Machine are the virtual machine's identities, of which the first is system-assigned.
+	// Machine are the identities of the virtual machine. The first is the system-assigned identity.
 	Machine []Identity
 
 	mu     sync.Mutex
@@ -62,17 +73,18 @@ type Azure struct {
 	record Record
 }
 
-// Federation is an application's attempt to sign in with what a Kubernetes cluster says of one of its ServiceAccounts.
+// Federation is an application's attempt to sign in with the token of a ServiceAccount.
 type Federation struct {
 	Identity
 
 	// Assertion is the ServiceAccount's token.
 	Assertion string
-	// Proxied is true where the token proxy of an identity binding was asked instead of Microsoft Entra.
+	// Proxied is true if the request went to the token proxy of an identity binding, not to
+	// Microsoft Entra.
 	Proxied bool
 }
 
-// Source is who gave a token.
+// Source is the service that issued a token.
 type Source string
 
 // The sources of tokens.
@@ -83,42 +95,42 @@ const (
 	Metadata   Source = "metadata"
 )
 
-// Token is a token that was given.
+// Token is an issued token.
 type Token struct {
 	Source Source
 	For    Identity
-	// Assertion is what it was given for, by [Entra] and [TokenProxy].
+	// Assertion is the assertion in the request, for [Entra] and [TokenProxy].
 	Assertion string
-	// Namespace and Pod are whom it was given to, by [NMI].
+	// Namespace and Pod are the pod in the request, for [NMI].
 	Namespace, Pod string
 }
 
-// Read is what a vault was asked for.
+// Read is a request to a vault.
 type Read struct {
 	Vault string
 	Kind  Kind
 	Name  string
-	// Version is empty where the newest was asked for.
+	// Version is empty if the request is for the newest version.
 	Version string
-	// List is true for a page of the versions.
+	// List is true if the request is for a page of the versions.
 	List bool
-	// By is whose token came with it; empty where none did.
+	// By is the identity of the token in the request. It is empty without a valid token.
 	By Identity
-	// Status is that of the answer.
+	// Status is the HTTP status of the response.
 	Status int
 }
 
-// Record is all that was asked since the last [Azure.Take], in its order.
+// Record has the requests since the last [Azure.Take], in their order.
 type Record struct {
 	Tokens []Token
 	Reads  []Read
-	// Refused are requests for a token that was not given, in a word.
+	// Refused has the reason for each rejected request for a token.
 	Refused []string
-	// Strays are requests that nothing of Azure knows: method, host and path.
+	// Strays are requests that no service handles, as method, host and path.
 	Strays []string
 }
 
-// Put makes or replaces the vault of that name.
+// Put adds or replaces the vault with that name.
 func (a *Azure) Put(name string, vault Vault) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -128,7 +140,7 @@ func (a *Azure) Put(name string, vault Vault) {
 	a.vaults[strings.ToLower(name)] = vault
 }
 
-// Take returns the record and begins another. Vaults stay, and tokens.
+// Take returns the record and starts a new one. It keeps vaults and tokens.
 func (a *Azure) Take() Record {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -137,13 +149,14 @@ func (a *Azure) Take() Record {
 	return record
 }
 
-// Clear forgets the vaults and the record. Tokens stay valid, since clients keep them.
+// Clear removes the vaults and the record. Tokens stay valid, because clients cache them.
 func (a *Azure) Clear() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.vaults, a.record = nil, Record{}
 }
 
+// ServeHTTP implements [http.Handler].
 func (a *Azure) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	host := strings.ToLower(r.Host)
 	if name, _, err := net.SplitHostPort(host); err == nil {
@@ -164,7 +177,7 @@ func (a *Azure) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// stray answers what has no answer in Azure.
+// stray answers a request that no service of Azure handles.
 func (a *Azure) stray(w http.ResponseWriter, r *http.Request) {
 	a.mu.Lock()
 	a.record.Strays = append(a.record.Strays, r.Method+" "+r.Host+r.URL.Path)
@@ -172,7 +185,7 @@ func (a *Azure) stray(w http.ResponseWriter, r *http.Request) {
 	http.Error(w, "no such host or path", http.StatusMisdirectedRequest)
 }
 
-// give makes a token and records it.
+// give issues a token and records it.
 func (a *Azure) give(token Token) (text string) {
 	text = "token-" + rand.Text()
 	a.mu.Lock()
@@ -202,5 +215,5 @@ func answer(w http.ResponseWriter, status int, body object) {
 	}
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
 	w.WriteHeader(status)
-	_, _ = w.Write(text) // whoever hung up needs no answer
+	_, _ = w.Write(text) // the client may have closed the connection
 }

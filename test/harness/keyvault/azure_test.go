@@ -24,7 +24,8 @@ const (
 		"&client_assertion_type=urn%3Aietf%3Aparams%3Aoauth%3Aclient-assertion-type%3Ajwt-bearer"
 )
 
-// TestRefusals asks for what nobody should get: a fake that gives everything would prove nothing of the one that asks.
+// TestRefusals checks that the fake rejects invalid requests. A fake that accepts everything would
+// prove nothing about its client.
 func TestRefusals(t *testing.T) {
 	for name, test := range map[string]struct {
 		method, url, body string
@@ -41,9 +42,9 @@ func TestRefusals(t *testing.T) {
 		"a sign-in without client_id":    {method: "POST", url: "https://login.microsoftonline.com/" + tenant + "/oauth2/v2.0/token", body: strings.Replace(form, "client_id=app", "", 1), status: 400, want: "client_id"},
 		"a sign-in without an assertion": {method: "POST", url: "https://login.microsoftonline.com/" + tenant + "/oauth2/v2.0/token", body: strings.Replace(form, "client_assertion=jwt", "", 1), status: 401, want: "client_assertion"},
 		"a sign-in for something else":   {method: "POST", url: "https://login.microsoftonline.com/" + tenant + "/oauth2/v2.0/token", body: strings.Replace(form, "vault", "management", 1), status: 400, want: "scope"},
-		"a sign-in that nobody trusts":   {method: "POST", url: "https://login.microsoftonline.com/" + tenant + "/oauth2/v2.0/token", body: form, status: 401, want: "AADSTS700213"},
-		"a pod that NMI is not told of":  {url: "http://localhost:2579/host/token/?resource=https://vault.azure.net", status: 400, want: "podname"},
-		"a pod that nothing binds":       {url: "http://localhost:2579/host/token/?resource=https://vault.azure.net", header: http.Header{"Podns": {"a"}, "Podname": {"b"}}, status: 404, want: "no binding"},
+		"a sign-in that is not trusted":  {method: "POST", url: "https://login.microsoftonline.com/" + tenant + "/oauth2/v2.0/token", body: form, status: 401, want: "AADSTS700213"},
+		"a request to NMI without a pod": {url: "http://localhost:2579/host/token/?resource=https://vault.azure.net", status: 400, want: "podname"},
+		"a pod without a binding":        {url: "http://localhost:2579/host/token/?resource=https://vault.azure.net", header: http.Header{"Podns": {"a"}, "Podname": {"b"}}, status: 404, want: "no binding"},
 		"the machine without its header": {url: "http://169.254.169.254/metadata/identity/oauth2/token?resource=https://vault.azure.net&api-version=2018-02-01", status: 400},
 		"an identity that the machine does not have": {
 			url:    "http://169.254.169.254/metadata/identity/oauth2/token?resource=https://vault.azure.net&api-version=2018-02-01&client_id=app",
@@ -52,7 +53,7 @@ func TestRefusals(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			azure := &keyvault.Azure{
-				Trusts: func(context.Context, keyvault.Federation) error { return errors.New("nobody") },
+				Trusts: func(context.Context, keyvault.Federation) error { return errors.New("not trusted") },
 				Bound: func(context.Context, string, string) (keyvault.Identity, error) {
 					return keyvault.Identity{}, errors.New("no binding")
 				},
@@ -81,7 +82,7 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// TestProxy asks for two hosts by way of the proxy, one of them over TLS.
+// TestProxy sends requests for two hosts through the proxy, one of them over TLS.
 func TestProxy(t *testing.T) {
 	authority, err := keyvault.NewAuthority()
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// Authority certifies whatever host it is asked for.
+// Authority is a certificate authority that issues a certificate for every host.
 type Authority struct {
 	certificate *x509.Certificate
 	key         *ecdsa.PrivateKey
@@ -27,11 +27,11 @@ type Authority struct {
 	leaves map[string]*tls.Certificate
 }
 
-// NewAuthority makes an authority that nobody trusts yet.
+// NewAuthority creates an authority. Clients must be configured to trust it.
 func NewAuthority() (*Authority, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, fmt.Errorf("make key: %w", err)
+		return nil, fmt.Errorf("create key: %w", err)
 	}
 	template := certificate("fake Azure")
 	template.IsCA, template.BasicConstraintsValid, template.KeyUsage = true, true, x509.KeyUsageCertSign
@@ -57,12 +57,12 @@ func certificate(name string) *x509.Certificate {
 	}
 }
 
-// PEM is the authority's certificate, for SSL_CERT_FILE.
+// PEM returns the authority's certificate, for example for the file of SSL_CERT_FILE.
 func (a *Authority) PEM() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.certificate.Raw})
 }
 
-// TLS serves every host that a client names.
+// TLS returns a server configuration with a certificate for every host that a client names.
 func (a *Authority) TLS() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12,
@@ -82,7 +82,7 @@ func (a *Authority) certify(host string) (*tls.Certificate, error) {
 		return leaf, nil
 	}
 	template := certificate(host)
-	template.Subject = pkix.Name{} // whose common name has no room for every host
+	template.Subject = pkix.Name{} // a common name is too short for some hosts
 	template.DNSNames, template.ExtKeyUsage = []string{host}, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, a.key.Public(), a.key)
 	if err != nil {
@@ -93,17 +93,17 @@ func (a *Authority) certify(host string) (*tls.Certificate, error) {
 	return leaf, nil
 }
 
-// Proxy is an HTTP proxy on loopback that takes every request for its own: whatever host a client asks for, over HTTP or HTTPS, is
-// one handler. So nothing that goes through it leaves the machine.
+// Proxy is an HTTP proxy on loopback that passes every request, over HTTP or HTTPS and for any
+// host, to one handler. Requests through it never leave the machine.
 type Proxy struct {
-	// URL is where it listens.
+	// URL is the URL of the proxy.
 	URL string
 
 	plain, secure *http.Server
 	tunnels       *tunnels
 }
 
-// Listen starts a proxy to handler, whose hosts authority certifies.
+// Listen starts a proxy to handler. The certificates of its hosts come from authority.
 func Listen(handler http.Handler, authority *Authority) (*Proxy, error) {
 	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -128,13 +128,14 @@ func Listen(handler http.Handler, authority *Authority) (*Proxy, error) {
 	return p, nil
 }
 
-// Close ends the proxy and every connection through it.
+// Close stops the proxy and closes its connections.
 func (p *Proxy) Close() error {
 	return errors.Join(p.secure.Close(), p.plain.Close())
 }
 
-// Environ are the environment variables that send a program written in Go through the proxy, and have it trust the authority whose
-// certificate is in file, and no other. What they leave empty would have it look for a virtual machine's identity elsewhere.
+// Environ returns environment variables that make a Go program use the proxy, and trust only the
+// authority whose certificate is in file. The empty variables keep the program from looking for
+// identities of a virtual machine elsewhere.
 func (p *Proxy) Environ(file string) map[string]string {
 	return map[string]string{
 		"HTTPS_PROXY": p.URL, "https_proxy": p.URL, "HTTP_PROXY": p.URL, "http_proxy": p.URL, "NO_PROXY": "", "no_proxy": "",
@@ -143,7 +144,7 @@ func (p *Proxy) Environ(file string) map[string]string {
 	}
 }
 
-// tunnels is a [net.Listener] of the connections that clients open through the proxy.
+// tunnels is a [net.Listener] for the connections that clients open through the proxy.
 type tunnels struct {
 	address net.Addr
 	opened  chan net.Conn

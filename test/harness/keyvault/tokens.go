@@ -7,10 +7,11 @@ import (
 	"time"
 )
 
-// lifetime is how long tokens are said to be valid.
+// lifetime is the stated lifetime of tokens.
 const lifetime = 24 * time.Hour
 
-// serveEntra answers what the Microsoft Authentication Library asks before and while it signs an application in.
+// serveEntra answers the requests that the Microsoft Authentication Library sends to sign in an
+// application.
 func (a *Azure) serveEntra(w http.ResponseWriter, r *http.Request) {
 	tenant, path, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	authority := "https://" + EntraHost + "/" + tenant
@@ -34,7 +35,7 @@ func (a *Azure) serveEntra(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// signIn gives a token for an assertion (RFC 7523, section 2.2).
+// signIn issues a token for an assertion (RFC 7523, section 2.2).
 func (a *Azure) signIn(w http.ResponseWriter, r *http.Request, tenant string) {
 	refuse := func(status int, code, why string) {
 		a.refuse(why)
@@ -46,7 +47,8 @@ func (a *Azure) signIn(w http.ResponseWriter, r *http.Request, tenant string) {
 		"client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
 		"scope":                 Resource + "/.default",
 	} {
-		// The library asks for the scopes of OpenID Connect besides, which a token for an application ignores.
+		// The library also requests the scopes of OpenID Connect. A token for an application
+		// ignores them.
 		if got := r.PostFormValue(name); got != want && !strings.HasPrefix(got, want+" ") {
 			refuse(http.StatusBadRequest, "invalid_request", "AADSTS900144: "+name+" must be "+want+", is "+got)
 			return
@@ -79,7 +81,7 @@ func (a *Azure) signIn(w http.ResponseWriter, r *http.Request, tenant string) {
 	answer(w, http.StatusOK, object{"token_type": "Bearer", "access_token": text, "expires_in": seconds, "ext_expires_in": seconds})
 }
 
-// serveMetadata gives tokens for the virtual machine's identities.
+// serveMetadata issues tokens for the identities of the virtual machine.
 func (a *Azure) serveMetadata(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	if r.URL.Path != "/metadata/identity/oauth2/token" {
@@ -104,7 +106,8 @@ func (a *Azure) serveMetadata(w http.ResponseWriter, r *http.Request) {
 	answer(w, http.StatusBadRequest, object{"error": "invalid_request", "error_description": "Identity not found"})
 }
 
-// serveNMI gives tokens for the identities that are bound to pods (upstream: aad-pod-identity, pkg/nmi/server).
+// serveNMI issues tokens for the identities that are bound to pods (upstream: aad-pod-identity,
+// pkg/nmi/server).
 func (a *Azure) serveNMI(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet || r.URL.Path != "/host/token/" {
 		a.stray(w, r)
@@ -135,7 +138,8 @@ func (a *Azure) serveNMI(w http.ResponseWriter, r *http.Request) {
 	answer(w, http.StatusOK, object{"token": tokenOf(text), "clientid": identity.ClientID})
 }
 
-// tokenOf is a token as the metadata service and NMI spell it: all its numbers are strings.
+// tokenOf returns a token in the format of the metadata service and of NMI, in which numbers are
+// strings.
 func tokenOf(text string) object {
 	now := time.Now()
 	return object{

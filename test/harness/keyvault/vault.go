@@ -17,14 +17,14 @@ import (
 
 // Vault is a Key Vault.
 type Vault struct {
-	// Tenant is whose tokens it takes.
+	// Tenant is the tenant whose tokens the vault accepts.
 	Tenant string
-	// Readers are the client IDs that may read it.
+	// Readers are the client IDs that may read the vault.
 	Readers []string
 	Objects []Object
 }
 
-// Kind is a kind of object, as paths have it.
+// Kind is a kind of object, as in the paths of Key Vault.
 type Kind string
 
 // The kinds of object.
@@ -41,25 +41,26 @@ type Object struct {
 	Versions []Version
 }
 
-// Version is one version of an object: of a secret Value, of a key Public, of a certificate DER.
+// Version is one version of an object. A secret has Value, a key has Public, a certificate has DER.
 type Version struct {
-	// ID is 32 hex digits in lower case.
+	// ID is 32 hexadecimal digits in lower case.
 	ID string
-	// Disabled is a version that is listed, and that nobody may read.
+	// Disabled means that the version is listed but cannot be read.
 	Disabled bool
 	Value    string
-	// Certified makes a secret the hidden half of a certificate: ContentType says what Value is.
+	// Certified means that the secret belongs to a certificate. ContentType is the format of Value.
 	Certified   bool
 	ContentType string
-	// Public is an RSA key, or an ECDSA key on P-256.
+	// Public is an RSA key, or an ECDSA key on the curve P-256.
 	Public crypto.PublicKey
 	DER    []byte
 }
 
-// newest is when the newest version of every object was made; each before it is an hour older.
+// newest is the creation time of the newest version of every object. Each older version is an hour
+// older than the next.
 var newest = time.Date(2026, time.March, 1, 12, 0, 0, 0, time.UTC)
 
-// pageSize is how many versions a page has, as in Azure.
+// pageSize is the number of versions on a page, as in Azure.
 const pageSize = 25
 
 // serveVault answers GET /KIND/NAME[/VERSION] and GET /KIND/NAME/versions.
@@ -111,7 +112,7 @@ func (a *Azure) read(vault *Vault, read *Read, r *http.Request) (status int, bod
 		return failure(http.StatusNotFound, singular+"NotFound",
 			"A "+strings.ToLower(singular)+" with (name/id) "+strings.Trim(read.Name+"/"+read.Version, "/")+" was not found in this key vault.")
 	}
-	// Key Vault takes names and versions in either case.
+	// Names and versions in Key Vault are case-insensitive.
 	at := slices.IndexFunc(vault.Objects, func(o Object) bool { return o.Kind == read.Kind && strings.EqualFold(o.Name, read.Name) })
 	if singular == "" || at < 0 || len(vault.Objects[at].Versions) == 0 {
 		return notFound()
@@ -137,7 +138,7 @@ func failure(status int, code, message string) (int, object) {
 	return status, object{"error": object{"code": code, "message": message}}
 }
 
-// id is the address of a version.
+// id returns the address of a version.
 func (o *Object) id(vault string, kind Kind, at int) string {
 	return "https://" + vault + VaultSuffix + "/" + string(kind) + "/" + o.Name + "/" + o.Versions[at].ID
 }
@@ -147,7 +148,7 @@ func (o *Object) attributes(at int) object {
 	return object{"enabled": !o.Versions[at].Disabled, "created": created, "updated": created, "recoveryLevel": "Recoverable+Purgeable", "recoverableDays": 90}
 }
 
-// bundle is a version with its content.
+// bundle returns a version with its content.
 func (o *Object) bundle(vault string, at int) object {
 	v := &o.Versions[at]
 	body := object{"attributes": o.attributes(at)}
@@ -171,7 +172,7 @@ func (o *Object) bundle(vault string, at int) object {
 	return body
 }
 
-// webKey is a public key as RFC 7518 has it, section 6.
+// webKey returns a public key as a JSON Web Key (RFC 7518, section 6).
 func webKey(public crypto.PublicKey) object {
 	text := base64.RawURLEncoding.EncodeToString
 	switch public := public.(type) {
@@ -188,7 +189,7 @@ func webKey(public crypto.PublicKey) object {
 	return object{"kty": "none"}
 }
 
-// page lists versions by their ID, since Azure promises no order, and certainly not that of time.
+// page returns a page of versions, sorted by ID: Azure does not guarantee an order.
 func (o *Object) page(vault string, r *http.Request) (status int, body object) {
 	order := make([]int, len(o.Versions))
 	for at := range order {

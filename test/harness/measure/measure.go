@@ -1,7 +1,12 @@
-// Package measure has what the programs share that measure the injector: how long something took, what a process uses, when
-// the next piece of work is due, and on which machine.
+// Package measure has the functions that the benchmarks share: percentiles of latencies, the
+// resources that a process uses, exact waiting, and the description of the machine.
 //
-// It knows nothing of what is measured.
+//	before, err := measure.UsageOf(pid)
+//	measure.SleepUntil(due)
+//	// ... work ...
+//	p99 := measure.NewLatencies(latencies).Percentile(0.99)
+//
+// It does not know what is measured.
 package measure
 
 import (
@@ -14,7 +19,7 @@ import (
 	"time"
 )
 
-// Machine says where figures come from.
+// Machine describes the machine, for the first line of the figures.
 func Machine() string {
 	model, load := "unknown processor", "?"
 	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {
@@ -25,18 +30,20 @@ func Machine() string {
 	if average, err := os.ReadFile("/proc/loadavg"); err == nil {
 		load, _, _ = strings.Cut(string(average), " ")
 	}
-	return fmt.Sprintf("%d cores of %s, %s, %s/%s, load average %s at the start", runtime.NumCPU(), model, runtime.Version(), runtime.GOOS, runtime.GOARCH, load)
+	return fmt.Sprintf("%d cores of %s, %s, %s/%s, load average %s at the start",
+		runtime.NumCPU(), model, runtime.Version(), runtime.GOOS, runtime.GOARCH, load)
 }
 
-// Latencies are in order, from the shortest.
+// Latencies are sorted latencies, the shortest first.
 type Latencies []time.Duration
 
-// NewLatencies puts latencies in order.
+// NewLatencies returns latencies sorted.
 func NewLatencies(latencies []time.Duration) Latencies {
 	return slices.Sorted(slices.Values(latencies))
 }
 
-// Percentile is in milliseconds, of none 0; p is from 0 to 1.
+// Percentile returns the latency in milliseconds that the share p of the latencies does not exceed.
+// p is between 0 and 1. Without latencies, it returns 0.
 func (l Latencies) Percentile(p float64) float64 {
 	if len(l) == 0 {
 		return 0

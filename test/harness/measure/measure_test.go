@@ -16,12 +16,12 @@ func TestPercentile(t *testing.T) {
 		of      []time.Duration
 		p, want float64
 	}{
-		"of none there is none":      {nil, 0.5, 0},
-		"of one it is that":          {hundred[:1], 0.99, 100},
-		"half are no longer":         {hundred, 0.5, 50},
-		"ninety-nine are no longer":  {hundred, 0.99, 99},
-		"all of them are no longer":  {hundred, 1, 100},
-		"the shortest is the lowest": {hundred, 0, 1},
+		"no latency":          {nil, 0.5, 0},
+		"one latency":         {hundred[:1], 0.99, 100},
+		"the median":          {hundred, 0.5, 50},
+		"the 99th percentile": {hundred, 0.99, 99},
+		"the longest":         {hundred, 1, 100},
+		"the shortest":        {hundred, 0, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got := measure.NewLatencies(test.of).Percentile(test.p); got != test.want {
@@ -35,6 +35,6 @@ func TestSleepUntil(t *testing.T) {
 	at := time.Now().Add(5 * time.Millisecond)
 	measure.SleepUntil(at)
 	if left := time.Until(at); left > 0 {
-		t.Errorf("it slept %s too short", left)
+		t.Errorf("SleepUntil returned %s too early", left)
 	}
 }

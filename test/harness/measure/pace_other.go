@@ -4,8 +4,8 @@ package measure
 
 import "time"
 
-// SleepUntil may be a millisecond late.
+// SleepUntil sleeps until a time. It may be a millisecond late.
 func SleepUntil(at time.Time) { time.Sleep(time.Until(at)) }
 
-// LowerPriority does nothing: only Linux has priorities of threads.
+// LowerPriority does nothing: only on Linux do threads have their own priority.
 func LowerPriority() {}

@@ -9,20 +9,20 @@ import (
 	"time"
 )
 
-// Usage is what a process has used so far.
+// Usage has the resources that a process has used.
 type Usage struct {
-	// Started is exact to a hundredth of a second, like CPU.
+	// Started is the start time of the process. It is exact to a hundredth of a second, like CPU.
 	Started time.Time
 	CPU     time.Duration
-	// RSS is the resident set, Peak the largest that it has been, in MiB.
+	// RSS is the resident set in MiB. Peak is its largest size so far.
 	RSS, Peak float64
 }
 
-// UsageOf reads what proc(5) says of a process: it needs Linux.
+// UsageOf reads the usage of a process from proc(5), so it needs Linux.
 func UsageOf(pid int) (Usage, error) {
 	u, err := readUsage(pid)
 	if err != nil {
-		return Usage{}, fmt.Errorf("read what process %d uses: %w", pid, err)
+		return Usage{}, fmt.Errorf("read the usage of process %d: %w", pid, err)
 	}
 	return u, nil
 }
@@ -46,13 +46,13 @@ func readUsage(pid int) (u Usage, err error) {
 	if err != nil {
 		return u, err
 	}
-	// What follows the command's name, which may hold spaces, starts with the third field: utime is the 14th, stime the 15th,
-	// starttime the 22nd.
+	// The command's name may contain spaces. The text after it starts with the third field: utime
+	// is the 14th, stime the 15th, starttime the 22nd.
 	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
 	if len(fields) < 20 {
 		return u, errors.New("too few fields")
 	}
-	const ticks = 100 // a second, on every Linux that Go runs on
+	const ticks = 100 // per second, on every Linux that Go supports
 	var seconds [3]float64
 	for i, field := range []string{fields[11], fields[12], fields[19]} {
 		if seconds[i], err = strconv.ParseFloat(field, 64); err != nil {
@@ -75,7 +75,7 @@ func readUsage(pid int) (u Usage, err error) {
 
 func inSeconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
-// ResetPeak makes the peak of a process what its resident set is now.
+// ResetPeak sets the peak of a process to its current resident set.
 func ResetPeak(pid int) error {
 	if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0o200); err != nil {
 		return fmt.Errorf("reset the peak of process %d: %w", pid, err)

@@ -14,10 +14,10 @@ func TestUsage(t *testing.T) {
 		t.Fatal(err)
 	}
 	if age := time.Since(before.Started); age < 0 || age > time.Hour {
-		t.Errorf("this process has started %s ago", age)
+		t.Errorf("this process started %s ago", age)
 	}
 	if before.RSS < 1 || before.RSS > before.Peak {
-		t.Errorf("the resident set is %.1f MiB, at its largest %.1f", before.RSS, before.Peak)
+		t.Errorf("the resident set is %.1f MiB, its peak %.1f", before.RSS, before.Peak)
 	}
 	for begin := time.Now(); time.Since(begin) < time.Minute; {
 		after, err := measure.UsageOf(os.Getpid())
@@ -28,5 +28,5 @@ func TestUsage(t *testing.T) {
 			return
 		}
 	}
-	t.Error("a minute of work is no CPU time")
+	t.Error("CPU does not grow in a minute of work")
 }

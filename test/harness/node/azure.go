@@ -23,16 +23,17 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/keyvault"
 )
 
-// tokenProxy is the host that stands for the one that AKS has for identity bindings.
+// tokenProxy is the host of the fake token proxy. It stands for the token proxy that AKS runs for
+// identity bindings.
 const tokenProxy = "cluster" + keyvault.ProxySuffix
 
-// The audiences of the ServiceAccount tokens that the driver passes on.
+// The audiences of the ServiceAccount tokens that the driver passes to the provider.
 const (
 	federationAudience = "api://AzureADTokenExchange"
 	bindingAudience    = "api://AKSIdentityBinding"
 )
 
-// startAzure makes Azure's names lead to loopback, where a fake answers.
+// startAzure starts the fake Azure on loopback, and makes the host names of Azure resolve to it.
 func (n *Node) startAzure(context.Context) error {
 	n.Azure = &keyvault.Azure{Trusts: n.trusts, Bound: n.bound}
 	n.federated = make(map[string][]string)
@@ -49,18 +50,18 @@ func (n *Node) startAzure(context.Context) error {
 	}
 	authority, err := keyvault.NewAuthority()
 	if err != nil {
-		return fmt.Errorf("certify Azure: %w", err)
+		return fmt.Errorf("create the certificate authority of Azure: %w", err)
 	}
 	if err := os.WriteFile(n.authorityFile(), authority.PEM(), 0o600); err != nil {
-		return fmt.Errorf("certify Azure: %w", err)
+		return fmt.Errorf("create the certificate authority of Azure: %w", err)
 	}
 	return errors.Join(n.serve("443", authority.TLS()), n.serve(keyvault.NMIPort, nil))
 }
 
-// authorityFile has the certificate of the authority that certifies Azure.
+// authorityFile returns the path of the certificate of the fake Azure's authority.
 func (n *Node) authorityFile() string { return filepath.Join(n.Dir, "azure.pem") }
 
-// serve has the fake answer at a port, over TLS where there is a configuration for it.
+// serve serves the fake on a port, over TLS if secure is not nil.
 func (n *Node) serve(port string, secure *tls.Config) error {
 	listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", port))
 	if err != nil {
@@ -78,15 +79,17 @@ func (n *Node) serve(port string, secure *tls.Config) error {
 	return nil
 }
 
-// Federate adds a federated credential to Azure: an application trusts a ServiceAccount, NAMESPACE/NAME.
+// Federate adds a federated credential to the fake Azure. Then the application accepts tokens of
+// the ServiceAccount, NAMESPACE/NAME.
 func (n *Node) Federate(account, clientID string) {
 	n.federating.Lock()
 	defer n.federating.Unlock()
 	n.federated[account] = append(n.federated[account], clientID)
 }
 
-// trusts asks the API server whose token an assertion is, as Azure asks the issuer's keys. Then Microsoft Entra looks for the federated
-// credential, and the token proxy whether the cluster's RBAC lets that ServiceAccount use the identity.
+// trusts lets the API server review the assertion; Azure verifies it with the keys of the issuer.
+// Then it checks that the application has a federated credential, as Microsoft Entra does, or that
+// the RBAC of the cluster lets the ServiceAccount use the identity, as the token proxy does.
 func (n *Node) trusts(ctx context.Context, federation keyvault.Federation) error {
 	audience := federationAudience
 	if federation.Proxied {
@@ -114,7 +117,8 @@ func (n *Node) trusts(ctx context.Context, federation keyvault.Federation) error
 	return nil
 }
 
-// mayUse is an error unless the verb that AKS has made up for identity bindings is granted to user.
+// mayUse returns an error unless user has the verb use-managed-identity, which AKS has defined for
+// identity bindings.
 func (n *Node) mayUse(ctx context.Context, user authenticationv1.UserInfo, clientID string) error {
 	review, err := n.client.AuthorizationV1().SubjectAccessReviews().Create(ctx, &authorizationv1.SubjectAccessReview{
 		Spec: authorizationv1.SubjectAccessReviewSpec{
@@ -131,8 +135,8 @@ func (n *Node) mayUse(ctx context.Context, user authenticationv1.UserInfo, clien
 	return nil
 }
 
-// bound finds the identity of a pod as NMI does: its label is the selector of a binding, which names an identity. All three are in one
-// namespace.
+// bound returns the identity of a pod as NMI finds it: the pod's label is the selector of a
+// binding, and the binding names an identity. All three are in one namespace.
 func (n *Node) bound(ctx context.Context, namespace, pod string) (keyvault.Identity, error) {
 	none := fmt.Errorf("getting assigned identities for pod %s/%s in ASSIGNED state failed after 16 attempts", namespace, pod)
 	asking, err := n.client.CoreV1().Pods(namespace).Get(ctx, pod, metav1.GetOptions{})

@@ -12,17 +12,18 @@ import (
 	"time"
 )
 
-// packages are what a node takes from Debian, or Ubuntu. They are unpacked, never installed. Their versions are those of the machine's
-// own release, whose libraries they need: no archive keeps a version that a security fix has replaced, so none could be pinned. They are
-// downloaded once: whoever wants newer ones removes the folder.
+// packages are the Debian or Ubuntu packages of a node. They are unpacked, not installed. Their
+// versions are those of the machine's release, because they need its libraries. The versions cannot
+// be pinned: archives remove a version when a security fix replaces it. The packages are downloaded
+// once; remove the folder to download newer ones.
 var packages = []string{
 	"containerd", "runc", "containernetworking-plugins", "busybox-static",
-	// What kube-router runs, and their libraries.
+	// The programs that kube-router runs, and their libraries.
 	"iptables", "ipset", "libip4tc2", "libip6tc2", "libipset13", "libmnl0", "libnetfilter-conntrack3", "libnfnetlink0", "libnftnl11", "libxtables12",
 }
 
-// unpacked returns a folder that has the packages' files, from the user's cache folder where they are there already. A folder there is
-// always whole.
+// unpacked returns a folder with the files of the packages. It is in the user's cache folder, and
+// is created if it is missing. A folder there is always complete.
 func unpacked(ctx context.Context, progress *os.File) (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -37,7 +38,7 @@ func unpacked(ctx context.Context, progress *os.File) (string, error) {
 	if _, err := os.Stat(target); err == nil {
 		return target, nil
 	}
-	fmt.Fprintf(progress, "downloading %s (half a minute) ...\n", strings.Join(packages, ", "))
+	fmt.Fprintf(progress, "downloading %s (takes half a minute) ...\n", strings.Join(packages, ", "))
 	begin := time.Now()
 	if err := os.MkdirAll(filepath.Dir(target), 0o750); err != nil {
 		return "", fmt.Errorf("unpack Debian's packages: %w", err)
@@ -60,7 +61,7 @@ func unpacked(ctx context.Context, progress *os.File) (string, error) {
 			return "", err
 		}
 	}
-	// Another process may have been faster.
+	// Another process may have created the folder meanwhile.
 	if err := os.Rename(root, target); err != nil && !errors.Is(err, os.ErrExist) {
 		return "", fmt.Errorf("keep Debian's packages: %w", err)
 	}
@@ -68,14 +69,14 @@ func unpacked(ctx context.Context, progress *os.File) (string, error) {
 	return target, nil
 }
 
-// download downloads the packages into a folder. What apt knows of the archive's content goes there, too: the machine's own may be
-// missing or too old, and stays so.
+// download downloads the packages into a folder. The package lists also go there: those of the
+// machine may be missing or outdated, and stay unchanged.
 func download(ctx context.Context, dir string) error {
 	lists := filepath.Join(dir, "lists")
 	if err := os.MkdirAll(filepath.Join(lists, "partial"), 0o750); err != nil {
 		return fmt.Errorf("download Debian's packages: %w", err)
 	}
-	// apt's own user may not write into a folder of this one's.
+	// The user _apt cannot write into this user's folder.
 	apt := []string{"apt-get", "-q", "-o", "Dir::State::Lists=" + lists, "-o", "Dir::Cache=" + dir, "-o", "APT::Sandbox::User=root"}
 	if err := command(ctx, dir, append(apt, "update", "--error-on=any")...); err != nil {
 		return err

@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	storagev1 "k8s.io/api/storage/v1"
 	apiextensions "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset/typed/apiextensions/v1"
@@ -18,31 +17,32 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/util/retry"
 
+	"github.com/akv-injector/akv-injector/test/harness/build"
 	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
 const (
 	driverModule = "sigs.k8s.io/secrets-store-csi-driver"
 	driverName   = "secrets-store.csi.k8s.io"
-	// The ServiceAccount that the driver's own manifests make.
+	// The driver's manifests create this ServiceAccount.
 	driverNamespace, driverAccount = "kube-system", "secrets-store-csi-driver"
 
 	driverSocket = "/var/lib/kubelet/plugins/csi-secrets-store/csi.sock"
 )
 
-// The driver's manifests: its rights, and those that its chart gives with syncSecret.enabled=true.
+// The driver's manifests: its rights, and those that its chart adds with syncSecret.enabled=true.
 const (
 	driverManifest = "rbac-secretproviderclass.yaml"
 	syncManifest   = "rbac-secretprovidersyncing.yaml"
 )
 
-// driverResources are the driver's own.
+// driverResources are the custom resources of the driver.
 var driverResources = []schema.GroupVersionResource{
 	{Group: "secrets-store.csi.x-k8s.io", Version: "v1", Resource: "secretproviderclasses"},
 	{Group: "secrets-store.csi.x-k8s.io", Version: "v1", Resource: "secretproviderclasspodstatuses"},
 }
 
-// startDriver installs the driver and runs it.
+// startDriver installs and starts the driver.
 func (n *Node) startDriver(ctx context.Context) error {
 	if err := n.applyDriver(ctx); err != nil {
 		return err
@@ -50,7 +50,7 @@ func (n *Node) startDriver(ctx context.Context) error {
 	return n.runDriver(ctx)
 }
 
-// runDriver runs the driver with the rights that its own manifests give it, and tells kubelet of it.
+// runDriver starts the driver with the rights in its manifests, and registers it with the kubelet.
 func (n *Node) runDriver(ctx context.Context) error {
 	kubeconfig := filepath.Join(n.Dir, "driver.kubeconfig")
 	if err := n.plane.WriteKubeconfig(ctx, driverNamespace, driverAccount, kubeconfig); err != nil {
@@ -76,7 +76,8 @@ func (n *Node) runDriver(ctx context.Context) error {
 	return n.register()
 }
 
-// applyDriver applies the driver's manifests, and has kubelet pass on the tokens that the provider signs in with.
+// applyDriver applies the driver's manifests and a CSIDriver. The CSIDriver makes the kubelet pass
+// the tokens with which the provider signs in.
 func (n *Node) applyDriver(ctx context.Context) error {
 	if err := n.driverManifests(ctx, "apply", driverManifest, syncManifest); err != nil {
 		return err
@@ -88,7 +89,7 @@ func (n *Node) applyDriver(ctx context.Context) error {
 			PodInfoOnMount:       new(true),
 			RequiresRepublish:    new(true),
 			VolumeLifecycleModes: []storagev1.VolumeLifecycleMode{storagev1.VolumeLifecycleEphemeral},
-			// The driver looks for tokens in the volume's context alone.
+			// The driver reads tokens from the volume context only.
 			ServiceAccountTokenInSecrets: new(false),
 			TokenRequests:                []storagev1.TokenRequest{{Audience: federationAudience}, {Audience: bindingAudience}},
 		},
@@ -99,9 +100,10 @@ func (n *Node) applyDriver(ctx context.Context) error {
 	return nil
 }
 
-// StopDriver makes this a node that the driver does not run on. It returns when kubelet has noticed.
+// StopDriver stops the driver on this node, and waits until the kubelet has removed its
+// registration.
 func (n *Node) StopDriver(ctx context.Context) error {
-	n.registration.Stop() // and with it goes the socket that kubelet looks for
+	n.registration.Stop() // this also removes the socket that the kubelet watches
 	n.mu.Lock()
 	n.parts = slices.DeleteFunc(n.parts, func(p *process.Process) bool { return p == n.driver })
 	n.mu.Unlock()
@@ -114,7 +116,7 @@ func (n *Node) StopDriver(ctx context.Context) error {
 	return nil
 }
 
-// StartDriver undoes StopDriver.
+// StartDriver reverts [Node.StopDriver].
 func (n *Node) StartDriver(ctx context.Context) error {
 	if err := n.runDriver(ctx); err != nil {
 		return err
@@ -135,8 +137,8 @@ func (n *Node) awaitRegistered(ctx context.Context, wanted bool) error {
 	})
 }
 
-// RemoveDriver makes this a cluster that the driver was never installed in. The objects of its custom resources are not lost, but nobody
-// sees them before InstallDriver.
+// RemoveDriver uninstalls the driver from the cluster. The objects of its custom resources are
+// kept, but are invisible until [Node.InstallDriver].
 func (n *Node) RemoveDriver(ctx context.Context) error {
 	if err := n.StopDriver(ctx); err != nil {
 		return err
@@ -150,7 +152,7 @@ func (n *Node) RemoveDriver(ctx context.Context) error {
 	return n.serveDriverResources(ctx, false)
 }
 
-// InstallDriver undoes RemoveDriver.
+// InstallDriver reverts [Node.RemoveDriver].
 func (n *Node) InstallDriver(ctx context.Context) error {
 	if err := n.serveDriverResources(ctx, true); err != nil {
 		return err
@@ -161,42 +163,41 @@ func (n *Node) InstallDriver(ctx context.Context) error {
 	return n.StartDriver(ctx)
 }
 
-// ForbidSync takes the rights to write Secrets from the driver, which its chart gives with syncSecret.enabled=true only.
+// ForbidSync removes the driver's rights to write Secrets. The driver's chart grants them only with
+// syncSecret.enabled=true.
 func (n *Node) ForbidSync(ctx context.Context) error {
 	return n.driverManifests(ctx, "delete", syncManifest)
 }
 
-// AllowSync undoes ForbidSync.
+// AllowSync reverts [Node.ForbidSync].
 func (n *Node) AllowSync(ctx context.Context) error {
 	return n.driverManifests(ctx, "apply", syncManifest)
 }
 
-// driverManifests applies or deletes manifests that come with the driver.
+// driverManifests applies or deletes manifests from the driver's source.
 func (n *Node) driverManifests(ctx context.Context, verb string, files ...string) error {
-	source, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", driverModule).Output()
+	source, err := build.ModuleFolder(ctx, driverModule)
 	if err != nil {
-		return fmt.Errorf("find the driver's manifests: %w", err)
+		return err
 	}
 	args := []string{verb}
 	for _, file := range files {
-		args = append(args, "--filename="+filepath.Join(strings.TrimSpace(string(source)), "deploy", file))
+		args = append(args, "--filename="+filepath.Join(source, "deploy", file))
 	}
-	if out, err := n.plane.Kubectl(ctx, args...).CombinedOutput(); err != nil {
-		return fmt.Errorf("%s the driver's manifests: %w\n%s", verb, err, out)
-	}
-	return nil
+	return n.plane.RunKubectl(ctx, "", args...)
 }
 
-// serveDriverResources makes the driver's resources known to the API server, or unknown, and returns when they are. Without a version
-// that is served, they are so in every respect, but their objects stay.
+// serveDriverResources makes the API server serve the driver's resources, or stop serving them, and
+// waits until it does. If no version of a CustomResourceDefinition is served, requests fail as if
+// the definition did not exist, but its objects are kept.
 func (n *Node) serveDriverResources(ctx context.Context, served bool) error {
 	definitions, err := apiextensions.NewForConfig(n.plane.Config)
 	if err != nil {
-		return fmt.Errorf("make a client: %w", err)
+		return fmt.Errorf("create a client: %w", err)
 	}
 	client, err := dynamic.NewForConfig(n.plane.Config)
 	if err != nil {
-		return fmt.Errorf("make a client: %w", err)
+		return fmt.Errorf("create a client: %w", err)
 	}
 	for _, resource := range driverResources {
 		name := resource.GroupResource().String()

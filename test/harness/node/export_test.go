@@ -8,7 +8,7 @@ import (
 	"syscall"
 )
 
-// Kill kills the part whose program has that name.
+// Kill kills the part of the node whose program has that name.
 func (n *Node) Kill(name string) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()

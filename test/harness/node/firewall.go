@@ -12,10 +12,11 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/controlplane"
 )
 
-// startFirewall starts the firewall of kube-router, which enforces NetworkPolicies for traffic between pods, and returns when it has written its
-// first rules. Like every network plugin it lets the node itself reach its pods, and with it the API server.
+// startFirewall starts the firewall of kube-router, which enforces NetworkPolicies between pods,
+// and waits for its first rules. As with every network plugin, the node itself can reach its pods,
+// and so can the API server.
 func (n *Node) startFirewall(ctx context.Context) error {
-	// An administrator's alternatives say which of its programs iptables is.
+	// On an installed system, update-alternatives selects the implementation of iptables.
 	links := filepath.Join(folder, "iptables")
 	if err := os.MkdirAll(links, 0o755); err != nil {
 		return fmt.Errorf("start the firewall: %w", err)
@@ -27,7 +28,7 @@ func (n *Node) startFirewall(ctx context.Context) error {
 	}
 	libraries, err := filepath.Glob(n.machine.program("usr/lib/*/xtables"))
 	if err != nil || len(libraries) != 1 {
-		return fmt.Errorf("start the firewall: the libraries of iptables are in %q: %w", libraries, err)
+		return fmt.Errorf("start the firewall: must find one folder with the libraries of iptables, found %q: %w", libraries, err)
 	}
 	if err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte("1"), 0o644); err != nil {
 		return fmt.Errorf("start the firewall: %w", err)

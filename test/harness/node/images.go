@@ -13,21 +13,21 @@ import (
 
 const pauseImage = "localhost/pause:1"
 
-// applets are what pods have of busybox.
+// applets are the busybox applets in the images of pods.
 var applets = []string{"sh", "cat", "date", "echo", "env", "grep", "head", "id", "kill", "ls", "sleep", "stat", "tail", "test", "wget"}
 
-// asLongAsItTakes keeps a container running until it is killed. It does for the pause of every pod, too.
+// asLongAsItTakes is the command of an idle container, including the pause container of every pod.
 var asLongAsItTakes = []string{"/bin/sleep", "2147483647"}
 
-// image is an image of one program.
+// image is a container image with one program.
 type image struct {
 	names               []string
-	program             string   // its path
+	program             string   // path of the program
 	links               []string // other names of the program, in its folder bin
 	entrypoint, command []string
 }
 
-// write writes an archive as `docker save` does, with the program in file.
+// write writes an archive in the format of `docker save`, with the content of file as the program.
 func (i image) write(file, target string) error {
 	program, err := os.ReadFile(file)
 	if err != nil {
@@ -63,7 +63,7 @@ func (i image) write(file, target string) error {
 	return os.WriteFile(target, saved, 0o600)
 }
 
-// entry is a file of an archive, or a link.
+// entry is a file or a symbolic link in an archive.
 type entry struct {
 	name    string
 	content []byte

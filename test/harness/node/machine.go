@@ -14,22 +14,22 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/controlplane"
 )
 
-// Parts are the programs that a node is made of, and those of the control plane.
+// Parts are the programs of a node and of the control plane.
 type Parts struct {
-	// ControlPlane is the folder of function controlplane.Binaries.
+	// ControlPlane is the folder from [controlplane.Binaries].
 	ControlPlane string
-	// Kubernetes is the folder of function controlplane.NodeBinaries.
+	// Kubernetes is the folder from [controlplane.NodeBinaries].
 	Kubernetes string
-	// Driver, Provider and Firewall are programs.
+	// Driver, Provider and Firewall are paths of programs.
 	Driver, Provider, Firewall string
-	// Debian is a folder into which Debian's packages are unpacked.
+	// Debian is the folder into which the Debian packages are unpacked.
 	Debian string
-	// More is what the caller of Enter wants to find again in the machine. Build leaves it empty.
+	// More is passed to the program in the machine. Build leaves it empty.
 	More map[string]string
 }
 
-// Build finds, builds or downloads all parts, with a line on progress wherever that takes long. What it has made is kept for the
-// next time. The go command must find this package's module: call it from a folder inside.
+// Build finds, builds or downloads all parts, and prints a line to progress for each slow step. The
+// results are kept for the next call. The current folder must be inside this package's module.
 func Build(ctx context.Context, progress *os.File) (parts Parts, err error) {
 	if parts.ControlPlane, err = controlplane.Binaries(ctx, progress); err != nil {
 		return Parts{}, err
@@ -37,7 +37,7 @@ func Build(ctx context.Context, progress *os.File) (parts Parts, err error) {
 	if parts.Kubernetes, err = controlplane.NodeBinaries(ctx, progress); err != nil {
 		return Parts{}, err
 	}
-	source, err := moduleFolder(ctx)
+	source, err := build.ModuleFolder(ctx, build.TestModule)
 	if err != nil {
 		return Parts{}, err
 	}
@@ -60,51 +60,39 @@ func Build(ctx context.Context, progress *os.File) (parts Parts, err error) {
 	return parts, err
 }
 
-// moduleFolder is the folder of this package's module.
-func moduleFolder(ctx context.Context) (string, error) {
-	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/akv-injector/akv-injector/test").Output()
-	if err != nil {
-		return "", fmt.Errorf("find the source of the node: %w", err)
-	}
-	dir := strings.TrimSpace(string(out))
-	if dir == "" {
-		return "", errors.New("find the source of the node: must be called from a folder of its module")
-	}
-	return dir, nil
-}
-
-// Machine is what a process that [Enter] has started has to itself, with its children.
+// Machine is the environment of a process that [Enter] has started, and of its children.
 type Machine struct {
 	Parts Parts
-	// Cgroup is the one that is for the node's pods.
+	// Cgroup is the name of the cgroup for the pods of the node.
 	Cgroup string
 
 	pid     string
-	started bool // a node was
+	started bool // a node has been started
 }
 
-// Visit is a command that runs a shell in the machine, for those outside.
+// Visit returns a command that runs a shell in the machine, for a terminal outside the machine.
 func (m *Machine) Visit() string {
 	return "nsenter --target=" + m.pid + " --pid --mount --net --uts --ipc"
 }
 
 const (
-	// folder is the machine's own, in memory; temporary is where programs make theirs.
+	// folder is the machine's own folder, in memory. temporary is the folder for temporary files.
 	folder    = "/run/akv-injector"
 	temporary = folder + "/tmp"
-	// bridge is the network of the pods, which leads no further than the node. kubelet takes no loopback address for its node's.
+	// bridge is the network of the pods. It does not lead outside the node. The kubelet does not
+	// accept a loopback address as the address of its node.
 	bridge      = "pods"
 	nodeAddress = "10.88.0.1"
 )
 
-// PodNetwork has the addresses of the pods.
+// PodNetwork is the address range of the pods.
 const PodNetwork = "10.88.0.0/24"
 
-// variable tells a process that it is in a machine, and about it.
+// variable is the environment variable that contains the Machine as JSON, in a machine.
 const variable = "AKV_INJECTOR_TEST_MACHINE"
 
-// Inside returns the machine that this process was started in, or nil where it was not. It is to be called once, before anything else
-// is done there. In the machine's first process it does not return.
+// Inside returns the machine in which this process was started, or nil outside a machine. Call it
+// once, before anything else. In the first process of a machine it does not return.
 func Inside() (*Machine, error) {
 	text, ok := os.LookupEnv(variable)
 	if !ok {
@@ -112,26 +100,26 @@ func Inside() (*Machine, error) {
 	}
 	m := &Machine{}
 	if err := json.Unmarshal([]byte(text), m); err != nil {
-		return nil, fmt.Errorf("settle in the machine: %w", err)
+		return nil, fmt.Errorf("set up the machine: %w", err)
 	}
 	if os.Getpid() == 1 {
-		return nil, fmt.Errorf("begin the machine: %w", bury())
+		return nil, fmt.Errorf("start the machine: %w", bury())
 	}
 	if err := errors.Join(m.setEnvironment(), m.settle()); err != nil {
-		return nil, fmt.Errorf("settle in the machine: %w", err)
+		return nil, fmt.Errorf("set up the machine: %w", err)
 	}
 	return m, nil
 }
 
-// setEnvironment sets what the processes of the machine inherit.
+// setEnvironment sets the environment variables for the processes of the machine.
 func (m *Machine) setEnvironment() error {
 	errs := []error{
-		// Whatever the go command is asked for is there already, and nothing else can be had.
+		// All modules are downloaded already, and the machine has no network.
 		os.Setenv("GOPROXY", "off"),
-		// What is written there ends with the machine: folders of tests, data of etcd, what kubectl remembers of clusters.
+		// These files end with the machine: folders of tests, data of etcd, caches of kubectl.
 		os.Setenv("TMPDIR", temporary),
 		os.Setenv("KUBECACHEDIR", filepath.Join(temporary, "kubectl")),
-		// containerd looks for runc and its shim there; ip is an administrator's.
+		// containerd finds runc and its shim by PATH. The program ip may be in /usr/sbin or /sbin.
 		os.Setenv("PATH", strings.Join([]string{m.program("usr/bin"), m.program("usr/sbin"), os.Getenv("PATH"), "/usr/sbin", "/sbin"}, ":")),
 	}
 	for _, name := range []string{variable, "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"} {
@@ -140,7 +128,8 @@ func (m *Machine) setEnvironment() error {
 	return errors.Join(errs...)
 }
 
-// program is a file of Debian's packages: at the first of paths where there is one, since releases differ, or else the last.
+// program returns the path of a file in the Debian packages: the first of paths that exists,
+// because releases differ, or the last.
 func (m *Machine) program(paths ...string) (file string) {
 	for _, path := range paths {
 		file = filepath.Join(m.Parts.Debian, path)
@@ -151,7 +140,7 @@ func (m *Machine) program(paths ...string) (file string) {
 	return file
 }
 
-// rewrite writes a file anew: not through a link, should it be one.
+// rewrite replaces a file. If the file is a symbolic link, it replaces the link.
 func rewrite(name, text string) error {
 	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
@@ -165,7 +154,7 @@ func rewrite(name, text string) error {
 	return nil
 }
 
-// command runs a command in a folder. What it prints is in the error.
+// command runs a command in a folder. Errors contain what the command prints.
 func command(ctx context.Context, dir string, args ...string) error {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir = dir

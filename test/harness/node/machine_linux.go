@@ -16,8 +16,9 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/controlplane"
 )
 
-// Enter runs this program once more, with args, in a machine, and returns its exit status: 128 and the signal where one has killed it. When
-// ctx is done, the machine ends at once. All that it was goes with it: there is nothing to end gently, or to tidy up.
+// Enter runs this program again, with args, in a machine, and returns its exit status; a signal
+// that kills it counts as 128 plus the number of the signal. When ctx ends, the machine ends at
+// once with all its processes and mounts.
 func Enter(ctx context.Context, parts Parts, args ...string) (status int, err error) {
 	m := Machine{Parts: parts, Cgroup: cgroups.NewName()}
 	group, err := cgroups.Make(m.Cgroup)
@@ -36,7 +37,7 @@ func Enter(ctx context.Context, parts Parts, args ...string) (status int, err er
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), variable+"="+string(text))
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	// A terminal's interrupt is for this process alone.
+	// An interrupt in the terminal is for this process only.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL, Cloneflags: namespaces}
 	err = cmd.Run()
 	var exit *exec.ExitError
@@ -52,9 +53,8 @@ func Enter(ctx context.Context, parts Parts, args ...string) (status int, err er
 	}
 }
 
-// bury is what the first process of a machine does, and nothing else: it runs the program once more, and takes note of whoever ends. It
-// inherits all processes whose parents have ended, and they stay until somebody has waited for them; the program itself must wait for its
-// own children alone. It ends with the program's status, and with it ends the machine.
+// bury is the init process of a machine: it runs the program again and reaps orphaned processes,
+// which the program cannot do. It exits with the program's status, and the machine ends with it.
 func bury() error {
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
@@ -76,9 +76,10 @@ func bury() error {
 	}
 }
 
-// settle makes the namespaces a machine: nothing that is mounted or written from here on is seen outside.
+// settle makes the new namespaces a machine: mounts and files in it are invisible outside.
 func (m *Machine) settle() (err error) {
-	// As it was outside: the process files of the namespace are not mounted yet.
+	// This link still has the process ID outside the machine, because the namespace's /proc is not
+	// mounted yet.
 	if m.pid, err = os.Readlink("/proc/self"); err != nil {
 		return fmt.Errorf("find the process: %w", err)
 	}
@@ -119,7 +120,8 @@ func (m *Machine) settle() (err error) {
 	for _, args := range []string{
 		"link set lo up",
 		"address add " + controlplane.ServiceIP + "/32 dev lo",
-		// Else it takes the lowest address of its ports, and pods that knew it by another lose their network for seconds as one is added.
+		// Without a fixed address, the bridge takes the lowest address of its ports. When a new
+		// port changes it, pods with the old address in their caches lose the network for seconds.
 		"link add " + bridge + " address 02:00:00:00:00:01 type bridge",
 		"address add " + nodeAddress + "/24 dev " + bridge,
 		"link set " + bridge + " up",
@@ -131,7 +133,7 @@ func (m *Machine) settle() (err error) {
 	return nil
 }
 
-// writable covers a folder with a view of it whose changes stay in the machine.
+// writable mounts an overlay on a folder, so that changes stay in the machine.
 func writable(dir string) error {
 	above, work := filepath.Join(folder, "above", dir), filepath.Join(folder, "work", dir)
 	for _, made := range []string{above, work} {
@@ -146,8 +148,9 @@ func writable(dir string) error {
 	return nil
 }
 
-// tunables are the kernel's settings that kubelet changes for the whole machine unless it finds them so (upstream:
-// pkg/kubelet/cm/container_manager_linux.go). It finds them so.
+// tunables are kernel settings that the kubelet changes for the whole machine unless they have
+// these values (upstream: pkg/kubelet/cm/container_manager_linux.go). The machine shows it these
+// values.
 var tunables = []struct{ name, value string }{
 	{"/proc/sys/vm/overcommit_memory", "1"},
 	{"/proc/sys/vm/panic_on_oom", "0"},
@@ -157,7 +160,7 @@ var tunables = []struct{ name, value string }{
 	{"/proc/sys/kernel/keys/root_maxbytes", "25000000"},
 }
 
-// cover puts a file of the machine's own over one of the kernel's.
+// cover mounts a file of the machine over a kernel setting.
 func cover(name, value string) error {
 	file := filepath.Join(folder, "tunables", name)
 	if err := rewrite(file, value+"\n"); err != nil {

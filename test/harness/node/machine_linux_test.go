@@ -25,10 +25,10 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
-// machine is where the tests run that need one; nil outside.
+// machine is the machine in which the tests of a node run. It is nil outside.
 var machine *node.Machine
 
-// idle is a variable of the environment. Where it is set, this program enters a machine and does nothing there.
+// idle is an environment variable. If it is set, this program enters a machine and waits there.
 const idle = "AKV_INJECTOR_TEST_IDLE"
 
 func TestMain(m *testing.M) {
@@ -42,15 +42,15 @@ func TestMain(m *testing.M) {
 		os.Exit(beIdle())
 	case machine == nil:
 		if missing = node.Missing(); len(missing) > 0 {
-			fmt.Fprintf(os.Stderr, "NO TEST OF THE NODE RUNS HERE, for want of\n  - %s\n", strings.Join(missing, "\n  - "))
+			fmt.Fprintf(os.Stderr, "NO TEST OF THE NODE RUNS HERE; this machine lacks\n  - %s\n", strings.Join(missing, "\n  - "))
 			return
 		}
 	}
 	os.Exit(m.Run())
 }
 
-// beIdle enters a machine, and has a process in a child of the machine's cgroup there, as pods have. It ends when
-// something is written to its standard input.
+// beIdle enters a machine and starts a process in a child of the machine's cgroup, as pods do. It
+// ends when it reads from standard input.
 func beIdle() int {
 	if machine == nil {
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
@@ -71,7 +71,7 @@ func beIdle() int {
 	for _, folder := range folders {
 		pod := filepath.Join(folder, "pod")
 		err := os.Mkdir(pod, 0o755)
-		// A new cgroup of version 1's cpuset takes nobody in.
+		// In version 1, a new cgroup of the controller cpuset accepts no process.
 		if err == nil && !strings.Contains(pod, "/cpuset/") {
 			err = os.WriteFile(filepath.Join(pod, "cgroup.procs"), []byte(strconv.Itoa(sleep.Process.Pid)), 0o644)
 		}
@@ -82,15 +82,15 @@ func beIdle() int {
 	}
 	fmt.Println(machine.Visit())
 	if _, err := os.Stdin.Read(make([]byte, 1)); err != nil {
-		<-time.After(time.Minute) // it is not told to end; somebody has to end it
+		<-time.After(time.Minute) // standard input is closed; a signal must end this process
 	}
 	return 3
 }
 
-// TestEnter ends machines in all ways, with a pod's process in them.
+// TestEnter ends machines in all possible ways, with a pod's process in them.
 func TestEnter(t *testing.T) {
 	if machine != nil {
-		t.Fatal("the machine runs TestNode alone")
+		t.Fatal("only TestNode runs in the machine")
 	}
 	signalled := func(signal syscall.Signal) func(outside, _ int, _ io.Writer) error {
 		return func(outside, _ int, _ io.Writer) error { return syscall.Kill(outside, signal) }
@@ -100,13 +100,13 @@ func TestEnter(t *testing.T) {
 		status int // -1 for a signal that kills
 		left   bool
 	}{
-		"it ends with its program, whose status it has": {end: func(_, _ int, stdin io.Writer) error { _, err := stdin.Write([]byte("\n")); return err }, status: 3},
-		"it ends with an interrupt":                     {end: signalled(syscall.SIGINT), status: 99},
-		"it ends when it is told to terminate":          {end: signalled(syscall.SIGTERM), status: 99},
-		"it ends with its terminal":                     {end: signalled(syscall.SIGHUP), status: 99},
-		"it ends when its program is killed":            {end: func(_, inside int, _ io.Writer) error { return syscall.Kill(inside, syscall.SIGKILL) }, status: 137},
+		"it ends with its program and returns its status": {end: func(_, _ int, stdin io.Writer) error { _, err := stdin.Write([]byte("\n")); return err }, status: 3},
+		"it ends on SIGINT":                  {end: signalled(syscall.SIGINT), status: 99},
+		"it ends on SIGTERM":                 {end: signalled(syscall.SIGTERM), status: 99},
+		"it ends on SIGHUP":                  {end: signalled(syscall.SIGHUP), status: 99},
+		"it ends when its program is killed": {end: func(_, inside int, _ io.Writer) error { return syscall.Kill(inside, syscall.SIGKILL) }, status: 137},
 
-		"it ends with the program outside, killed, and the next one removes the cgroup": {end: signalled(syscall.SIGKILL), status: -1, left: true},
+		"it ends when the program outside is killed, and the next one removes the cgroup": {end: signalled(syscall.SIGKILL), status: -1, left: true},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			before := traces(t)
@@ -129,7 +129,7 @@ func TestEnter(t *testing.T) {
 			line, err := bufio.NewReader(stdout).ReadString('\n')
 			var program int
 			if _, scanErr := fmt.Sscanf(line, "nsenter --target=%d ", &program); scanErr != nil {
-				t.Fatalf("it says %q: %v", line, errors.Join(err, scanErr, stdin.Close(), cmd.Wait()))
+				t.Fatalf("it prints %q: %v", line, errors.Join(err, scanErr, stdin.Close(), cmd.Wait()))
 			}
 			processes := inside(t, cgroup)
 			if len(processes) == 0 {
@@ -142,10 +142,10 @@ func TestEnter(t *testing.T) {
 			late := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
 			_ = cmd.Wait()
 			if !late.Stop() {
-				t.Error("it takes too long to end")
+				t.Error("it does not end within 10 s")
 			}
 			if got := cmd.ProcessState.ExitCode(); got != test.status {
-				t.Errorf("the status is %d, must be %d", got, test.status)
+				t.Errorf("status %d, want %d", got, test.status)
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
@@ -160,13 +160,13 @@ func TestEnter(t *testing.T) {
 				t.Error(err)
 			}
 			if left, _ := cgroups(cgroup); (len(left) > 0) != test.left {
-				t.Errorf("cgroups that are left: %q", left)
+				t.Errorf("remaining cgroups: %q", left)
 			}
-			if missing := node.Missing(); len(missing) > 0 { // which makes a cgroup
+			if missing := node.Missing(); len(missing) > 0 { // Missing creates a cgroup
 				t.Error(missing)
 			}
 			if left, _ := cgroups(cgroup); len(left) > 0 {
-				t.Errorf("cgroups that are still left: %q", left)
+				t.Errorf("cgroups that remain after the next machine: %q", left)
 			}
 			if diff := cmp.Diff(before, traces(t)); diff != "" {
 				t.Errorf("the machine has left something behind (-before +after):\n%s", diff)
@@ -175,7 +175,7 @@ func TestEnter(t *testing.T) {
 	}
 }
 
-// cgroups are the folders of a cgroup, one for each hierarchy that has it.
+// cgroups returns the folders of a cgroup, one for each hierarchy that has it.
 func cgroups(name string) ([]string, error) {
 	first, err := filepath.Glob("/sys/fs/cgroup/*/" + name)
 	if err != nil {
@@ -185,7 +185,7 @@ func cgroups(name string) ([]string, error) {
 	return append(first, second...), err
 }
 
-// inside are the processes in all children of a cgroup that are pods'.
+// inside returns the process IDs in the child cgroup of the pods.
 func inside(t *testing.T, cgroup string) []int {
 	t.Helper()
 	folders, err := cgroups(cgroup + "/pod")
@@ -209,8 +209,9 @@ func inside(t *testing.T, cgroup string) []int {
 	return slices.Collect(maps.Keys(found))
 }
 
-// traces are what a node may leave on a machine: settings of the kernel, mounts, networks, cgroups, files and processes. Of folders it
-// has the names. What other machines have at the same time is not among them.
+// traces returns what a node could change on a machine: kernel settings, mounts, networks, cgroups,
+// files and processes. Of folders it returns the names. It excludes other machines that run at the
+// same time.
 func traces(t *testing.T) map[string]string {
 	t.Helper()
 	found := map[string]string{}
@@ -218,7 +219,7 @@ func traces(t *testing.T) map[string]string {
 		err := filepath.WalkDir(settings, func(path string, entry fs.DirEntry, err error) error {
 			switch filepath.Base(path) {
 			case "random", "ns_last_pid", "nr", "nf_conntrack_count", "perf_event_max_sample_rate":
-				// They change by themselves.
+				// The kernel changes these.
 				if err == nil && entry.IsDir() {
 					return fs.SkipDir
 				}
@@ -270,7 +271,7 @@ func traces(t *testing.T) map[string]string {
 	return found
 }
 
-// content is a file's, or why there is none.
+// content returns the content of a file, or the error.
 func content(path string) string {
 	text, err := os.ReadFile(path)
 	if err != nil {

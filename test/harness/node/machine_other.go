@@ -8,10 +8,10 @@ import (
 	"runtime"
 )
 
-// Missing says that a node needs Linux.
+// Missing returns that a node needs Linux.
 func Missing() []string { return []string{"Linux: this is " + runtime.GOOS} }
 
-// Enter does nothing but return an error.
+// Enter returns an error.
 func Enter(context.Context, Parts, ...string) (int, error) {
 	return 0, errors.New("a node needs Linux")
 }

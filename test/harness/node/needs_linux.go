@@ -11,10 +11,11 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/cgroups"
 )
 
-// namespaces are what a machine has of its own.
+// namespaces are the namespaces of a machine.
 const namespaces = syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC
 
-// tries are what a machine does to become one, one after the other, and what the kernel must have or allow for it.
+// tries are the steps by which a machine is set up, in their order, and what each step needs from
+// the kernel.
 var tries = []struct{ command, needs string }{
 	{"mount --make-rprivate /", "mounts"},
 	{"mount -t proc proc /proc", "mounts of /proc"},
@@ -24,10 +25,11 @@ var tries = []struct{ command, needs string }{
 		"the file system overlay (modprobe overlay), over /var/lib",
 	},
 	{"mount --bind /dev/null /proc/sys/kernel/panic", "mounts over the kernel's settings"},
-	{"ip link set lo up && ip link add " + bridge + " type bridge", "a network of its own, with a bridge (modprobe bridge)"},
+	{"ip link set lo up && ip link add " + bridge + " type bridge", "a network namespace with a bridge (modprobe bridge)"},
 }
 
-// Missing returns what this machine lacks for a node, a line each; nothing where it lacks nothing. It tries rather than asks.
+// Missing returns what this machine lacks to run a node, one item per line. It tries the steps
+// instead of reading configurations.
 func Missing() []string {
 	var missing []string
 	for _, program := range []struct{ name, of string }{
@@ -41,10 +43,10 @@ func Missing() []string {
 		}
 	}
 	if os.Geteuid() != 0 {
-		return append(missing, "root: a node makes namespaces, mounts and cgroups")
+		return append(missing, "root: a node needs namespaces, mounts and cgroups")
 	}
 	if len(missing) > 0 {
-		return missing // it takes them to try the rest
+		return missing // the steps below need these programs
 	}
 	if err := try(); err != nil {
 		missing = append(missing, err.Error())
@@ -54,12 +56,13 @@ func Missing() []string {
 		err = group.Remove()
 	}
 	if err != nil {
-		missing = append(missing, fmt.Sprintf("cgroups to write to: %v; a container must be a privileged one, with --cgroupns=host", err))
+		missing = append(missing, fmt.Sprintf("writable cgroups: %v; a container must be privileged and run with --cgroupns=host", err))
 	}
 	return missing
 }
 
-// try makes a machine of a shell, which ends at once. The error is the first thing that this machine lacks for it.
+// try runs a shell that sets up a machine and ends. The error is the first thing that this machine
+// lacks.
 func try() error {
 	var script strings.Builder
 	for at, step := range tries {
@@ -71,9 +74,9 @@ func try() error {
 	var exit *exec.ExitError
 	switch {
 	case errors.As(err, &exit) && exit.ExitCode() > 0 && exit.ExitCode() <= len(tries):
-		return fmt.Errorf("%s: %s; a container must be a privileged one", tries[exit.ExitCode()-1].needs, strings.TrimSpace(string(out)))
+		return fmt.Errorf("%s: %s; a container must be privileged", tries[exit.ExitCode()-1].needs, strings.TrimSpace(string(out)))
 	case err != nil:
-		return fmt.Errorf("namespaces for processes, mounts, network, names and IPC: %w; a container must be a privileged one", err)
+		return fmt.Errorf("namespaces for processes, mounts, network, names and IPC: %w; a container must be privileged", err)
 	}
 	return nil
 }

@@ -1,13 +1,23 @@
-// Package node runs one real Kubernetes node beside a control plane: kube-scheduler, kubelet, containerd, a firewall that enforces
-// NetworkPolicies, the Secrets Store CSI driver and its Azure provider, with a fake Azure before it. A pod's secrets-store volume is mounted as it is in a cluster, and
-// its container reads what the fake's vault has.
+// Package node runs one real Kubernetes node next to a control plane: kube-scheduler, kubelet,
+// containerd, a firewall that enforces NetworkPolicies, the Secrets Store CSI driver and its Azure
+// provider, with a fake Azure. The kubelet mounts a pod's secrets-store volume as in a cluster, and
+// the container reads the objects of the fake vault.
 //
-// A program that wants a node runs itself once more in a [Machine], by [Enter]: namespaces of its own for processes, mounts,
-// network and names. There the node has every port, every folder and every address to itself, nothing reaches the network
-// outside, and nothing survives: the kernel ends the processes and forgets the mounts with the first process of the machine. The
-// program starts its control plane there, too.
+// A program that needs a node runs itself again in a [Machine]: namespaces for processes, mounts,
+// network and host name. There the node can use every port, folder and address, has no access to
+// the network outside, and leaves nothing behind: the kernel ends all processes and mounts with the
+// first process of the machine. The control plane must also run in the machine.
 //
-// It needs Linux and root, see [Missing], and knows nothing of the injector.
+//	machine, err := node.Inside()
+//	if machine == nil {
+//		parts, err := node.Build(ctx, os.Stdout)
+//		status, err := node.Enter(ctx, parts, os.Args[1:]...)
+//		os.Exit(status)
+//	}
+//	plane, err := controlplane.Start(ctx, controlplane.Options{APIServerArgs: node.APIServerArgs, ...})
+//	n, err := machine.Start(ctx, plane, node.Options{...})
+//
+// The package needs Linux and root; see [Missing]. It does not know the injector.
 package node
 
 import (
@@ -31,42 +41,44 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
-// Name is the node's.
+// Name is the name of the node.
 const Name = "node"
 
-// Image is a busybox that the node has, and that its pods may run; so are the names of Options.Images.
+// Image is a busybox image that pods on the node can use. Options.Images adds names for it.
 const Image = "localhost/busybox:1"
 
-// APIServerArgs are what kube-apiserver must be started with.
+// APIServerArgs are arguments that kube-apiserver needs.
 var APIServerArgs = []string{
-	// For logs, and commands in containers.
+	// For logs, and for commands in containers.
 	"--kubelet-preferred-address-types=InternalIP",
-	// The control plane does not run the controller that takes a node's taint away when it is ready.
+	// The control plane does not run the controller that removes the taint of a ready node.
 	"--disable-admission-plugins=TaintNodesByCondition",
-	// Nobody makes Services' addresses lead anywhere, so webhooks in the cluster are called by those of their pods.
+	// No proxy serves the addresses of Services, so the API server must call webhooks by the
+	// addresses of their pods.
 	"--enable-aggregator-routing=true",
 }
 
-// Options says what a node has.
+// Options are the options of [Machine.Start].
 type Options struct {
-	// Vaults are Azure's, by their names.
+	// Vaults are the Key Vaults by name.
 	Vaults map[string]keyvault.Vault
-	// Tenant is that of the identities that pods are bound to.
+	// Tenant is the tenant of the identities that are bound to pods by AAD pod identity.
 	Tenant string
-	// Federated are the federated credentials of Azure's applications: the client IDs that a ServiceAccount, NAMESPACE/NAME, may
-	// sign in as.
+	// Federated are the federated credentials: the client IDs with which a ServiceAccount,
+	// NAMESPACE/NAME, may sign in.
 	Federated map[string][]string
-	// Images are more names for the busybox of Image, as in pods' manifests, so that these can be as others wrote them.
+	// Images are more names of [Image], so that manifests can name other images.
 	Images []string
-	// DriverArgs are added to the driver's own, each as "--flag=value"; the last one of a flag holds.
+	// DriverArgs are additional arguments of the driver, each as "--flag=value". The last value of
+	// a flag applies.
 	DriverArgs []string
 }
 
-// Node is a running node. Whoever starts one must stop it, before the control plane.
+// Node is a running node. The caller of [Machine.Start] must stop it, before the control plane.
 type Node struct {
-	// Azure is what the provider takes for Azure.
+	// Azure is the fake that the provider uses.
 	Azure *keyvault.Azure
-	// Dir has the logs, PROGRAM.log each. It is a folder in that of the control plane.
+	// Dir has the logs, PROGRAM.log for each part. It is in the folder of the control plane.
 	Dir string
 
 	machine *Machine
@@ -75,36 +87,36 @@ type Node struct {
 	opts    Options
 
 	federating sync.Mutex
-	federated  map[string][]string // as Options.Federated, and what came by Federate
+	federated  map[string][]string // Options.Federated and the additions of Federate
 
 	driver       *process.Process
-	registration *grpc.Server // tells kubelet of the driver
+	registration *grpc.Server // registers the driver with the kubelet
 
 	mu      sync.Mutex
-	parts   []*process.Process // in the order of their start
-	servers []func() error     // end what runs in this process
+	parts   []*process.Process // in the order in which they were started
+	servers []func() error     // stop the servers in this process
 	ended   chan struct{}      // closed when a part has ended
 	end     func()
 }
 
-// Start runs a node in the machine, which has room for one, ever. It returns when the node is ready for pods, secrets-store volumes
-// included. The control plane must be one of the machine, started with [APIServerArgs], and have the CRDs. The context bounds the start
-// only.
+// Start runs a node in the machine. A machine can run only one node, once. Start returns when the
+// node is ready for pods, including secrets-store volumes. The control plane must run in the
+// machine with [APIServerArgs] and have the CRDs. The context limits the start only.
 func (m *Machine) Start(ctx context.Context, plane *controlplane.ControlPlane, opts Options) (*Node, error) {
 	if err := m.hasRoom(ctx); err != nil {
 		return nil, fmt.Errorf("start the node: %w", err)
 	}
 	client, err := kubernetes.NewForConfig(plane.Config)
 	if err != nil {
-		return nil, fmt.Errorf("make a client: %w", err)
+		return nil, fmt.Errorf("create a client: %w", err)
 	}
 	dir := filepath.Join(plane.Dir, Name)
 	if err := os.Mkdir(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("make the node's folder: %w", err)
+		return nil, fmt.Errorf("create the node's folder: %w", err)
 	}
 	n := &Node{Dir: dir, machine: m, plane: plane, client: client, opts: opts, ended: make(chan struct{})}
 	n.end = sync.OnceFunc(func() { close(n.ended) })
-	// Azure before its provider, containers before kubelet; the driver waits for nobody.
+	// Azure must start before the provider, and containerd before the kubelet.
 	for _, start := range []func(context.Context) error{
 		n.startAzure, n.startService, n.startRuntime, n.startProvider, n.startDriver, n.startScheduler, n.startKubelet, n.awaitReady, n.startFirewall,
 	} {
@@ -115,7 +127,7 @@ func (m *Machine) Start(ctx context.Context, plane *controlplane.ControlPlane, o
 	return n, nil
 }
 
-// addresses are those that a node listens on.
+// addresses are the addresses on which a node listens.
 var addresses = []string{
 	"127.0.0.1:443", "127.0.0.1:" + keyvault.NMIPort, // Azure
 	controlplane.ServiceIP + ":443", // Service kubernetes
@@ -124,15 +136,16 @@ var addresses = []string{
 	":8898", ":8989", // the provider's metrics and health
 }
 
-// hasRoom is an error where no node can be started: the pods of one that has stopped run on, and somebody may listen on its addresses.
+// hasRoom returns an error if no node can be started: the pods of an earlier node still run, or a
+// process listens on one of the addresses.
 func (m *Machine) hasRoom(ctx context.Context) error {
 	if m.started {
-		return errors.New("a machine has room for one, and had it: enter another machine")
+		return errors.New("a machine can run only one node, once: enter another machine")
 	}
 	for _, address := range addresses {
 		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 		if err != nil {
-			return fmt.Errorf("%w (by a process of this machine, which must not)", err)
+			return fmt.Errorf("%w (a process of this machine uses it)", err)
 		}
 		if err := listener.Close(); err != nil {
 			return fmt.Errorf("try %s: %w", address, err)
@@ -142,7 +155,7 @@ func (m *Machine) hasRoom(ctx context.Context) error {
 	return nil
 }
 
-// run starts a part of the node. Should it end, Wait returns, and Stop tells.
+// run starts a part of the node. If the part ends, Wait returns.
 func (n *Node) run(cmd *exec.Cmd) (*process.Process, error) {
 	p, err := process.StartCommand(n.Dir, cmd)
 	if err != nil {
@@ -155,21 +168,21 @@ func (n *Node) run(cmd *exec.Cmd) (*process.Process, error) {
 		<-p.Done()
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		if slices.Contains(n.parts, p) { // nobody has stopped it
+		if slices.Contains(n.parts, p) { // Stop did not end it
 			n.end()
 		}
 	}()
 	return p, nil
 }
 
-// awaitReady returns when pods can be placed on the node and the driver is registered with it.
+// awaitReady waits until pods can be scheduled to the node and the driver is registered.
 func (n *Node) awaitReady(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {
 		select {
 		case <-n.ended:
-			cancel(errors.New("a part of it has ended")) // Stop tells which
+			cancel(errors.New("a part of it has ended")) // Stop returns which one
 		case <-ctx.Done():
 		}
 	}()
@@ -194,7 +207,8 @@ func (n *Node) awaitReady(ctx context.Context) error {
 	return nil
 }
 
-// Wait returns when ctx is done or a part of the node has ended by itself; then Stop tells which.
+// Wait returns when ctx ends or a part of the node has ended unexpectedly. In the second case Stop
+// returns an error that names the part.
 func (n *Node) Wait(ctx context.Context) {
 	select {
 	case <-n.ended:
@@ -202,8 +216,8 @@ func (n *Node) Wait(ctx context.Context) {
 	}
 }
 
-// Stop ends the parts, last started first. One that had ended before makes it an error, which has the end of that part's log. Pods
-// run on until the machine ends.
+// Stop stops the parts, the last started first. If a part has ended before, Stop returns an error
+// with the end of the part's log. Pods run until the machine ends.
 func (n *Node) Stop() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -220,7 +234,7 @@ func (n *Node) Stop() error {
 	return errors.Join(errs...)
 }
 
-// answers is an error unless somebody listens at a socket.
+// answers returns an error unless a process listens on a socket.
 func answers(ctx context.Context, socket string) error {
 	connection, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
 	if err != nil {

@@ -34,7 +34,7 @@ const (
 	clientID = "11111111-2222-3333-4444-555555555555"
 )
 
-// enter runs a test in a machine, and sees that the one outside is afterwards as it was before.
+// enter runs the test again in a machine, and checks that it leaves no traces outside.
 func enter(t *testing.T) {
 	t.Helper()
 	ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM)
@@ -53,7 +53,8 @@ func enter(t *testing.T) {
 	}
 }
 
-// TestNode is refused a node, gets one, mounts a secret by hand, then ends one of the node's parts.
+// TestNode checks when a node does not start, starts a node, mounts a secret in a pod, and then
+// ends a part of the node.
 func TestNode(t *testing.T) {
 	if machine == nil {
 		enter(t)
@@ -116,10 +117,10 @@ func TestNode(t *testing.T) {
 		}
 	})
 
-	t.Run("a second node does not start", func(t *testing.T) { refused(t, "a machine has room for one") })
+	t.Run("a second node does not start", func(t *testing.T) { refused(t, "only one node") })
 
-	t.Run("a pod's container reads what the vault has, as the identity that its ServiceAccount may sign in as", func(t *testing.T) {
-		makeClass(t, plane)
+	t.Run("a container reads the secret from the vault, with the identity of its ServiceAccount", func(t *testing.T) {
+		createClass(t, plane)
 		pod := &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Name: "reader"},
 			Spec: corev1.PodSpec{
@@ -154,7 +155,7 @@ func TestNode(t *testing.T) {
 		}
 		record := started.Azure.Take()
 		if len(record.Tokens) == 0 || len(record.Refused) > 0 || len(record.Strays) > 0 {
-			t.Errorf("Azure was asked %+v", record)
+			t.Errorf("Azure got the requests %+v", record)
 		}
 		for _, token := range record.Tokens {
 			if diff := cmp.Diff(keyvault.Identity{Tenant: tenant, ClientID: clientID}, token.For); diff != "" || token.Source != keyvault.Entra {
@@ -163,7 +164,7 @@ func TestNode(t *testing.T) {
 		}
 	})
 
-	t.Run("a part that ends by itself is named", func(t *testing.T) {
+	t.Run("Stop names a part that has ended", func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		if err := started.Kill("azure-provider"); err != nil {
@@ -178,8 +179,8 @@ func TestNode(t *testing.T) {
 	})
 }
 
-// makeClass makes a class for workload identity.
-func makeClass(t *testing.T, plane *controlplane.ControlPlane) {
+// createClass creates a class for workload identity.
+func createClass(t *testing.T, plane *controlplane.ControlPlane) {
 	t.Helper()
 	client, err := dynamic.NewForConfig(plane.Config)
 	if err != nil {

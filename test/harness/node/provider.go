@@ -8,10 +8,11 @@ import (
 	"path/filepath"
 )
 
-// providerFolder is where the driver looks for providers.
+// providerFolder is the folder in which the driver finds providers.
 const providerFolder = "/run/secrets-store-csi-providers"
 
-// startProvider starts the Azure provider, which finds nothing but the fake by Azure's names, and trusts nobody else.
+// startProvider starts the Azure provider. The host names of Azure lead it to the fake, and it
+// trusts only the fake's certificate authority.
 func (n *Node) startProvider(ctx context.Context) error {
 	socket := filepath.Join(providerFolder, "azure.sock")
 	if err := os.MkdirAll(providerFolder, 0o755); err != nil {

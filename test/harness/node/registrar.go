@@ -9,10 +9,10 @@ import (
 	pluginregistration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 )
 
-// registrySocket is in the folder where kubelet looks for who has a plugin.
+// registrySocket is in the folder in which the kubelet finds plugins.
 const registrySocket = "/var/lib/kubelet/plugins_registry/" + driverName + "-reg.sock"
 
-// register answers kubelet, which looks into the registry's folder for who has a plugin.
+// register starts a server that registers the driver with the kubelet.
 func (n *Node) register() error {
 	listener, err := net.Listen("unix", registrySocket)
 	if err != nil {
@@ -26,19 +26,20 @@ func (n *Node) register() error {
 	return nil
 }
 
-// registrar stands for the driver's node-driver-registrar. That a registration failed shows in the CSINode, which lacks the driver.
+// registrar replaces the driver's node-driver-registrar. If a registration fails, the driver is
+// missing in the CSINode.
 type registrar struct {
 	pluginregistration.UnimplementedRegistrationServer
 }
 
-// GetInfo says where the driver answers.
+// GetInfo returns the socket of the driver.
 func (registrar) GetInfo(context.Context, *pluginregistration.InfoRequest) (*pluginregistration.PluginInfo, error) {
 	return &pluginregistration.PluginInfo{
 		Type: pluginregistration.CSIPlugin, Name: driverName, Endpoint: driverSocket, SupportedVersions: []string{"1.0.0"},
 	}, nil
 }
 
-// NotifyRegistrationStatus takes note of nothing.
+// NotifyRegistrationStatus ignores the status.
 func (registrar) NotifyRegistrationStatus(context.Context, *pluginregistration.RegistrationStatus) (*pluginregistration.RegistrationStatusResponse, error) {
 	return &pluginregistration.RegistrationStatusResponse{}, nil
 }

@@ -15,12 +15,12 @@ import (
 
 const containerdSocket = "/run/containerd/containerd.sock"
 
-// startRuntime starts containerd, and gives it the images that there are: there is no registry to pull from.
+// startRuntime starts containerd and imports the images, because there is no registry.
 func (n *Node) startRuntime(ctx context.Context) error {
 	const config = "/etc/containerd/config.toml"
-	containers := filepath.Join(folder, "containerd") // no overlay can be made on the one that covers /var/lib
-	// Where there is AppArmor, a profile of containerd's would outlive the machine.
-	// Where the machine's administrator has no CAP_SYS_RESOURCE, runc may not lower anyone's OOM score.
+	containers := filepath.Join(folder, "containerd") // /var/lib is an overlay, which cannot be the base of another
+	// With AppArmor, a profile of containerd would outlive the machine. Without the capability
+	// CAP_SYS_RESOURCE, runc may not lower OOM scores.
 	err := errors.Join(rewrite(config, fmt.Sprintf(`version = 2
 root = %q
 
@@ -66,7 +66,7 @@ root = %q
 	}
 	names := []string{pauseImage, Image}
 	for _, name := range n.opts.Images {
-		named, err := reference.ParseDockerRef(name) // as containerd takes it
+		named, err := reference.ParseDockerRef(name) // the full name that containerd uses
 		if err != nil {
 			return fmt.Errorf("name image %s: %w", name, err)
 		}
@@ -75,7 +75,8 @@ root = %q
 	return n.load(ctx, n.machine.program("bin/busybox", "usr/bin/busybox"), image{names: names, program: "bin/busybox", links: applets, command: asLongAsItTakes})
 }
 
-// Load gives the node an image that has nothing but a static program, which it runs, at the root of its files.
+// Load imports an image that contains only a static program, which it runs. The program is in the
+// root folder of the image.
 func (n *Node) Load(ctx context.Context, program string, names ...string) error {
 	name := filepath.Base(program)
 	return n.load(ctx, program, image{names: names, program: name, entrypoint: []string{"/" + name}})
@@ -90,22 +91,24 @@ func (n *Node) load(ctx context.Context, program string, of image) error {
 	return n.ctr(ctx, "images", "import", file)
 }
 
-// ctr runs a command of containerd's client, where kubelet's images and containers are.
+// ctr runs a command of containerd's client in the namespace of the kubelet.
 func (n *Node) ctr(ctx context.Context, args ...string) error {
 	return command(ctx, "/", append([]string{n.machine.program("usr/bin/ctr"), "--address=" + containerdSocket, "--namespace=k8s.io"}, args...)...)
 }
 
-// startScheduler starts kube-scheduler. That it is ready shows when the first pod is placed.
+// startScheduler starts kube-scheduler. It does not wait: the first scheduled pod shows that the
+// scheduler is ready.
 func (n *Node) startScheduler(context.Context) error {
 	_, err := n.run(exec.Command(filepath.Join(n.machine.Parts.Kubernetes, "kube-scheduler"),
 		"--kubeconfig="+n.plane.Kubeconfig, "--leader-elect=false", "--secure-port=0"))
 	return err
 }
 
-// startKubelet returns when kubelet is healthy.
+// startKubelet starts the kubelet and waits until it is healthy.
 func (n *Node) startKubelet(ctx context.Context) error {
 	config := filepath.Join(n.Dir, "kubelet.yaml")
-	// Nobody but the API server can reach its port. The cgroup is the node's own, of whichever version the machine has.
+	// Only the API server can reach the kubelet's port. The cgroup is the node's own, of version 1
+	// or 2.
 	err := rewrite(config, fmt.Sprintf(`apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 authentication:

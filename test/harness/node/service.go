@@ -10,7 +10,8 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/controlplane"
 )
 
-// startService makes the address of Service kubernetes lead to the API server, which listens on loopback alone, for pods.
+// startService serves the address of the Service kubernetes for pods, and forwards connections to
+// the API server, which listens on loopback only.
 func (n *Node) startService(context.Context) error {
 	server, err := url.Parse(n.plane.Config.Host)
 	if err != nil {
@@ -33,12 +34,12 @@ func (n *Node) startService(context.Context) error {
 	return nil
 }
 
-// forward passes on what client says and what address answers, until either hangs up.
+// forward copies data between client and address until one of them closes the connection.
 func forward(client net.Conn, address string) {
 	defer client.Close()
 	server, err := net.Dial("tcp", address)
 	if err != nil {
-		return // which client sees
+		return // the client sees a closed connection
 	}
 	defer server.Close()
 	go func() {

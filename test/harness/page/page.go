@@ -1,7 +1,13 @@
-// Package page is where the demonstrations print: titles, commands with what they print, and manifests side by side, on a
-// terminal or into a file.
+// Package page prints the demonstrations: titles, commands with their output, and manifests side by
+// side, to a terminal or a file. [Main] is their main function.
 //
-// It knows nothing of what is shown.
+//	page.Main("demo", func(ctx context.Context, out *page.Page) (int, error) {
+//		out.Title("1. A namespace opts in.")
+//		out.Command("kubectl label namespace default keyvault.io/injection=enabled")
+//		...
+//	})
+//
+// The package does not know what is shown.
 package page
 
 import (
@@ -21,7 +27,7 @@ const (
 	gutter = 3 // between the columns
 )
 
-// Page is a terminal, whose width and colours it uses, or a file.
+// Page is a terminal or a file. On a terminal it uses the terminal's width and colours.
 type Page struct {
 	to       *os.File
 	width    int
@@ -29,8 +35,9 @@ type Page struct {
 	lost     func()
 }
 
-// New returns a page on a terminal or a file. The environment's COLUMNS and NO_COLOR say more of it. What can't be printed any more,
-// since nobody reads on, is reported to lost; for that, signal SIGPIPE must be ignored.
+// New returns a page on a terminal or a file. The environment variables COLUMNS and NO_COLOR
+// override the width and the colours. If writing fails, for example because the reader has closed
+// the pipe, the page calls lost. This requires that the process ignores SIGPIPE.
 func New(to *os.File, lost func()) *Page {
 	p := &Page{to: to, width: 110, lost: lost}
 	if term.IsTerminal(int(to.Fd())) {
@@ -46,7 +53,7 @@ func New(to *os.File, lost func()) *Page {
 	return p
 }
 
-// Say prints a text as it is.
+// Say prints a text unchanged.
 func (p *Page) Say(text string) { p.print(text + "\n") }
 
 func (p *Page) print(text string) {
@@ -62,10 +69,10 @@ func (p *Page) colour(colour, text string) string {
 	return colour + text + plain
 }
 
-// Title prints what comes next.
+// Title prints a title.
 func (p *Page) Title(text string) { p.Say("\n" + p.colour(bold, text)) }
 
-// Step prints what is done, does it, and prints how long it took.
+// Step prints what do does, calls do, and prints how long it took.
 func (p *Page) Step(what string, do func() error) error {
 	begin := time.Now()
 	p.print(fmt.Sprintf("%-70s", what+" ..."))
@@ -77,13 +84,13 @@ func (p *Page) Step(what string, do func() error) error {
 	return nil
 }
 
-// Command prints a command as it is typed.
+// Command prints a command line with a prompt.
 func (p *Page) Command(text string) {
 	lines := wrap(text, p.width-len("  $  \\"))
 	p.Say("\n  " + p.colour(bold, "$ "+strings.Join(lines, " \\\n    ")))
 }
 
-// Output prints what a command printed, but for blank lines at its end.
+// Output prints the output of a command without trailing blank lines.
 func (p *Page) Output(text string) {
 	for text := range strings.Lines(strings.TrimRight(text, "\n ")) {
 		for _, part := range wrap(strings.TrimRight(text, "\n"), p.width-4) {
@@ -92,14 +99,24 @@ func (p *Page) Output(text string) {
 	}
 }
 
+// Contains returns an error unless text contains all of wanted.
+func Contains(text string, wanted ...string) error {
+	for _, want := range wanted {
+		if !strings.Contains(text, want) {
+			return fmt.Errorf("must contain %q: %s", want, text)
+		}
+	}
+	return nil
+}
+
 // Line is a line of a manifest.
 type Line struct {
 	Text string
-	// Added is for a line that wasn't there before.
+	// Added marks a line that the injector added.
 	Added bool
 }
 
-// Columns prints two manifests side by side. YAML that is too wide goes on below, where it still means the same.
+// Columns prints two manifests side by side. It breaks long lines where the YAML keeps its meaning.
 func (p *Page) Columns(leftTitle string, left []Line, rightTitle string, right []Line) {
 	const mark = 2
 	room := p.width - 2 - gutter
@@ -153,11 +170,11 @@ func widest(lines []Line) int {
 	return width
 }
 
-// isJSON tells whether a line of YAML has JSON for its value, which is for machines.
+// isJSON reports whether the value in a line of YAML is JSON, which is not meant for people.
 func isJSON(text string) bool { return strings.Contains(text, ": '{") }
 
-// wrap breaks a text between words into lines of at most width, the others indented two deeper than the first. A word that
-// is too long stays whole. JSON is cut off.
+// wrap breaks a text between words into lines of at most width. The second line and those after it
+// are indented by two more columns. A word that is too long stays whole. JSON is cut off.
 func wrap(text string, width int) []string {
 	if utf8.RuneCountInString(text) > width && isJSON(text) {
 		return []string{string([]rune(text)[:width-1]) + "…"}

@@ -16,13 +16,13 @@ func TestWrap(t *testing.T) {
 		width int
 		want  []string
 	}{
-		"what fits stays whole":                   {"  key: value", 12, []string{"  key: value"}},
-		"a value goes on below its key, deeper":   {"  key: value", 11, []string{"  key:", "    value"}},
-		"a list's dash belongs to the indent":     {"- name: value", 11, []string{"- name:", "    value"}},
-		"a long text goes on as often as needed":  {"one two three four", 9, []string{"one two", "  three", "  four"}},
-		"a word that is too long stays whole":     {"one twothreefour five", 8, []string{"one", "  twothreefour", "  five"}},
-		"a single word that is too long, as well": {"twothreefour", 8, []string{"twothreefour"}},
-		"JSON is cut off":                         {`status: '{"a":"b"}'`, 12, []string{`status: '{"…`}},
+		"a text that fits is unchanged":            {"  key: value", 12, []string{"  key: value"}},
+		"a value moves below its key, indented":    {"  key: value", 11, []string{"  key:", "    value"}},
+		"the dash of a list is part of the indent": {"- name: value", 11, []string{"- name:", "    value"}},
+		"a long text has more than two lines":      {"one two three four", 9, []string{"one two", "  three", "  four"}},
+		"a long word stays whole":                  {"one twothreefour five", 8, []string{"one", "  twothreefour", "  five"}},
+		"a single long word stays whole":           {"twothreefour", 8, []string{"twothreefour"}},
+		"JSON is cut off":                          {`status: '{"a":"b"}'`, 12, []string{`status: '{"…`}},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			if diff := cmp.Diff(test.want, page.Wrap(test.text, test.width)); diff != "" {

@@ -2,8 +2,8 @@ package process
 
 import "syscall"
 
-// childAttributes keeps a terminal's interrupt from the servers, which Stop ends in their order, and has the kernel end
-// them should this process die without calling it.
+// childAttributes keeps an interrupt in the terminal from the servers, because Stop stops them in
+// order. It also makes the kernel kill the servers if this process dies without calling Stop.
 func childAttributes() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }

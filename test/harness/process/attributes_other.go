@@ -4,5 +4,5 @@ package process
 
 import "syscall"
 
-// childAttributes asks for nothing: only Linux ends children with their parent.
+// childAttributes returns nil: only Linux can end children with their parent.
 func childAttributes() *syscall.SysProcAttr { return nil }

@@ -1,7 +1,12 @@
-// Package process runs a server as a child process whose output is a file, and waits for it: the control plane's
-// servers, and the injector beside them. No child outlives its parent.
+// Package process runs a server as a child process that logs to a file, and waits for conditions.
+// The child processes end with their parent. [Main] is the main function of programs that start
+// servers.
 //
-// It knows nothing of what the servers do.
+//	server, err := process.Start(dir, "/path/of/etcd", "--data-dir="+dir)
+//	defer server.Stop()
+//	err = server.Await(ctx, func(ctx context.Context) error { return process.Healthy(ctx, url) })
+//
+// The package does not know what the servers do.
 package process
 
 import (
@@ -23,26 +28,27 @@ import (
 
 const (
 	loopback     = "127.0.0.1"
-	startTimeout = time.Minute // on a machine that is busy with other things
-	// The API server would wait a minute for its watchers, and nothing of its data is kept.
+	startTimeout = time.Minute // for a busy machine
+	// On SIGTERM, the API server would wait for its watchers for a minute. Its data is not kept
+	// anyway.
 	stopTimeout = 2 * time.Second
 )
 
-// Process is a running server. Whoever starts one must stop it.
+// Process is a running server. The caller of [Start] must stop it.
 type Process struct {
 	name string
 	log  string
 	cmd  *exec.Cmd
-	done chan struct{} // closed when it has ended
+	done chan struct{} // closed when the process has ended
 }
 
-// Start runs the program at path, with the file NAME.log in dir as its output.
+// Start runs the program at path. The output goes to the file NAME.log in dir.
 func Start(dir, path string, args ...string) (*Process, error) {
 	return StartCommand(dir, exec.Command(path, args...))
 }
 
-// StartCommand does as Start does with a command that has more to it than arguments. Its output and its attributes are not the
-// caller's to set.
+// StartCommand runs a command like [Start], for commands with an environment or a folder of their
+// own. It sets the output and the process attributes of cmd.
 func StartCommand(dir string, cmd *exec.Cmd) (*Process, error) {
 	name := filepath.Base(cmd.Path)
 	log, err := os.Create(filepath.Join(dir, name+".log"))
@@ -54,14 +60,15 @@ func StartCommand(dir string, cmd *exec.Cmd) (*Process, error) {
 	p.cmd.SysProcAttr = childAttributes()
 	started := make(chan error)
 	go func() {
-		// Linux sends the parent-death signal when the thread ends that started the child, so this one must stay.
+		// Linux sends the parent-death signal when the thread ends that started the child, so this
+		// thread must not end before the child.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		defer log.Close()
 		err := p.cmd.Start()
 		started <- err
 		if err == nil {
-			_ = p.cmd.Wait() // ProcessState has the outcome
+			_ = p.cmd.Wait() // ProcessState has the result
 			close(p.done)
 		}
 	}()
@@ -71,34 +78,35 @@ func StartCommand(dir string, cmd *exec.Cmd) (*Process, error) {
 	return p, nil
 }
 
-// PID is the process id.
+// PID returns the process ID.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
-// Done is closed when the process has ended.
+// Done returns a channel that is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Await returns when ready gives no error, or when the process ends or takes too long for that.
+// Await waits until ready returns no error. It returns an error if the process ends or if a minute
+// passes.
 func (p *Process) Await(ctx context.Context, ready func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {
 		select {
 		case <-p.done:
-			cancel(fmt.Errorf("%s has ended", p.name)) // Stop tells the rest
+			cancel(fmt.Errorf("%s has ended", p.name)) // Stop returns the end of the log
 		case <-time.After(startTimeout):
-			cancel(fmt.Errorf("%s is not ready after %s, the end of its log:\n%s", p.name, startTimeout, p.logTail()))
+			cancel(fmt.Errorf("%s is not ready after %s; the end of its log:\n%s", p.name, startTimeout, p.logTail()))
 		case <-ctx.Done():
 		}
 	}()
 	return Until(ctx, ready)
 }
 
-// Stop ends the process, gently first, and returns when it is gone. One that had ended before is an error, which has the
-// end of its log.
+// Stop ends the process with SIGTERM, and with SIGKILL if it is still running two seconds later. If
+// the process has ended before, Stop returns an error with the end of its log.
 func (p *Process) Stop() error {
 	select {
 	case <-p.done:
-		return fmt.Errorf("%s ended (%s), the end of its log:\n%s", p.name, p.cmd.ProcessState, p.logTail())
+		return fmt.Errorf("%s ended (%s); the end of its log:\n%s", p.name, p.cmd.ProcessState, p.logTail())
 	default:
 	}
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err == nil {
@@ -125,7 +133,7 @@ func (p *Process) logTail() string {
 	return strings.Join(tail[max(0, len(tail)-lines):], "")
 }
 
-// Until calls ready every few milliseconds until it gives no error, or ctx is done.
+// Until calls ready every 20 milliseconds until it returns no error or ctx ends.
 func Until(ctx context.Context, ready func(context.Context) error) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -142,7 +150,27 @@ func Until(ctx context.Context, ready func(context.Context) error) error {
 	}
 }
 
-// Healthy is an error unless url answers 200.
+// Within waits like [Until], but at most for timeout. what names the condition in the error.
+func Within(ctx context.Context, timeout time.Duration, what string, ready func(context.Context) error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not there after %s", timeout))
+	defer cancel()
+	if err := Until(ctx, ready); err != nil {
+		return fmt.Errorf("wait for %s: %w", what, err)
+	}
+	return nil
+}
+
+// Sleep waits for d. It returns the cause if ctx ends earlier.
+func Sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Healthy returns an error unless url answers with status 200.
 func Healthy(ctx context.Context, url string) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -159,8 +187,9 @@ func Healthy(ctx context.Context, url string) error {
 	return nil
 }
 
-// FreeAddresses returns n addresses on loopback on which no process listens. Their ports are below those that Linux gives to outgoing connections
-// (net.ipv4.ip_local_port_range), of which one could take the port before the server does.
+// FreeAddresses returns n addresses on loopback on which no process listens. The ports are below
+// the range that Linux uses for outgoing connections (net.ipv4.ip_local_port_range), so that no
+// outgoing connection takes a port before the server does.
 func FreeAddresses(n int) ([]string, error) {
 	const first, ports, attempts = 20_000, 12_000, 1000
 	var addresses []string
@@ -174,11 +203,27 @@ func FreeAddresses(n int) ([]string, error) {
 			return addresses, nil
 		}
 	}
-	return nil, errors.New("find a free port: there is none")
+	return nil, errors.New("find a free port: all are in use")
 }
 
-// SaveLogs puts all logs below dir into one file of the user's cache folder, and says in a sentence where, or why not.
-func SaveLogs(dir, name string) string {
+// InFolder calls run with a new folder, and removes the folder afterwards. If run fails and ctx has
+// not ended, InFolder first copies the logs in the folder to a file in the user's cache folder. The
+// error names that file.
+func InFolder(ctx context.Context, name string, run func(dir string) error) error {
+	dir, err := os.MkdirTemp("", "akv-injector-"+name+"-")
+	if err != nil {
+		return fmt.Errorf("make a folder: %w", err)
+	}
+	err = run(dir)
+	if err != nil && ctx.Err() == nil {
+		err = fmt.Errorf("%w\n\n%s", err, saveLogs(dir, name))
+	}
+	return errors.Join(err, os.RemoveAll(dir))
+}
+
+// saveLogs copies all logs below dir to one file. It returns a sentence with the name of the file,
+// or with the reason why there is none.
+func saveLogs(dir, name string) string {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return err.Error()
@@ -199,5 +244,5 @@ func SaveLogs(dir, name string) string {
 	if err := os.WriteFile(file, logs, 0o600); err != nil {
 		return err.Error()
 	}
-	return "The servers' logs are in " + file
+	return "The logs are in " + file
 }

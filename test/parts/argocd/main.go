@@ -1,5 +1,6 @@
-// Command argocd does with one manifest what Argo CD does when an application is refreshed and synced automatically: it compares the manifest with the
-// object in the cluster by Argo CD's diff engine, and applies it as Argo CD does if they differ. It prints the words that Argo CD shows.
+// Command argocd does with one manifest what Argo CD does when it refreshes and automatically syncs
+// an application: it compares the manifest with the object in the cluster by Argo CD's diff engine,
+// and applies the manifest if they differ. It prints the sync status that Argo CD shows.
 //
 //	argocd [--server-side] KUBECONFIG NAMESPACE FILE
 package main
@@ -22,7 +23,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// manager is Argo CD's name as a field manager.
+// manager is the field manager of Argo CD.
 const manager = "argocd-controller"
 
 func main() {

@@ -2,10 +2,10 @@ module github.com/akv-injector/akv-injector/test/parts/azureprovider
 
 go 1.26.0
 
-// What a node runs.
+// The Azure provider on a node.
 tool github.com/Azure/secrets-store-csi-driver-provider-azure/cmd
 
-// The versions that its go.mod names have no checksum to verify.
+// The versions in the provider's go.mod have no checksum to verify.
 replace (
 	github.com/Azure/azure-sdk-for-go/sdk/azidentity => github.com/Azure/azure-sdk-for-go/sdk/azidentity v1.14.0-beta.3
 	sigs.k8s.io/secrets-store-csi-driver => sigs.k8s.io/secrets-store-csi-driver v1.6.0

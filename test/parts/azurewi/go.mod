@@ -2,7 +2,7 @@ module github.com/akv-injector/akv-injector/test/parts/azurewi
 
 go 1.26.4
 
-// No proxy serves its module.
+// No module proxy serves this module.
 replace monis.app/mlog => ../mlog
 
 require (

@@ -1,9 +1,10 @@
-// Command azurewi serves Azure's workload identity webhook on loopback: the handler of its module, with the client that it
-// runs with in a cluster. Its own program, cmd/webhook, does the same on a port of its own choice at every address of the
-// machine, and without a flag that changes either.
+// Command azurewi serves Azure's workload identity webhook on loopback: the handler of its module,
+// with the same client as in a cluster. The module's program, cmd/webhook, cannot be used, because
+// it chooses its port and listens on every address of the machine.
 //
-// It makes no certificate: --cert-dir must hold tls.crt and tls.key. The flag --kubeconfig of controller-runtime says how to reach the cluster;
-// with --client-id there is none, and every ServiceAccount that the handler looks up has that client id.
+// The folder of --cert-dir must contain tls.crt and tls.key. The flag --kubeconfig of
+// controller-runtime selects the cluster. With --client-id there is no cluster, and every
+// ServiceAccount that the handler looks up has that client ID.
 package main
 
 import (
@@ -30,10 +31,10 @@ import (
 )
 
 func main() {
-	address := flag.String("address", "", "where reviews are served, by HTTPS: a host and a port")
-	probes := flag.String("probe-address", "", "where /readyz is served, by HTTP: a host and a port")
-	certDir := flag.String("cert-dir", "", "the folder of tls.crt and tls.key")
-	clientID := flag.String("client-id", "", "the client id of every ServiceAccount, instead of a cluster")
+	address := flag.String("address", "", "`HOST:PORT` of the HTTPS server for reviews")
+	probes := flag.String("probe-address", "", "`HOST:PORT` of the HTTP server for /readyz")
+	certDir := flag.String("cert-dir", "", "`folder` with tls.crt and tls.key")
+	clientID := flag.String("client-id", "", "client `ID` of every ServiceAccount; replaces the cluster")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := serve(ctx, *address, *probes, *certDir, *clientID)
@@ -44,10 +45,10 @@ func main() {
 	}
 }
 
-// path is where reviews are served.
+// path is the path of reviews.
 const path = "/mutate-v1-pod"
 
-// memory is a cluster in which every ServiceAccount has one client id.
+// memory is a client of a cluster in which every ServiceAccount has the same client ID.
 type memory struct {
 	client.Client
 
@@ -62,8 +63,9 @@ func (m memory) Get(_ context.Context, key client.ObjectKey, object client.Objec
 	return nil
 }
 
-// serve serves reviews at /mutate-v1-pod until ctx ends. The handler reads its tenant from the environment variable AZURE_TENANT_ID, which
-// --client-id sets: any id will do.
+// serve serves reviews at /mutate-v1-pod until ctx ends. The handler reads its tenant from the
+// environment variable AZURE_TENANT_ID. serve sets the variable to the client ID, because any ID is
+// valid.
 func serve(ctx context.Context, address, probes, certDir, clientID string) error {
 	ctrl.SetLogger(logr.Discard())
 	host, text, err := net.SplitHostPort(address)
@@ -108,7 +110,8 @@ func serve(ctx context.Context, address, probes, certDir, clientID string) error
 	if err != nil {
 		return fmt.Errorf("set up: %w", err)
 	}
-	mgr.GetWebhookServer().Register(path, &ctrlwebhook.Admission{Handler: handler}) // getting it makes the manager start it
+	// GetWebhookServer also adds the server to the manager.
+	mgr.GetWebhookServer().Register(path, &ctrlwebhook.Admission{Handler: handler})
 	if err := mgr.AddReadyzCheck("webhook", server.StartedChecker()); err != nil {
 		return fmt.Errorf("set up: %w", err)
 	}

@@ -1,7 +1,9 @@
-// Command controllers runs the controllers of cert-manager that issue certificates by authorities in the cluster, and its
-// cainjector, in one process. Their own programs are modules that no other module can require; the packages are the same.
+// Command controllers runs cert-manager's cainjector and its controllers for issuers in the
+// cluster, in one process. cert-manager's programs are modules that no other module can require;
+// the packages are the same.
 //
-// It leaves out what needs the world outside (ACME, Vault, Venafi) and the validating webhook of cert-manager.
+// It omits the issuers that need external services (ACME, Vault, Venafi) and cert-manager's
+// validating webhook.
 package main
 
 import (
@@ -43,14 +45,14 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 )
 
-// workers is how many certificates and requests each controller works on at a time, as cert-manager has it by default.
+// workers is the number of workers of each controller, which is cert-manager's default.
 const workers = 5
 
 func main() {
-	flags := flag.NewFlagSet("cert-manager", flag.ExitOnError) // controller-runtime has flags of its own in the common set
-	kubeconfig := flags.String("kubeconfig", "", "file that says how to reach the cluster")
-	without := flags.String("without", "", "controllers to leave out, separated by commas, such as certificaterequests-approver")
-	_ = flags.Parse(os.Args[1:]) // it exits
+	flags := flag.NewFlagSet("cert-manager", flag.ExitOnError) // the default set has the flags of controller-runtime
+	kubeconfig := flags.String("kubeconfig", "", "path to a kubeconfig")
+	without := flags.String("without", "", "comma-separated `names` of controllers not to run, such as certificaterequests-approver")
+	_ = flags.Parse(os.Args[1:]) // ExitOnError: Parse exits
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, *kubeconfig, strings.Split(*without, ","))
 	stop()
@@ -60,7 +62,7 @@ func main() {
 	}
 }
 
-// run runs all controllers but those left out, until ctx ends.
+// run runs all controllers except those in without, until ctx ends.
 func run(ctx context.Context, kubeconfig string, without []string) error {
 	ctrl.SetLogger(klog.Background())
 	group, ctx := errgroup.WithContext(ctx)
@@ -73,7 +75,8 @@ func run(ctx context.Context, kubeconfig string, without []string) error {
 	return group.Wait()
 }
 
-// startControllers starts those that the packages above have registered. Options are the defaults of cert-manager's own program.
+// startControllers starts the controllers that the imported packages have registered. The options
+// are the defaults of cert-manager's program.
 func startControllers(ctx context.Context, group *errgroup.Group, kubeconfig string, without []string) error {
 	factory, err := controller.NewContextFactory(ctx, controller.ContextOptions{
 		Kubeconfig:    kubeconfig,
@@ -93,7 +96,7 @@ func startControllers(ctx context.Context, group *errgroup.Group, kubeconfig str
 		}
 		c, err := construct(factory)
 		if err != nil {
-			return fmt.Errorf("make controller %s: %w", name, err)
+			return fmt.Errorf("create controller %s: %w", name, err)
 		}
 		group.Go(func() error { return c.Run(workers, ctx) })
 	}
@@ -112,7 +115,7 @@ func startInjector(ctx context.Context, group *errgroup.Group, kubeconfig string
 	if err != nil {
 		return fmt.Errorf("reach the cluster: %w", err)
 	}
-	config.QPS, config.UserAgent = -1, "cert-manager-cainjector" // which is its field manager
+	config.QPS, config.UserAgent = -1, "cert-manager-cainjector" // the user agent is also the field manager
 	scheme := runtime.NewScheme()
 	if err := errors.Join(clientgoscheme.AddToScheme(scheme), api.AddToScheme(scheme)); err != nil {
 		return err
@@ -120,11 +123,12 @@ func startInjector(ctx context.Context, group *errgroup.Group, kubeconfig string
 	manager, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme:  scheme,
 		Metrics: metricsserver.Options{BindAddress: "0"},
-		// Secrets are watched by their metadata.
+		// The cainjector watches only the metadata of Secrets, so it must read Secrets without a
+		// cache.
 		Client: client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{&corev1.Secret{}}}},
 	})
 	if err != nil {
-		return fmt.Errorf("make cainjector: %w", err)
+		return fmt.Errorf("create cainjector: %w", err)
 	}
 	if err := cainjector.RegisterAllInjectors(ctx, manager, cainjector.SetupOptions{
 		EnableCertificatesDataSource: true,
@@ -133,7 +137,7 @@ func startInjector(ctx context.Context, group *errgroup.Group, kubeconfig string
 			cainjector.ValidatingWebhookConfigurationName: true,
 		},
 	}); err != nil {
-		return fmt.Errorf("make cainjector: %w", err)
+		return fmt.Errorf("create cainjector: %w", err)
 	}
 	group.Go(func() error { return manager.Start(ctx) })
 	return nil

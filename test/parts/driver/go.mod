@@ -2,10 +2,10 @@ module github.com/akv-injector/akv-injector/test/parts/driver
 
 go 1.26.0
 
-// What a node runs. It has a module to itself, since it needs older versions of what the provider needs.
+// The driver on a node. Its module is separate from the provider's, because it needs older dependencies.
 tool sigs.k8s.io/secrets-store-csi-driver/cmd/secrets-store-csi-driver
 
-// No proxy serves its module.
+// No module proxy serves this module.
 replace monis.app/mlog => ../mlog
 
 require (

@@ -2,7 +2,7 @@ module github.com/akv-injector/akv-injector/test/parts/firewall
 
 go 1.26.0
 
-// What a node runs.
+// The firewall on a node.
 tool github.com/cloudnativelabs/kube-router/v2/cmd/kube-router
 
 require (

@@ -1,5 +1,6 @@
-// Command flux does with one manifest what Flux's kustomize-controller does at a reconcile: it applies the manifest by Flux's engine, which compares it
-// with the object in the cluster by a dry run first. It prints what Flux says of the object.
+// Command flux does with one manifest what Flux's kustomize-controller does in a reconciliation: it
+// compares the manifest with the object in the cluster by a dry run, and applies it if necessary.
+// It prints the result that Flux reports.
 //
 //	flux KUBECONFIG NAMESPACE FILE
 package main
@@ -51,7 +52,7 @@ func reconcile(ctx context.Context, kubeconfig, namespace, file string) (*ssa.Ch
 	}
 	manager := ssa.NewResourceManager(c, nil, ssa.Owner{Field: "kustomize-controller", Group: "kustomize.toolkit.fluxcd.io"})
 	options := ssa.DefaultApplyOptions()
-	options.Cleanup = ssa.ApplyCleanupOptions{ // what kubectl owned is Flux's
+	options.Cleanup = ssa.ApplyCleanupOptions{ // Flux takes over the fields that kubectl owns
 		Annotations:   []string{"kubectl.kubernetes.io/last-applied-configuration"},
 		FieldManagers: []ssa.FieldManager{{Name: "kubectl", OperationType: "Apply"}, {Name: "kubectl", OperationType: "Update"}, {Name: "before-first-apply", OperationType: "Update"}},
 	}

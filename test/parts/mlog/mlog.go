@@ -1,5 +1,6 @@
-// Package mlog replaces monis.app/mlog, the logger of Azure's workload identity webhook and of the main function of the Secrets
-// Store CSI driver: no module proxy serves the module. It has the functions that the two call, and writes text to standard error.
+// Package mlog replaces monis.app/mlog, because no module proxy serves that module. Azure's
+// workload identity webhook and the main function of the Secrets Store CSI driver use it as their
+// logger. It has only the functions that these two call, and writes text to standard error.
 package mlog
 
 import (
@@ -9,10 +10,10 @@ import (
 	"os"
 )
 
-// LogLevel is a level of logging.
+// LogLevel is a log level.
 type LogLevel string
 
-// The levels, in ascending order of output.
+// The log levels, the least verbose first.
 const (
 	LevelWarning LogLevel = ""
 	LevelInfo    LogLevel = "info"
@@ -21,7 +22,7 @@ const (
 	LevelAll     LogLevel = "all"
 )
 
-// Enabled reports whether a level is logged.
+// Enabled reports whether messages of a level are logged.
 func Enabled(level LogLevel) bool {
 	switch level {
 	case LevelWarning:
@@ -34,16 +35,16 @@ func Enabled(level LogLevel) bool {
 	return false
 }
 
-// Logger is a logger with a name and values.
+// Logger is a logger with a name and key-value pairs.
 type Logger struct{ to *slog.Logger }
 
-// New returns a logger that writes to the default logger of the program.
+// New returns a logger that writes to the program's default logger.
 func New() Logger { return Logger{slog.Default()} }
 
-// WithName returns a logger with a name.
+// WithName returns a logger with the given name.
 func (l Logger) WithName(name string) Logger { return Logger{l.to.With("logger", name)} }
 
-// WithValues returns a logger with more values.
+// WithValues returns a logger with additional key-value pairs.
 func (l Logger) WithValues(keysAndValues ...any) Logger { return Logger{l.to.With(keysAndValues...)} }
 
 // Error logs an error.
@@ -60,10 +61,11 @@ const (
 	FormatJSON LogFormat = "json"
 )
 
-// Setup returns the function that ends logging.
+// Setup returns a function that the caller calls at the end of the program. It does nothing.
 func Setup() func() { return func() {} }
 
-// ValidateAndSetKlogLevelAndFormatGlobally accepts text only, and leaves klog as its flags set it.
+// ValidateAndSetKlogLevelAndFormatGlobally accepts only the text format, and does not change the
+// flags of klog.
 func ValidateAndSetKlogLevelAndFormatGlobally[Level ~int32](_ context.Context, _ Level, format LogFormat) error {
 	if format != FormatText {
 		return fmt.Errorf("format %q: must be %q", format, FormatText)

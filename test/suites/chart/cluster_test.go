@@ -31,8 +31,8 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
-// TestCluster applies what is rendered to a real API server, which knows cert-manager's kinds. One after the other: there is one
-// release in a cluster.
+// TestCluster applies the rendered chart to an API server with cert-manager's CRDs. Its subtests
+// run one after the other, since a cluster has one release.
 func TestCluster(t *testing.T) {
 	binaries, err := controlplane.Binaries(t.Context(), t.Output())
 	if err != nil {
@@ -86,8 +86,8 @@ type cluster struct {
 	client *kubernetes.Clientset
 }
 
-// installMonitoring makes the Prometheus operator's kinds known. Their fields are not checked here, but by TestTyped: the module
-// with the schemas can't be had.
+// installMonitoring installs CRDs for the Prometheus operator's kinds without schemas, since the
+// module with the schemas is not available. TestTyped checks the fields.
 func installMonitoring(ctx context.Context, plane *controlplane.ControlPlane) error {
 	var crds strings.Builder
 	for plural, kind := range map[string]string{"servicemonitors": "ServiceMonitor", "prometheusrules": "PrometheusRule"} {
@@ -113,7 +113,7 @@ spec:
 	return nil
 }
 
-// kustomize applies the folders, and the namespace with them, and again: that changes nothing.
+// kustomize applies the folders and the namespace twice. The second time must change nothing.
 func (c *cluster) kustomize(t *testing.T) {
 	shipped, err := chart.Folder(t.Context())
 	if err != nil {
@@ -140,7 +140,8 @@ func (c *cluster) kustomize(t *testing.T) {
 	}
 }
 
-// everyValue has the API server take, as a dry run, what each row of TestValues changes, and what no row does.
+// everyValue applies, as a dry run, the objects that each row of TestValues changes, and those that
+// no row changes.
 func (c *cluster) everyValue(t *testing.T) {
 	apply := func(name string, objects []*unstructured.Unstructured) {
 		if _, err := chart.Apply(t.Context(), c.plane.Config, objects, metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}}); err != nil {
@@ -157,8 +158,8 @@ func (c *cluster) everyValue(t *testing.T) {
 	}
 }
 
-// mode applies what a mode renders, with all that can be switched on, and again, which changes nothing, and looks at what the
-// injector may then do, and whether its pods are let in.
+// mode applies the rendered objects of a mode with everything enabled, twice: the second time must
+// change nothing. Then it checks the injector's rights and that its pods are admitted.
 func (c *cluster) mode(t *testing.T, mode string) {
 	t.Helper()
 	ctx := t.Context()
@@ -181,7 +182,7 @@ func (c *cluster) mode(t *testing.T, mode string) {
 	c.remove(t, objects)
 }
 
-// remove deletes objects, so that the next who applies them has no conflict.
+// remove deletes objects, so that another mode can apply them without a conflict.
 func (c *cluster) remove(t *testing.T, objects []*unstructured.Unstructured) {
 	t.Helper()
 	for _, object := range objects {
@@ -192,7 +193,8 @@ func (c *cluster) remove(t *testing.T, objects []*unstructured.Unstructured) {
 	}
 }
 
-// letsIn creates a pod of the Deployment, as a dry run, in the namespace that enforces the level restricted.
+// letsIn creates a pod of the Deployment, as a dry run, in the namespace that enforces Pod Security
+// level restricted.
 func (c *cluster) letsIn(t *testing.T, objects []*unstructured.Unstructured) {
 	t.Helper()
 	template := find[appsv1.Deployment](t, objects, "Deployment").Spec.Template
@@ -210,53 +212,54 @@ func (c *cluster) letsIn(t *testing.T, objects []*unstructured.Unstructured) {
 	}
 }
 
-// rights asks the API server what the injector's ServiceAccount may do. What isn't listed as allowed in a mode must be refused.
+// rights reads from the API server what the injector's ServiceAccount may do. Rights that are not
+// listed for a mode must be denied.
 func (c *cluster) rights(t *testing.T, mode string) {
 	t.Helper()
 	const own = chart.Namespace
 	all := []string{"cert-manager", "self-signed", "files"}
 	tests := map[string]struct {
 		verbs, group, resource, namespace, name string
-		modes                                   []string // where it is allowed
+		modes                                   []string // modes with this right
 	}{
-		"see namespaces":                         {"get list watch", "", "namespaces", "", "", all},
+		"read namespaces":                        {"get list watch", "", "namespaces", "", "", all},
 		"change namespaces":                      {"create update patch delete", "", "namespaces", "", "team", nil},
-		"see ServiceAccounts":                    {"get list watch", "", "serviceaccounts", "team", "", all},
+		"read ServiceAccounts":                   {"get list watch", "", "serviceaccounts", "team", "", all},
 		"change ServiceAccounts":                 {"create update patch delete", "", "serviceaccounts", "team", "", nil},
-		"be another ServiceAccount":              {"impersonate", "", "serviceaccounts", "team", "app", nil},
-		"see pods":                               {"list watch", "", "pods", "team", "", all},
+		"impersonate another ServiceAccount":     {"impersonate", "", "serviceaccounts", "team", "app", nil},
+		"read pods":                              {"list watch", "", "pods", "team", "", all},
 		"change pods":                            {"create update patch delete", "", "pods", "team", "", nil},
-		"make classes":                           {"get list watch create update patch", "secrets-store.csi.x-k8s.io", "secretproviderclasses", "team", "", all},
+		"create and change classes":              {"get list watch create update patch", "secrets-store.csi.x-k8s.io", "secretproviderclasses", "team", "", all},
 		"delete classes":                         {"delete deletecollection", "secrets-store.csi.x-k8s.io", "secretproviderclasses", "team", "", nil},
-		"see bindings":                           {"get list watch", "aadpodidentity.k8s.io", "azureidentitybindings", "team", "", all},
+		"read bindings":                          {"get list watch", "aadpodidentity.k8s.io", "azureidentitybindings", "team", "", all},
 		"change bindings":                        {"create update patch delete", "aadpodidentity.k8s.io", "azureidentitybindings", "team", "", nil},
 		"write events":                           {"create patch", "events.k8s.io", "events", "team", "", all},
-		"know whether classes exist":             {"get list watch", "apiextensions.k8s.io", "customresourcedefinitions", "", "secretproviderclasses.secrets-store.csi.x-k8s.io", all},
-		"know of other definitions":              {"get list watch", "apiextensions.k8s.io", "customresourcedefinitions", "", "certificates.cert-manager.io", nil},
-		"see its mutating configuration":         {"get list watch", "admissionregistration.k8s.io", "mutatingwebhookconfigurations", "", "akv-injector", all},
-		"see its validating configuration":       {"get list watch", "admissionregistration.k8s.io", "validatingwebhookconfigurations", "", "akv-injector", all},
-		"write its CA bundle":                    {"patch", "admissionregistration.k8s.io", "mutatingwebhookconfigurations", "", "akv-injector", []string{"self-signed"}},
-		"write its other CA bundle":              {"patch", "admissionregistration.k8s.io", "validatingwebhookconfigurations", "", "akv-injector", []string{"self-signed"}},
-		"make or remove its configuration":       {"create update delete", "admissionregistration.k8s.io", "mutatingwebhookconfigurations", "", "akv-injector", nil},
-		"see other mutating configurations":      {"list watch", "admissionregistration.k8s.io", "mutatingwebhookconfigurations", "", "", all},
+		"read the CRD of classes":                {"get list watch", "apiextensions.k8s.io", "customresourcedefinitions", "", "secretproviderclasses.secrets-store.csi.x-k8s.io", all},
+		"read other CRDs":                        {"get list watch", "apiextensions.k8s.io", "customresourcedefinitions", "", "certificates.cert-manager.io", nil},
+		"read its mutating configuration":        {"get list watch", "admissionregistration.k8s.io", "mutatingwebhookconfigurations", "", "akv-injector", all},
+		"read its validating configuration":      {"get list watch", "admissionregistration.k8s.io", "validatingwebhookconfigurations", "", "akv-injector", all},
+		"write the mutating CA bundle":           {"patch", "admissionregistration.k8s.io", "mutatingwebhookconfigurations", "", "akv-injector", []string{"self-signed"}},
+		"write the validating CA bundle":         {"patch", "admissionregistration.k8s.io", "validatingwebhookconfigurations", "", "akv-injector", []string{"self-signed"}},
+		"create or delete its configuration":     {"create update delete", "admissionregistration.k8s.io", "mutatingwebhookconfigurations", "", "akv-injector", nil},
+		"read other mutating configurations":     {"list watch", "admissionregistration.k8s.io", "mutatingwebhookconfigurations", "", "", all},
 		"change other mutating configurations":   {"update patch delete", "admissionregistration.k8s.io", "mutatingwebhookconfigurations", "", "azure-wi", nil},
 		"change other validating configurations": {"update patch delete", "admissionregistration.k8s.io", "validatingwebhookconfigurations", "", "gatekeeper", nil},
 		"read the Secret of self-signed":         {"get list watch update", "", "secrets", own, "akv-injector-serving-cert", []string{"self-signed"}},
-		"make a Secret beside it":                {"create", "", "secrets", own, "", []string{"self-signed"}},
+		"create a Secret in its namespace":       {"create", "", "secrets", own, "", []string{"self-signed"}},
 		"read the Secret of cert-manager":        {"get list watch", "", "secrets", own, "akv-injector-tls", []string{"cert-manager"}},
 		"write the Secret of cert-manager":       {"update patch delete", "", "secrets", own, "akv-injector-tls", nil},
 		"read the key of its CA":                 {"get list watch", "", "secrets", own, "akv-injector-ca", nil},
-		"read all Secrets beside it":             {"get list watch", "", "secrets", own, "", nil},
+		"read all Secrets in its namespace":      {"get list watch", "", "secrets", own, "", nil},
 		"read a Secret elsewhere":                {"get list watch create update patch delete", "", "secrets", "team", "key-vault-secret", nil},
 		"read a Secret of that name elsewhere":   {"get list watch", "", "secrets", "team", "akv-injector-tls", nil},
-		"see its Certificate":                    {"get", "cert-manager.io", "certificates", own, "akv-injector", []string{"cert-manager"}},
-		"see other Certificates":                 {"get list watch", "cert-manager.io", "certificates", own, "akv-injector-ca", nil},
-		"see an Issuer beside it":                {"get", "cert-manager.io", "issuers", own, "company", []string{"cert-manager"}},
-		"see an Issuer elsewhere":                {"get list watch", "cert-manager.io", "issuers", "team", "company", nil},
-		"see a ClusterIssuer":                    {"get", "cert-manager.io", "clusterissuers", "", "company", []string{"cert-manager"}},
-		"see requests":                           {"list", "cert-manager.io", "certificaterequests", own, "", []string{"cert-manager"}},
+		"read its Certificate":                   {"get", "cert-manager.io", "certificates", own, "akv-injector", []string{"cert-manager"}},
+		"read other Certificates":                {"get list watch", "cert-manager.io", "certificates", own, "akv-injector-ca", nil},
+		"read an Issuer in its namespace":        {"get", "cert-manager.io", "issuers", own, "company", []string{"cert-manager"}},
+		"read an Issuer elsewhere":               {"get list watch", "cert-manager.io", "issuers", "team", "company", nil},
+		"read a ClusterIssuer":                   {"get", "cert-manager.io", "clusterissuers", "", "company", []string{"cert-manager"}},
+		"read requests":                          {"list", "cert-manager.io", "certificaterequests", own, "", []string{"cert-manager"}},
 		"approve requests":                       {"create update patch delete approve", "cert-manager.io", "certificaterequests", own, "", nil},
-		"give rights":                            {"create update patch bind escalate", "rbac.authorization.k8s.io", "clusterroles", "", "akv-injector", nil},
+		"grant rights":                           {"create update patch bind escalate", "rbac.authorization.k8s.io", "clusterroles", "", "akv-injector", nil},
 	}
 	for name, tt := range tests {
 		for verb := range strings.FieldsSeq(tt.verbs) {
@@ -278,7 +281,7 @@ func (c *cluster) rights(t *testing.T, mode string) {
 	}
 }
 
-// release installs the chart by Helm, upgrades it, and uninstalls it.
+// release installs, upgrades and uninstalls the chart with Helm.
 func (c *cluster) release(t *testing.T, helm string) {
 	t.Helper()
 	ctx := t.Context()
@@ -318,7 +321,7 @@ func (c *cluster) release(t *testing.T, helm string) {
 		}
 	}
 
-	// The CA bundle is the injector's to write, and stays.
+	// The injector writes the CA bundle, and an upgrade must keep it.
 	ca := base64.StdEncoding.EncodeToString(c.plane.Config.CAData)
 	bundle := []byte(`[{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": "` + ca + `"}]`)
 	if _, err := configurations.Patch(ctx, chart.Name, types.JSONPatchType, bundle, metav1.PatchOptions{FieldManager: chart.Name}); err != nil {
@@ -330,7 +333,8 @@ func (c *cluster) release(t *testing.T, helm string) {
 		t.Errorf("an upgrade to the same chart changes the webhooks:\n%s", diff)
 	}
 
-	// Where somebody takes out the annotation that keeps AKS from adding to the selectors, it does so under its own name.
+	// When a user removes the annotation that keeps AKS from adding to the selectors, AKS adds to
+	// them with its own field manager.
 	changed := get()
 	for i := range changed.Webhooks {
 		changed.Webhooks[i].NamespaceSelector.MatchExpressions = append(changed.Webhooks[i].NamespaceSelector.MatchExpressions,
@@ -355,7 +359,7 @@ func (c *cluster) release(t *testing.T, helm string) {
 	}
 	for _, want := range []string{"akv-injector", "invalid ownership metadata", "meta.helm.sh/release-name"} {
 		if !strings.Contains(out, want) {
-			t.Errorf("a second release is refused without saying %q:\n%s", want, out)
+			t.Errorf("a second release is rejected without saying %q:\n%s", want, out)
 		}
 	}
 	if got := get().Webhooks[0].ClientConfig.Service.Namespace; got != "secrets" {

@@ -10,14 +10,15 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// sender is where a review may come from.
+// sender is a possible sender of reviews.
 type sender struct {
 	address string
-	// namespace and pod are the labels of a pod and of its namespace; nil for what is no pod.
+	// namespace and pod are the labels of a pod and of its namespace. They are nil for senders that
+	// are not pods.
 	namespace, pod labels.Set
 }
 
-// admits reports whether a NetworkPolicy lets a sender reach the port of a name.
+// admits reports whether a NetworkPolicy allows a sender to reach the named port.
 func admits(t *testing.T, policy *networkingv1.NetworkPolicy, s sender, port string) bool {
 	t.Helper()
 	return slices.ContainsFunc(policy.Spec.Ingress, func(rule networkingv1.NetworkPolicyIngressRule) bool {
@@ -45,7 +46,8 @@ func (s *sender) is(t *testing.T, peer *networkingv1.NetworkPolicyPeer) bool {
 	return selects(peer.NamespaceSelector, s.namespace) && selects(peer.PodSelector, s.pod)
 }
 
-// TestWebhookCallers evaluates the NetworkPolicy for everyone who might send a review. test/demos/node shows it on a network that enforces it.
+// TestWebhookCallers evaluates the NetworkPolicy for every kind of sender. test/demos/node shows it
+// on a network that enforces it.
 func TestWebhookCallers(t *testing.T) {
 	t.Parallel()
 	namespace := func(name string) labels.Set { return labels.Set{"kubernetes.io/metadata.name": name} }
@@ -75,11 +77,11 @@ func TestWebhookCallers(t *testing.T) {
 		values map[string]any
 		admits []string
 	}{
-		"as shipped, everyone":          {map[string]any{}, all()},
-		"everything but pods":           {map[string]any{"podCIDRs": []any{"10.244.0.0/16", "fd00:10::/64"}}, outside},
-		"of IPv4 alone":                 {map[string]any{"podCIDRs": []any{"10.244.0.0/16"}}, slices.DeleteFunc(slices.Clone(outside), func(s string) bool { return s == "API server by IPv6" })},
-		"rules of one's own":            {map[string]any{"webhookFrom": []any{map[string]any{"ipBlock": map[string]any{"cidr": "10.226.0.0/28"}}}}, []string{"API server in a VNet subnet"}},
-		"both, where agents are others": {map[string]any{"podCIDRs": []any{"10.244.0.0/16", "fd00:10::/64"}, "webhookFrom": []any{map[string]any{"namespaceSelector": map[string]any{"matchLabels": map[string]any{"kubernetes.io/metadata.name": "kube-system"}}, "podSelector": map[string]any{}}}}, append(slices.Clone(outside), "another pod of kube-system")},
+		"as shipped, everyone":    {map[string]any{}, all()},
+		"everything but pods":     {map[string]any{"podCIDRs": []any{"10.244.0.0/16", "fd00:10::/64"}}, outside},
+		"of IPv4 alone":           {map[string]any{"podCIDRs": []any{"10.244.0.0/16"}}, slices.DeleteFunc(slices.Clone(outside), func(s string) bool { return s == "API server by IPv6" })},
+		"own rules":               {map[string]any{"webhookFrom": []any{map[string]any{"ipBlock": map[string]any{"cidr": "10.226.0.0/28"}}}}, []string{"API server in a VNet subnet"}},
+		"both, with other agents": {map[string]any{"podCIDRs": []any{"10.244.0.0/16", "fd00:10::/64"}, "webhookFrom": []any{map[string]any{"namespaceSelector": map[string]any{"matchLabels": map[string]any{"kubernetes.io/metadata.name": "kube-system"}}, "podSelector": map[string]any{}}}}, append(slices.Clone(outside), "another pod of kube-system")},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			t.Parallel()

@@ -10,7 +10,7 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/chart"
 )
 
-// TestRefusals gives both versions of Helm values that are wrong. What they say must name the value.
+// TestRefusals renders wrong values with both versions of Helm. The error must name the value.
 func TestRefusals(t *testing.T) {
 	t.Parallel()
 	tests := map[string]struct {
@@ -18,24 +18,24 @@ func TestRefusals(t *testing.T) {
 		namespace string
 		want      []string
 	}{
-		"a misspelt value":                         {values: "replicaCont: 3", want: []string{"replicaCont"}},
-		"a misspelt value in a group":              {values: "webhook: {failurePolice: Fail}", want: []string{"webhook", "failurePolice"}},
-		"a misspelt value three levels down":       {values: "certs: {certManager: {issuerRef: {nam: x}}}", want: []string{"issuerRef", "nam"}},
-		"a misspelt field of a list's element":     {values: "tolerations: [{key: a, effec: NoSchedule}]", want: []string{"tolerations", "effec"}},
-		"a word for a number":                      {values: "replicaCount: two", want: []string{"replicaCount", "integer"}},
-		"no replica":                               {values: "replicaCount: 0", want: []string{"replicaCount"}},
-		"a mode that there isn't":                  {values: "certs: {mode: acme}", want: []string{"certs", "mode", "cert-manager", "self-signed", "files"}},
-		"a timeout that the API server refuses":    {values: "webhook: {timeoutSeconds: 31}", want: []string{"timeoutSeconds", "30"}},
-		"an address without TLS":                   {values: "webhook: {url: 'http://192.0.2.7'}", want: []string{"webhook", "url"}},
-		"a digest that is none":                    {values: "image: {digest: sha256:abc}", want: []string{"image", "digest"}},
-		"a tenant that is no GUID":                 {values: "tenantID: contoso", want: []string{"tenantID"}},
-		"a name that sorts elsewhere":              {values: "nameOverride: zzz", want: []string{"nameOverride: must be empty", "azure-wi-webhook-mutating-webhook-configuration"}},
-		"a full name":                              {values: "fullnameOverride: zzz", want: []string{"fullnameOverride: must be empty"}},
-		"the system's namespace":                   {namespace: "kube-system", want: []string{"must not be kube-system"}},
-		"files without a Secret":                   {values: "certs: {mode: files}\nwebhook: {caBundle: Y2E=}", want: []string{"certs.files.secretName: must name"}},
-		"files without a CA bundle":                {values: "certs: {mode: files, files: {secretName: ours}}", want: []string{"webhook.caBundle: must be set"}},
-		"a CA bundle that somebody else writes":    {values: "webhook: {caBundle: Y2E=}", want: []string{"webhook.caBundle: must be empty"}},
-		"a limit that GOMEMLIMIT can't be read of": {values: "resources: {limits: {memory: 512M}}", want: []string{"goMemLimit: must be set"}},
+		"a misspelt value":                                {values: "replicaCont: 3", want: []string{"replicaCont"}},
+		"a misspelt value in a group":                     {values: "webhook: {failurePolice: Fail}", want: []string{"webhook", "failurePolice"}},
+		"a misspelt value three levels down":              {values: "certs: {certManager: {issuerRef: {nam: x}}}", want: []string{"issuerRef", "nam"}},
+		"a misspelt field of a list's element":            {values: "tolerations: [{key: a, effec: NoSchedule}]", want: []string{"tolerations", "effec"}},
+		"a word for a number":                             {values: "replicaCount: two", want: []string{"replicaCount", "integer"}},
+		"no replica":                                      {values: "replicaCount: 0", want: []string{"replicaCount"}},
+		"an unknown mode":                                 {values: "certs: {mode: acme}", want: []string{"certs", "mode", "cert-manager", "self-signed", "files"}},
+		"a timeout that the API server rejects":           {values: "webhook: {timeoutSeconds: 31}", want: []string{"timeoutSeconds", "30"}},
+		"an address without TLS":                          {values: "webhook: {url: 'http://192.0.2.7'}", want: []string{"webhook", "url"}},
+		"an invalid digest":                               {values: "image: {digest: sha256:abc}", want: []string{"image", "digest"}},
+		"a tenant id that is not a GUID":                  {values: "tenantID: contoso", want: []string{"tenantID"}},
+		"a name that changes the order of webhooks":       {values: "nameOverride: zzz", want: []string{"nameOverride: must be empty", "azure-wi-webhook-mutating-webhook-configuration"}},
+		"a full name":                                     {values: "fullnameOverride: zzz", want: []string{"fullnameOverride: must be empty"}},
+		"the namespace kube-system":                       {namespace: "kube-system", want: []string{"must not be kube-system"}},
+		"files without a Secret":                          {values: "certs: {mode: files}\nwebhook: {caBundle: Y2E=}", want: []string{"certs.files.secretName: must name"}},
+		"files without a CA bundle":                       {values: "certs: {mode: files, files: {secretName: ours}}", want: []string{"webhook.caBundle: must be set"}},
+		"a CA bundle that another component writes":       {values: "webhook: {caBundle: Y2E=}", want: []string{"webhook.caBundle: must be empty"}},
+		"a limit from which GOMEMLIMIT can't be computed": {values: "resources: {limits: {memory: 512M}}", want: []string{"goMemLimit: must be set"}},
 	}
 	helms, err := programs()
 	if err != nil {

@@ -29,7 +29,7 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/controlplane"
 )
 
-// everything switches on what is off.
+// everything enables all that is off by default.
 var everything = map[string]any{
 	"metrics":        map[string]any{"serviceMonitor": map[string]any{"enabled": true}},
 	"prometheusRule": map[string]any{"enabled": true},
@@ -38,7 +38,7 @@ var everything = map[string]any{
 	"networkPolicy":  map[string]any{"egress": map[string]any{"enabled": true}},
 }
 
-// modes are the values of the three sources of certificates.
+// modes are the values for the three certificate modes.
 var modes = map[string]map[string]any{
 	"cert-manager": {},
 	"self-signed":  {"certs": map[string]any{"mode": "self-signed"}},
@@ -56,7 +56,8 @@ func with(values ...map[string]any) map[string]any {
 	return all
 }
 
-// TestHandedDown compares the annotations of which the match conditions know that a workload hands them down with those that it does.
+// TestHandedDown compares the annotations in the chart's match conditions with those that a
+// workload hands down in the code.
 func TestHandedDown(t *testing.T) {
 	t.Parallel()
 	var want []string
@@ -78,7 +79,8 @@ func TestHandedDown(t *testing.T) {
 	}
 }
 
-// TestTyped decodes what every row of TestValues renders strictly into Go's types; cert-manager's kinds are left to the API server.
+// TestTyped decodes what every row of TestValues renders, strictly, into Go types. cert-manager's
+// kinds are checked by the API server in TestCluster.
 func TestTyped(t *testing.T) {
 	t.Parallel()
 	types := runtime.NewScheme()
@@ -110,7 +112,7 @@ func TestTyped(t *testing.T) {
 	}
 }
 
-// TestPodsAreRestricted holds the chart's own pods against Pod Security's strictest level.
+// TestPodsAreRestricted checks the chart's pods against Pod Security level restricted.
 func TestPodsAreRestricted(t *testing.T) {
 	t.Parallel()
 	evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
@@ -132,8 +134,9 @@ func TestPodsAreRestricted(t *testing.T) {
 	}
 }
 
-// TestSelectors looks for labels by which each entry of the webhook configurations selects a namespace. With the same labels, it
-// must select neither kube-system nor the release's own namespace, whatever that is called.
+// TestSelectors finds labels with which each entry of the webhook configurations selects a
+// namespace. With the same labels, the entry must select neither kube-system nor the release's
+// namespace, independent of its name.
 func TestSelectors(t *testing.T) {
 	t.Parallel()
 	var sets []labels.Set
@@ -160,7 +163,7 @@ func TestSelectors(t *testing.T) {
 	}
 	for name, excluded := range map[string][]any{
 		"default":             {"kube-public", "kube-node-lease"},
-		"nothing besides":     {},
+		"nothing else":        {},
 		"kube-system already": {"kube-system", "secrets"},
 	} {
 		objects, err := chart.Render(t.Context(), chart.Options{
@@ -195,7 +198,7 @@ func TestSelectors(t *testing.T) {
 	}
 }
 
-// TestKustomize holds what kustomize builds against what Helm renders.
+// TestKustomize compares what kustomize builds with what Helm renders.
 func TestKustomize(t *testing.T) {
 	t.Parallel()
 	binaries, err := controlplane.Binaries(t.Context(), t.Output())
@@ -236,7 +239,7 @@ func TestKustomize(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// Helm makes its namespace itself.
+			// Helm creates the namespace itself.
 			got = slices.DeleteFunc(got, func(o *unstructured.Unstructured) bool { return o.GetKind() == "Namespace" })
 			if diff := cmp.Diff(byName(render(t, tt.values)), byName(got)); diff != "" {
 				t.Errorf("rendered and built (-Helm +kustomize); run make generate:\n%s", diff)
@@ -245,7 +248,7 @@ func TestKustomize(t *testing.T) {
 	}
 }
 
-// find is the only object of a kind.
+// find returns the only object of a kind.
 func find[T any](t *testing.T, objects []*unstructured.Unstructured, kind string) *T {
 	t.Helper()
 	var found *T

@@ -23,9 +23,10 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/chart"
 )
 
-var update = flag.Bool("update", false, "write the differences in testdata/values.txtar again")
+var update = flag.Bool("update", false, "rewrite the differences in testdata/values.txtar")
 
-// TestValues sets each value once. Both versions of Helm must render the same, and what is listed must differ.
+// TestValues sets each value once. Both versions of Helm must render the same, and exactly the
+// listed fields must differ.
 func TestValues(t *testing.T) {
 	t.Parallel()
 	archive := read(t)
@@ -49,7 +50,7 @@ func TestValues(t *testing.T) {
 	}
 }
 
-// TestEveryValue holds the rows, and the table in the chart's README, against values.yaml.
+// TestEveryValue compares the rows and the table in the chart's README with values.yaml.
 func TestEveryValue(t *testing.T) {
 	t.Parallel()
 	folder, err := chart.Folder(t.Context())
@@ -73,7 +74,7 @@ func TestEveryValue(t *testing.T) {
 	described := regexp.MustCompile("(?m)^\\| `([^`]+)` \\| .* \\| \\S.* \\|$").FindAllStringSubmatch(string(readme), -1)
 	set := rows(t, read(t))
 	for _, value := range leaves("", values, schema) {
-		// These are there to be refused: see TestRefusals.
+		// These values are always rejected: see TestRefusals.
 		if _, ok := set[value]; !ok && value != "nameOverride" && value != "fullnameOverride" {
 			t.Errorf("%s has no row in %s", value, archivePath)
 		}
@@ -83,7 +84,8 @@ func TestEveryValue(t *testing.T) {
 	}
 }
 
-// leaves are the paths of the values that somebody sets as a whole: scalars, lists and free maps.
+// leaves returns the paths of the values that a user sets as a whole: scalars, lists and free-form
+// maps.
 func leaves(path string, value any, schema map[string]any) []string {
 	fields, ok := value.(map[string]any)
 	if free, _ := schema["additionalProperties"].(bool); !ok || free {
@@ -98,10 +100,10 @@ func leaves(path string, value any, schema map[string]any) []string {
 	return paths
 }
 
-// row is a value that is set.
+// row is one value that is set.
 type row struct {
 	values, base map[string]any
-	file         *txtar.File // has the differences
+	file         *txtar.File // has the expected differences
 }
 
 var archivePath = filepath.Join("testdata", "values.txtar")
@@ -154,7 +156,7 @@ func cut(name string, suffixes ...string) (string, string, bool) {
 	return name, "", false
 }
 
-// programs are Helm 4 and Helm 3.
+// programs builds Helm 4 and Helm 3.
 var programs = sync.OnceValues(func() ([]string, error) {
 	var all []string
 	for _, major := range []int{4, 3} {
@@ -167,7 +169,8 @@ var programs = sync.OnceValues(func() ([]string, error) {
 	return all, nil
 })
 
-// render renders the chart by every Helm, which must agree. What it returns is shared.
+// render renders the chart with each Helm. The results must be equal. The returned objects are
+// shared.
 func render(t *testing.T, values map[string]any) []*unstructured.Unstructured {
 	t.Helper()
 	key, err := json.Marshal(values)
@@ -188,7 +191,7 @@ func render(t *testing.T, values map[string]any) []*unstructured.Unstructured {
 	return objects
 }
 
-// renderings are what render has rendered, by the values' JSON.
+// renderings caches the results of render by the values' JSON.
 var renderings = struct {
 	sync.Mutex
 	of map[string]func() ([]*unstructured.Unstructured, error)
@@ -223,8 +226,9 @@ func byName(objects []*unstructured.Unstructured) map[string]*unstructured.Unstr
 	return named
 }
 
-// differences says what differs, a line each: an object that is in one alone, or a field with its values before and after. The
-// entries of a webhook configuration are one and the same here, and counted.
+// differences returns the differences, one in each line: an object that exists on one side only, or
+// a field with its values before and after. Equal differences in the entries of a webhook
+// configuration are counted in one line.
 func differences(before, after []*unstructured.Unstructured) []string {
 	olds, news := byName(before), byName(after)
 	var lines []string
@@ -270,8 +274,8 @@ func differences(before, after []*unstructured.Unstructured) []string {
 
 var entry = regexp.MustCompile(`webhooks\[[^]]+\]`)
 
-// flatten writes the scalars of a value by their paths, each as it follows its path in a line. The elements of a list go by their name,
-// or by themselves.
+// flatten writes the scalars of a value by their paths, each as it follows its path in a line. The
+// elements of a list are identified by their name, or by their value.
 func flatten(path string, value any, into map[string]string) {
 	switch value := value.(type) {
 	case map[string]any:

@@ -11,10 +11,10 @@ import (
 	"testing"
 )
 
-// apply brings a namespace to a manifest, and returns what the client prints.
+// apply applies a manifest to a namespace, and returns the client's output.
 type apply func(ctx context.Context, t *testing.T, namespace, manifest string) (string, error)
 
-// clients are those that people use, each with its defaults.
+// clients are the clients under test, each with its defaults.
 var clients = map[string]apply{
 	"kubectl":             kubectl("apply"),
 	"kubectl server-side": kubectl("apply", "--server-side", "--force-conflicts"),
@@ -33,7 +33,7 @@ func kubectl(args ...string) apply {
 	}
 }
 
-// replace creates the object where there is none.
+// replace runs `kubectl replace`, or `kubectl create` if the object does not exist.
 func replace(ctx context.Context, t *testing.T, namespace, manifest string) (string, error) {
 	t.Helper()
 	if out, err := kubectl("get")(ctx, t, namespace, manifest); err != nil && strings.Contains(out, "NotFound") {
@@ -63,7 +63,7 @@ func engine(program *string, args ...string) apply {
 	}
 }
 
-// output is what a program prints; an error has it, too.
+// output returns a program's output. The error has it, too.
 func output(cmd *exec.Cmd) (string, error) {
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out

@@ -12,14 +12,15 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/injector"
 )
 
-// What the flows' workloads request. Nothing of it needs to exist: a class that is not found is a warning on a workload.
+// Annotations of the workloads. The objects that they name need not exist: a missing class is only
+// a warning on a workload.
 var (
 	one  = annotations{"identity.io/mode": "none", "keyvault.io/env": "auto"}
 	two  = annotations{"identity.io/mode": "none", "keyvault.io/class": "late", "keyvault.io/secrets": "# \"a\\b\",\té\nDB_PASSWORD=db-password\n"}
 	none annotations
 )
 
-// flow is a workload that a client applies again and again.
+// flow is a workload that a client applies repeatedly.
 type flow struct {
 	*testing.T
 	namespace
@@ -28,28 +29,29 @@ type flow struct {
 	last   workload
 }
 
-// apply brings the workload to a manifest. Afterwards a pod must request what the manifest does.
+// apply applies another manifest. Afterwards a pod must have the request of the manifest.
 func (f *flow) apply(own, template annotations) live {
 	f.Helper()
 	f.last = workload{kind: f.kind, own: own, template: template, note: f.last.note}
 	return f.again()
 }
 
-// again applies the last manifest again.
+// again applies the last manifest.
 func (f *flow) again() live {
 	f.Helper()
 	f.unchecked()
 	l := f.read(f.T)
 	if diff := cmp.Diff(f.last.request(), l.request); diff != "" {
-		f.Errorf("a pod requests something else than the manifest (-manifest +pod):\n%s", diff)
+		f.Errorf("a pod does not have the request of the manifest (-manifest +pod):\n%s", diff)
 	}
 	if l.inherited != l.should {
-		f.Errorf("the template inherits %q, and the metadata says %q", l.inherited, l.should)
+		f.Errorf("the template inherits %q, want %q from the metadata", l.inherited, l.should)
 	}
 	return l
 }
 
-// unchecked applies the last manifest while the injector is not called.
+// unchecked applies the last manifest without checks, for when the API server does not call the
+// injector.
 func (f *flow) unchecked() {
 	f.Helper()
 	if _, err := f.client(f.Context(), f.T, f.name, f.last.manifest()); err != nil {
@@ -57,14 +59,14 @@ func (f *flow) unchecked() {
 	}
 }
 
-// changed applies the last manifest with a change that is no request.
+// changed applies the last manifest with a change outside the request.
 func (f *flow) changed() live {
 	f.Helper()
 	f.last.note += "x"
 	return f.again()
 }
 
-// TestFlows has what people do with workloads, by every client.
+// TestFlows changes workloads in the ways that users do, with every client.
 func TestFlows(t *testing.T) {
 	const same, other = true, false
 	rollouts := func(f *flow, before, after live, want bool) {
@@ -83,7 +85,7 @@ func TestFlows(t *testing.T) {
 		"values change": func(f *flow) {
 			rollouts(f, f.apply(one, none), f.apply(two, none), other)
 		},
-		"annotations go": func(f *flow) {
+		"annotations removed": func(f *flow) {
 			rollouts(f, f.apply(one, none), f.apply(none, none), other)
 		},
 		"moved to the template": func(f *flow) {
@@ -143,13 +145,14 @@ func TestFlows(t *testing.T) {
 	}
 }
 
-// nameOf is a namespace's name for a test.
+// nameOf returns a name for a test's namespace.
 func nameOf(t *testing.T) string {
 	t.Helper()
 	return strings.NewReplacer("/", "-", "_", "-").Replace(strings.ToLower(t.Name()))
 }
 
-// TestOptInLater has what happens to a workload whose namespace opts in later, when its unchanged manifest is applied: docs/annotations.md has the table.
+// TestOptInLater applies an unchanged manifest after its namespace has opted in.
+// docs/annotations.md has a table of the results for each client.
 func TestOptInLater(t *testing.T) {
 	updates := map[string]bool{"kubectl server-side": true, "kubectl replace": true, "Helm 4": true, "Flux": true}
 	for tool, client := range clients {
@@ -171,7 +174,7 @@ func TestOptInLater(t *testing.T) {
 	}
 }
 
-// TestKinds has other kinds than the Deployment, with undos.
+// TestKinds changes and undoes workloads of other kinds than Deployment.
 func TestKinds(t *testing.T) {
 	for _, kind := range []string{"StatefulSet", "DaemonSet", "CronJob"} {
 		t.Run(kind, func(t *testing.T) {
@@ -184,23 +187,24 @@ func TestKinds(t *testing.T) {
 				return
 			}
 			waitForRevisions(t, f.namespace, 3)
-			// It brings back a template, and no metadata: the metadata counts.
+			// The undo restores an old template and no metadata. The metadata wins.
 			if err := f.kubectl(t, "rollout", "undo", kind, "app", "--to-revision=1"); err != nil {
 				t.Fatal(err)
 			}
 			f.again()
-			// And a template with the same annotations under their own names: it is the author's until the manifest is applied, as an update.
+			// This undo restores a template with the same annotations under their own names. They
+			// belong to the author until the manifest is applied as an update.
 			if err := f.kubectl(t, "rollout", "undo", kind, "app", "--to-revision=2"); err != nil {
 				t.Fatal(err)
 			}
 			if l := f.read(t); l.inherited != l.should {
-				t.Errorf("the template inherits %q, and the metadata says %q", l.inherited, l.should)
+				t.Errorf("the template inherits %q, want %q from the metadata", l.inherited, l.should)
 			}
 		})
 	}
 }
 
-// TestJobs applies a Job again, which fails if its template changes.
+// TestJobs applies a Job again. That fails if the Job's template changes.
 func TestJobs(t *testing.T) {
 	for tool, client := range clients {
 		if tool == "kubectl replace" {
@@ -221,7 +225,7 @@ func TestJobs(t *testing.T) {
 	}
 }
 
-// TestOutage has what passes while the injector is down, and its webhooks fail closed.
+// TestOutage checks which changes succeed while the injector is down and its webhooks fail closed.
 func TestOutage(t *testing.T) {
 	flows := map[string]*flow{}
 	for tool, client := range clients {
@@ -232,12 +236,12 @@ func TestOutage(t *testing.T) {
 	if err := server.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	t.Run("passes", func(t *testing.T) {
+	t.Run("changes during the outage", func(t *testing.T) {
 		for tool, f := range flows {
 			t.Run(tool, func(t *testing.T) {
 				t.Parallel()
 				f.T = t
-				if tool != "kubectl replace" { // which takes away what the template inherits
+				if tool != "kubectl replace" { // it removes the inherited annotation
 					f.again()
 					f.changed()
 				}
@@ -253,7 +257,7 @@ func TestOutage(t *testing.T) {
 					}
 				}
 				if err := f.kubectl(t, "annotate", "--overwrite", f.kind, "app", "keyvault.io/env=explicit"); err == nil {
-					t.Error("a change of the request passes")
+					t.Error("a change of the request succeeded")
 				}
 			})
 		}

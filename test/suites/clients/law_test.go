@@ -14,11 +14,12 @@ import (
 	"github.com/akv-injector/akv-injector/core/api"
 )
 
-// TestLaw holds that after any edits by a client and by hand, opt-outs and outages, an apply of the manifest that reaches the API server as an update
-// gives the request of the manifest.
+// TestLaw checks an invariant: after any edits by a client and by hand, opt-outs and outages, an
+// apply that reaches the API server as an update restores the request of the manifest.
 //
-// A run has edits that move keys between the workload and its template, or undos, but not both: an undo brings back a key of the template, which no
-// client removes if neither its manifest nor its last one has the key.
+// A run has edits that move keys between the workload and its template, or undos, but not both. An
+// undo can restore a key of the template that no client removes, if neither its manifest nor its
+// last one has the key.
 func TestLaw(t *testing.T) {
 	const rounds = 10
 	var runs []*random
@@ -56,7 +57,7 @@ func TestLaw(t *testing.T) {
 			}
 			l := r.changed()
 			if t.Failed() {
-				t.Logf("after\n%s\nthe manifest is\n%s\nand the template\n%s", strings.Join(r.log, "\n"), r.last.manifest(), l.pod)
+				t.Logf("after\n%s\nmanifest:\n%s\ntemplate:\n%s", strings.Join(r.log, "\n"), r.last.manifest(), l.pod)
 			}
 			if diff := cmp.Diff(l.pod, r.again().pod); diff != "" {
 				t.Errorf("the same manifest again changes the template (-before +after):\n%s", diff)
@@ -74,7 +75,7 @@ type random struct {
 	log            []string
 }
 
-// values are what the annotations of the workload may have.
+// values are the possible values of the workload's annotations.
 var values = map[string][]string{
 	"identity.io/mode":       {"none", "workload-identity"},
 	"keyvault.io/class":      {"late", "later, latest"},
@@ -85,12 +86,12 @@ var values = map[string][]string{
 
 func pick[T any](r *random, list []T) T { return list[r.IntN(len(list))] }
 
-// edit writes another manifest.
+// edit changes the manifest at random.
 func (r *random) edit() {
 	own, template := annotations{}, annotations{}
 	for _, key := range slices.Sorted(maps.Keys(values)) {
 		value := pick(r, values[key])
-		if !r.moves || key == "keyvault.io/class" { // without which the items need a vault
+		if !r.moves || key == "keyvault.io/class" { // without a class the items need a vault
 			own[key] = value
 			continue
 		}
@@ -110,7 +111,7 @@ func (r *random) edit() {
 	r.last.note += "x"
 }
 
-// step does something that may fail: an apply or an edit does while the injector is down.
+// step makes one random change. Applies and edits may fail while the injector is down.
 func (r *random) step(outage bool) {
 	r.Helper()
 	var what string

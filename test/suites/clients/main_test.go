@@ -1,5 +1,5 @@
-// Package clients_test applies annotated workloads by the clients that people use, kubectl, Helm 3 and 4, Argo CD's and Flux's engines, to a real API
-// server that calls the injector.
+// Package clients_test applies annotated workloads with kubectl, Helm 3 and 4, and the engines of
+// Argo CD and Flux, to a real API server that calls the injector.
 package clients_test
 
 import (
@@ -20,12 +20,12 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/injector"
 )
 
-// What all tests use.
+// What all tests share.
 var (
 	plane  *controlplane.ControlPlane
 	server *injector.Injector
 	client kubernetes.Interface
-	// Programs of the clients.
+	// Paths of the clients' programs.
 	helm3, helm4, argocd, flux string
 )
 
@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) (code int, err error) {
-	// Building the control plane takes minutes where it is not cached.
+	// Building the control plane takes minutes when it is not cached.
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
 	defer cancel()
 	if helm3, err = chart.Helm(ctx, 3, os.Stderr); err != nil {
@@ -70,7 +70,8 @@ func run(m *testing.M) (code int, err error) {
 	return m.Run(), nil
 }
 
-// engineProgram builds the engine of Argo CD or Flux. Each has a module for its own versions of Kubernetes' libraries.
+// engineProgram builds the engine of Argo CD or Flux. Each is a module of its own, with its own
+// versions of the Kubernetes libraries.
 func engineProgram(ctx context.Context, name string) (string, error) {
 	module, err := filepath.Abs(filepath.Join("..", "..", "parts", name))
 	if err != nil {

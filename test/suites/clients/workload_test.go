@@ -20,17 +20,18 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
-// patience is how long anything may take that a test waits for, on a machine that is busy with other things.
+// patience is the timeout of everything that a test waits for. It allows for a busy machine.
 const patience = time.Minute
 
 type annotations = map[string]string
 
-// workload is what a manifest says of a workload named app.
+// workload is the manifest of a workload named app.
 type workload struct {
 	kind string
-	// own are annotations of the workload, template those of its pod template; a template with an empty map has "annotations: null", as charts have.
+	// own are annotations of the workload, template those of its pod template. An empty map in
+	// template is rendered as "annotations: null", as charts do.
 	own, template annotations
-	// note is a label, by which another manifest differs where nothing else does.
+	// note is the value of a label that makes two manifests differ outside the request.
 	note string
 }
 
@@ -67,7 +68,7 @@ func (w workload) manifest() string {
 	return string(text)
 }
 
-// request is what the manifest asks for.
+// request returns the request of the manifest.
 func (w workload) request() annotations {
 	r := annotations{}
 	maps.Copy(r, w.own)
@@ -75,22 +76,23 @@ func (w workload) request() annotations {
 	return r
 }
 
-// live is a workload as the API server has it.
+// live is a workload as the API server stores it.
 type live struct {
 	// pod is the pod template, as JSON.
 	pod string
-	// request is what a pod of the template asks for.
+	// request is the request of a pod of the template.
 	request annotations
-	// inherited is what the template inherits, and should what the metadata says.
+	// inherited is the template's inherited annotation, should its value computed from the
+	// metadata.
 	inherited, should string
 }
 
-// namespace is a namespace of a test.
+// namespace is a namespace with one workload.
 type namespace struct {
 	name, kind string
 }
 
-// newNamespace is a namespace that has opted in, or not.
+// newNamespace creates a namespace that has opted in or not.
 func newNamespace(t *testing.T, name, kind string, optedIn bool) namespace {
 	t.Helper()
 	n := namespace{strings.ToLower(strings.ReplaceAll(name, " ", "-")), kind}
@@ -107,14 +109,14 @@ func newNamespace(t *testing.T, name, kind string, optedIn bool) namespace {
 	return n
 }
 
-// optIn returns when the API server calls the injector.
+// optIn opts the namespace in, and waits until the API server calls the injector.
 func (n namespace) optIn(t *testing.T) {
 	t.Helper()
 	n.label(t, `"enabled"`)
 	n.waitUntilCalled(t, true)
 }
 
-// optOut returns when the API server no longer calls the injector.
+// optOut opts the namespace out, and waits until the API server no longer calls the injector.
 func (n namespace) optOut(t *testing.T) {
 	t.Helper()
 	n.label(t, "null")
@@ -125,7 +127,7 @@ func (n namespace) waitUntilCalled(t *testing.T, want bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	// The injector rejects this pod, or can't be reached.
+	// The injector rejects this pod. While the injector is down, the creation fails, too.
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{GenerateName: "probe-", Annotations: annotations{"keyvault.io/inject": "perhaps"}},
 		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "probe", Image: "probe"}}},
@@ -187,7 +189,7 @@ func (n namespace) read(t *testing.T) live {
 	return l
 }
 
-// requested are the annotations that request something.
+// requested returns the annotations that are part of the request.
 func requested(all annotations) annotations {
 	r := annotations{}
 	for key, value := range all {

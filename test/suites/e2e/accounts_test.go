@@ -10,8 +10,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// TestServiceAccountAdmission compares pods that get their ServiceAccount by annotation with pods whose author named it: the API server's own admission
-// plugin must give both the same.
+// TestServiceAccountAdmission compares pods whose ServiceAccount is set by annotation with pods
+// whose author set it. The ServiceAccount admission plugin of the API server must give both the
+// same result.
 func TestServiceAccountAdmission(t *testing.T) {
 	t.Parallel()
 	const namespace = "account-admission"
@@ -55,7 +56,8 @@ imagePullSecrets: [{name: of-usual}]
 	}
 }
 
-// admitted is what the plugin gives a pod: its ServiceAccount, imagePullSecrets, token volumes, and the containers that mount one.
+// admitted returns what the ServiceAccount admission plugin gives a pod: its ServiceAccount,
+// imagePullSecrets, token volumes, and the containers that mount one.
 func admitted(t *testing.T, namespace, name string) string {
 	t.Helper()
 	pod, err := client.CoreV1().Pods(namespace).Get(t.Context(), name, metav1.GetOptions{})

@@ -34,11 +34,12 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/controlplane"
 )
 
-// admissionPolicy is the ValidatingAdmissionPolicy that is shipped.
+// admissionPolicy is the name of the shipped ValidatingAdmissionPolicy.
 const admissionPolicy = "pods.akv-injector.io"
 
-// TestAdmissionPolicy has pods judged twice: by the core, and by an API server without an injector, which has nothing but the shipped
-// ValidatingAdmissionPolicy. Of the rules that need no lookup both must say the same.
+// TestAdmissionPolicy evaluates pods twice: with the core, and with an API server that has the
+// shipped ValidatingAdmissionPolicy and no injector. For rules that need no lookup, both must give
+// the same result.
 func TestAdmissionPolicy(t *testing.T) {
 	s := newSentry(t)
 	t.Run("types", s.types)
@@ -49,10 +50,11 @@ func TestAdmissionPolicy(t *testing.T) {
 	t.Run("sizes", s.sizes)
 	t.Run("exempt namespaces", s.exemptNamespaces)
 	t.Run("audit log", s.audits)
-	t.Logf("%d pods were compared, of which %d are refused, %d warned about, %d audited", s.compared, s.refused, s.warned, len(s.audited))
+	t.Logf("%d pods were compared: %d rejected, %d with warnings, %d audited", s.compared, s.refused, s.warned, len(s.audited))
 }
 
-// settings are ways in which a namespace may set its levels; the first of them are for all that is compared.
+// settings are combinations of policy labels of a namespace. All pods are compared under the first
+// of them, see firstSettings.
 var settings = []map[string]string{
 	{},
 	{api.Enforce: "bound"},
@@ -69,7 +71,7 @@ var settings = []map[string]string{
 
 const firstSettings = 4
 
-// types lets the API server check the expressions' types.
+// types waits until the API server has checked the types of the expressions.
 func (s *sentry) types(t *testing.T) {
 	waitFor(t, "the types to be checked", func(ctx context.Context) error {
 		shipped, err := s.client.AdmissionregistrationV1().ValidatingAdmissionPolicies().Get(ctx, admissionPolicy, metav1.GetOptions{})
@@ -77,16 +79,16 @@ func (s *sentry) types(t *testing.T) {
 			return err
 		}
 		if shipped.Status.TypeChecking == nil || shipped.Status.ObservedGeneration != shipped.Generation {
-			return errors.New("they are not yet")
+			return errors.New("not checked yet")
 		}
 		if found := shipped.Status.TypeChecking.ExpressionWarnings; len(found) > 0 {
-			t.Errorf("the types are wrong: %+v", found)
+			t.Errorf("type errors: %+v", found)
 		}
 		return nil
 	})
 }
 
-// corpus judges the corpus's pods, once they are injected, in their own namespaces as they are and with other levels.
+// corpus compares the injected pods of the corpus, in their own namespaces and with other levels.
 func (s *sentry) corpus(t *testing.T) {
 	archives, err := corpus.Load()
 	if err != nil {
@@ -115,7 +117,7 @@ func (s *sentry) corpus(t *testing.T) {
 	}
 }
 
-// pods judges pods by hand.
+// pods compares handwritten pods.
 func (s *sentry) pods(t *testing.T) {
 	volume := func(attributes map[string]string) corev1.Volume {
 		return corev1.Volume{Name: "kv", VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{Driver: "secrets-store.csi.k8s.io", ReadOnly: new(true), VolumeAttributes: attributes}}}
@@ -130,31 +132,31 @@ func (s *sentry) pods(t *testing.T) {
 		}}}}
 	}
 	for behaviour, pod := range map[string]*corev1.Pod{
-		"a token for Entra":                       podWith(nil, token("api://AzureADTokenExchange")),
-		"a token for AKS's proxy":                 podWith(nil, token("api://AKSIdentityBinding")),
-		"a token for another":                     podWith(nil, token("api://azureadtokenexchange")),
+		"a token for Microsoft Entra":             podWith(nil, token("api://AzureADTokenExchange")),
+		"a token for the AKS token proxy":         podWith(nil, token("api://AKSIdentityBinding")),
+		"a token for another audience":            podWith(nil, token("api://azureadtokenexchange")),
 		"a token for the API server":              podWith(nil, token("")),
-		"a token for Entra, exempt":               runsAs("batch-1", podWith(nil, token("api://AzureADTokenExchange"))),
-		"uses nothing":                            podWith(nil),
-		"a binding":                               podWith(map[string]string{api.PodIdentityBinding: "access-blob"}),
-		"a binding that is empty":                 podWith(map[string]string{api.PodIdentityBinding: ""}),
-		"a binding in capitals":                   podWith(map[string]string{api.PodIdentityBinding: "Access-Blob"}),
+		"a token for Microsoft Entra, exempt":     runsAs("batch-1", podWith(nil, token("api://AzureADTokenExchange"))),
+		"no identity and no class":                podWith(nil),
+		"a binding label":                         podWith(map[string]string{api.PodIdentityBinding: "access-blob"}),
+		"an empty binding label":                  podWith(map[string]string{api.PodIdentityBinding: ""}),
+		"a binding label with capitals":           podWith(map[string]string{api.PodIdentityBinding: "Access-Blob"}),
 		"workload identity":                       podWith(map[string]string{api.WorkloadIdentityUse: "true"}),
-		"workload identity that is empty":         podWith(map[string]string{api.WorkloadIdentityUse: ""}),
-		"workload identity in capitals":           podWith(map[string]string{api.WorkloadIdentityUse: "True"}),
-		"workload identity that is off":           podWith(map[string]string{api.WorkloadIdentityUse: "false"}),
+		"an empty workload identity label":        podWith(map[string]string{api.WorkloadIdentityUse: ""}),
+		"a workload identity label with capitals": podWith(map[string]string{api.WorkloadIdentityUse: "True"}),
+		"workload identity off":                   podWith(map[string]string{api.WorkloadIdentityUse: "false"}),
 		"both identities":                         podWith(map[string]string{api.PodIdentityBinding: "access-blob", api.WorkloadIdentityUse: "true"}),
 		"a class":                                 podWith(nil, volume(named)),
 		"a volume without attributes":             podWith(nil, volume(nil)),
 		"a volume with an empty class":            podWith(nil, volume(map[string]string{"secretProviderClass": ""})),
 		"a volume with a blank class":             podWith(nil, volume(map[string]string{"secretProviderClass": " "})),
 		"an attribute":                            podWith(nil, volume(map[string]string{"secretProviderClass": "kv", "keyvaultName": "other"})),
-		"an attribute that is empty":              podWith(nil, volume(map[string]string{"secretProviderClass": "kv", "usePodIdentity": ""})),
+		"an empty attribute":                      podWith(nil, volume(map[string]string{"secretProviderClass": "kv", "usePodIdentity": ""})),
 		"several attributes":                      podWith(nil, volume(map[string]string{"secretProviderClass": "kv", "tenantId": "t", "clientID": "c", "keyvaultName": "other"})),
 		"an attribute without a class":            podWith(nil, volume(map[string]string{"keyvaultName": "other"})),
-		"an attribute with a long name":           podWith(nil, volume(map[string]string{"secretProviderClass": "kv", strings.Repeat("k", 65): ""})),
-		"an attribute with a name just right":     podWith(nil, volume(map[string]string{"secretProviderClass": "kv", strings.Repeat("k", 64): ""})),
-		"an attribute in capitals":                podWith(nil, volume(map[string]string{"SecretProviderClass": "kv"})),
+		"an attribute name that is too long":      podWith(nil, volume(map[string]string{"secretProviderClass": "kv", strings.Repeat("k", 65): ""})),
+		"an attribute name of the maximum length": podWith(nil, volume(map[string]string{"secretProviderClass": "kv", strings.Repeat("k", 64): ""})),
+		"an attribute with capitals":              podWith(nil, volume(map[string]string{"SecretProviderClass": "kv"})),
 		"another driver's volume":                 podWith(nil, foreign),
 		"another driver's volume, then a bad one": podWith(nil, func() corev1.Volume { v := foreign; v.Name = "first"; return v }(), volume(nil)),
 		"two bad volumes": podWith(nil, volume(nil), func() corev1.Volume {
@@ -162,12 +164,12 @@ func (s *sentry) pods(t *testing.T) {
 			v.Name = "second"
 			return v
 		}()),
-		"no volume of a driver":    podWith(nil, corev1.Volume{Name: "kv"}),
-		"exempt":                   runsAs("batch-1", podWith(nil, volume(nil))),
-		"exempt, with an identity": runsAs("batch-1", podWith(map[string]string{api.PodIdentityBinding: "other", api.WorkloadIdentityUse: "true"})),
-		"almost exempt":            runsAs("a-batch-1", podWith(nil, volume(nil))),
-		"opted out":                annotated(api.Inject, "false", podWith(nil, volume(nil))),
-		"exempts itself":           annotated(api.Exempt, "*", podWith(nil, volume(nil))),
+		"a volume without a driver":                  podWith(nil, corev1.Volume{Name: "kv"}),
+		"exempt":                                     runsAs("batch-1", podWith(nil, volume(nil))),
+		"exempt, with an identity":                   runsAs("batch-1", podWith(map[string]string{api.PodIdentityBinding: "other", api.WorkloadIdentityUse: "true"})),
+		"a name that the exempt glob does not match": runsAs("a-batch-1", podWith(nil, volume(nil))),
+		"opted out":                                  annotated(api.Inject, "false", podWith(nil, volume(nil))),
+		"the exempt annotation on the pod":           annotated(api.Exempt, "*", podWith(nil, volume(nil))),
 	} {
 		for _, annotations := range []map[string]string{
 			{},
@@ -183,7 +185,7 @@ func (s *sentry) pods(t *testing.T) {
 	}
 }
 
-// globs matches globs in every form with names, as identities and as ServiceAccounts.
+// globs matches globs of every form with names of identities and of ServiceAccounts.
 func (s *sentry) globs(t *testing.T) {
 	names := []string{"a", "b", "ab", "a-b", "a.b", "A", "abc", "c0"}
 	for _, glob := range []string{
@@ -206,7 +208,7 @@ func (s *sentry) globs(t *testing.T) {
 	}
 }
 
-// updates relabels pods that were there before their namespace had a policy.
+// updates changes the labels of pods that existed before their namespace had a policy.
 func (s *sentry) updates(t *testing.T) {
 	identities := []map[string]string{
 		nil,
@@ -247,9 +249,9 @@ func (s *sentry) updates(t *testing.T) {
 			t.Fatal(err)
 		}
 		if len(setting) > 0 {
-			waitFor(t, "the namespace's policy to be seen", func(ctx context.Context) error {
+			waitFor(t, "the namespace's policy to take effect", func(ctx context.Context) error {
 				if _, err := pods.Create(ctx, probe, dryRun); !apierrors.IsForbidden(err) {
-					return fmt.Errorf("a pod that is above the ceiling is let in: %w", err)
+					return fmt.Errorf("a pod above the ceiling is admitted: %w", err)
 				}
 				return nil
 			})
@@ -266,7 +268,7 @@ func (s *sentry) updates(t *testing.T) {
 				if len(old.Spec.Volumes) > len(olds[0].Spec.Volumes) {
 					continue
 				}
-				s.judge(t, what+", by the status", stored, relabelled, old, func(ctx context.Context) error {
+				s.judge(t, what+", in the status subresource", stored, relabelled, old, func(ctx context.Context) error {
 					_, err := pods.UpdateStatus(ctx, relabelled, metav1.UpdateOptions{DryRun: []string{metav1.DryRunAll}})
 					return err
 				})
@@ -275,7 +277,8 @@ func (s *sentry) updates(t *testing.T) {
 	}
 }
 
-// sizes judges what is as large as the API server takes it: expressions may cost only so much.
+// sizes compares the largest inputs that the API server accepts, since the cost of expressions is
+// limited.
 func (s *sentry) sizes(t *testing.T) {
 	many := func(n int, attributes map[string]string) []corev1.Volume {
 		var volumes []corev1.Volume
@@ -314,7 +317,7 @@ func (s *sentry) sizes(t *testing.T) {
 	}
 }
 
-// exemptNamespaces labels namespaces that are nobody's to judge.
+// exemptNamespaces labels the namespaces whose pods the policy must not evaluate.
 func (s *sentry) exemptNamespaces(t *testing.T) {
 	for _, name := range []string{"kube-system", "kube-public", "kube-node-lease", injectorNamespace} {
 		namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{api.Enforce: "required"}, Annotations: map[string]string{api.AllowedNames: ""}}}
@@ -327,7 +330,7 @@ func (s *sentry) exemptNamespaces(t *testing.T) {
 		}
 		s.makeServiceAccount(t, name, "default")
 	}
-	// What is seen of one namespace is seen of all that were labelled before.
+	// When the policy applies to this namespace, it has seen all labels that were set before.
 	last := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "labelled-last"}}
 	s.makeNamespace(t, last)
 	last.Labels = map[string]string{api.Enforce: "required"}
@@ -336,9 +339,9 @@ func (s *sentry) exemptNamespaces(t *testing.T) {
 	}
 	pod := podWith(map[string]string{api.PodIdentityBinding: ""})
 	pod.Name = probeName
-	waitFor(t, "labels to be seen", func(ctx context.Context) error {
+	waitFor(t, "the labels to take effect", func(ctx context.Context) error {
 		if _, err := s.client.CoreV1().Pods(last.Name).Create(ctx, pod, dryRun); !apierrors.IsForbidden(err) {
-			return fmt.Errorf("a pod without an identity is let in: %w", err)
+			return fmt.Errorf("a pod without an identity is admitted: %w", err)
 		}
 		return nil
 	})
@@ -349,7 +352,7 @@ func (s *sentry) exemptNamespaces(t *testing.T) {
 	}
 }
 
-// audits compares what the API server's audit log was told of all pods before.
+// audits compares the entries of the API server's audit log for all pods so far.
 func (s *sentry) audits(t *testing.T) {
 	var got map[string]string
 	waitFor(t, "the audit log", func(context.Context) error {
@@ -358,7 +361,7 @@ func (s *sentry) audits(t *testing.T) {
 			return err
 		}
 		if len(got) < len(s.audited) {
-			return fmt.Errorf("it tells of %d pods, want %d", len(got), len(s.audited))
+			return fmt.Errorf("it has %d pods, want %d", len(got), len(s.audited))
 		}
 		return nil
 	})
@@ -367,13 +370,13 @@ func (s *sentry) audits(t *testing.T) {
 	}
 }
 
-// logged is what the audit log has by now of the policy, by namespace and pod.
+// logged returns the policy's failures in the audit log, by namespace and pod.
 func (s *sentry) logged() (map[string]string, error) {
 	text, err := os.ReadFile(s.auditLog)
 	if err != nil {
 		return nil, err
 	}
-	told := map[string]string{}
+	messages := map[string]string{}
 	lines := bufio.NewScanner(bytes.NewReader(text))
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
@@ -393,18 +396,19 @@ func (s *sentry) logged() (map[string]string, error) {
 			return nil, fmt.Errorf("decode failures: %w", err)
 		}
 		for _, failure := range list {
-			told[event.ObjectRef.Namespace+"/"+event.ObjectRef.Name] += failure.Message
+			messages[event.ObjectRef.Namespace+"/"+event.ObjectRef.Name] += failure.Message
 		}
 	}
-	return told, lines.Err()
+	return messages, lines.Err()
 }
 
-// probeName is the name of pods that find out whether something is seen yet, and which nobody compares.
+// probeName is the name of pods that only probe whether a change has taken effect. They are not
+// compared.
 const probeName = "probe"
 
 var dryRun = metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}
 
-// podWith is a pod with labels and volumes.
+// podWith returns a pod with labels and volumes.
 func podWith(labels map[string]string, volumes ...corev1.Volume) *corev1.Pod {
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Labels: labels},
@@ -422,17 +426,17 @@ func annotated(key, value string, pod *corev1.Pod) *corev1.Pod {
 	return pod
 }
 
-// sentry is a control plane that has the policy and no injector.
+// sentry is a control plane with the policy and without an injector.
 type sentry struct {
 	client   kubernetes.Interface
 	heard    *warnings
 	auditLog string
 
-	namespaces      map[string]*corev1.Namespace // by what they say
+	namespaces      map[string]*corev1.Namespace // by labels and annotations
 	serviceAccounts map[string]bool              // by namespace and name
 
 	compared, refused, warned int
-	audited                   map[string]string // what the audit log must have, by namespace and pod
+	audited                   map[string]string // the failures that the audit log must have, by namespace and pod
 }
 
 func newSentry(t *testing.T) *sentry {
@@ -478,7 +482,7 @@ func newSentry(t *testing.T) *sentry {
 	return s
 }
 
-// overlay is what an overlay amounts to that switches the policy on.
+// overlay returns what kustomize builds from an overlay that enables the policy.
 func overlay(t *testing.T, plane *controlplane.ControlPlane) []*unstructured.Unstructured {
 	t.Helper()
 	dir := t.TempDir()
@@ -500,7 +504,7 @@ func overlay(t *testing.T, plane *controlplane.ControlPlane) []*unstructured.Uns
 	return documents(string(built))
 }
 
-// waitUntilBound returns when each of the policy's bindings works.
+// waitUntilBound waits until each binding of the policy takes effect.
 func (s *sentry) waitUntilBound(t *testing.T) {
 	t.Helper()
 	namespace := s.namespace(t, map[string]string{api.Enforce: "bound", api.Warn: "required", api.Audit: "required"}, nil)
@@ -512,17 +516,18 @@ func (s *sentry) waitUntilBound(t *testing.T) {
 		text, logErr := os.ReadFile(s.auditLog)
 		switch {
 		case !apierrors.IsForbidden(err):
-			return fmt.Errorf("the pod is not refused: %w", err)
+			return fmt.Errorf("the pod is not rejected: %w", err)
 		case len(s.heard.take()) == 0:
-			return errors.New("the pod is not warned about")
+			return errors.New("no warning for the pod")
 		case logErr != nil || !bytes.Contains(text, []byte("validation_failure")):
-			return fmt.Errorf("the pod is not audited: %w", logErr)
+			return fmt.Errorf("no audit entry for the pod: %w", logErr)
 		}
 		return nil
 	})
 }
 
-// namespace is one with these labels and annotations. What it says never changes, since the API server would not see that at once.
+// namespace returns a namespace with these labels and annotations, and creates it if needed. It
+// never changes them, since the API server would not see a change at once.
 func (s *sentry) namespace(t *testing.T, labels, annotations map[string]string) *corev1.Namespace {
 	t.Helper()
 	key := fmt.Sprint(labels, annotations)
@@ -543,7 +548,7 @@ func (s *sentry) makeNamespace(t *testing.T, namespace *corev1.Namespace) {
 	s.makeServiceAccount(t, namespace.Name, "default")
 }
 
-// makeServiceAccount makes one that a pod needs to be let in.
+// makeServiceAccount creates a ServiceAccount, without which the API server rejects the pod.
 func (s *sentry) makeServiceAccount(t *testing.T, namespace, name string) {
 	t.Helper()
 	if s.serviceAccounts[namespace+"/"+name] {
@@ -556,7 +561,7 @@ func (s *sentry) makeServiceAccount(t *testing.T, namespace, name string) {
 	s.serviceAccounts[namespace+"/"+name] = true
 }
 
-// compare has a new pod judged.
+// compare evaluates the creation of a pod.
 func (s *sentry) compare(t *testing.T, what string, namespace *corev1.Namespace, pod *corev1.Pod) {
 	t.Helper()
 	pod = pod.DeepCopy()
@@ -570,7 +575,7 @@ func (s *sentry) compare(t *testing.T, what string, namespace *corev1.Namespace,
 	})
 }
 
-// judge has a pod judged by the core, and by the API server when it is sent.
+// judge evaluates a pod with the core, and with the API server by calling send.
 func (s *sentry) judge(t *testing.T, what string, namespace *corev1.Namespace, pod, old *corev1.Pod, send func(context.Context) error) {
 	t.Helper()
 	want := verdictAlone(t, namespace, pod, old)
@@ -602,17 +607,18 @@ func (s *sentry) judge(t *testing.T, what string, namespace *corev1.Namespace, p
 	}
 	want.audited = ""
 	if want != got {
-		t.Errorf("%s: the core says %q, the API server %q", what, want, got)
+		t.Errorf("%s: the core gives %q, the API server %q", what, want, got)
 	}
 }
 
-// judgement is what the API server says of a pod.
+// judgement is the result for one pod.
 type judgement struct{ Error, Warning, audited string }
 
-// verdictAlone is what the core says of a pod, without what needs a lookup, as the policy puts it.
+// verdictAlone returns the core's result for a pod, without rules that need a lookup, in the
+// wording of the policy.
 func verdictAlone(t *testing.T, namespace *corev1.Namespace, pod, old *corev1.Pod) judgement {
 	t.Helper()
-	// The core is not even asked in a namespace without one of the labels.
+	// Without one of these labels on the namespace, the core is not called.
 	if !slices.ContainsFunc([]string{api.Enforce, api.Warn, api.Audit, api.Injection}, func(key string) bool { _, set := namespace.Labels[key]; return set }) {
 		return judgement{}
 	}
@@ -640,29 +646,30 @@ func verdictAlone(t *testing.T, namespace *corev1.Namespace, pod, old *corev1.Po
 	return judgement{alone(verdict.Errors), alone(verdict.Warnings), alone(verdict.Audited)}
 }
 
-// alone leaves out what needs a lookup, and what else a rule says of volumes than the first.
+// alone joins the messages of the rules that need no lookup. Of each volume rule it keeps the first
+// message only, as the policy does.
 func alone(errs field.ErrorList) string {
 	var texts []string
-	told := map[api.Reason]bool{}
+	seen := map[api.Reason]bool{}
 	for _, err := range errs {
 		reason := api.ReasonOf(err)
 		switch reason {
 		case api.VolumeInvalid, api.AttributeNotAllowed:
-			if told[reason] {
+			if seen[reason] {
 				continue
 			}
 		case api.IdentityRequired:
 			if !strings.HasPrefix(err.Field, "metadata.annotations") {
-				continue // of a class
+				continue // about a class
 			}
 		case api.IdentityNotAllowed:
 			if strings.HasPrefix(err.Field, "spec.volumes") {
-				continue // of a class
+				continue // about a class
 			}
 		default:
 			continue
 		}
-		told[reason] = true
+		seen[reason] = true
 		const offered = "; there is none here: apply an AzureIdentityBinding, or a ServiceAccount with annotation " + api.WorkloadIdentityClientID
 		texts = append(texts, strings.Replace(strings.ReplaceAll(api.Message(err), "\n", " "), offered, "", 1))
 	}

@@ -21,7 +21,7 @@ import (
 	"k8s.io/client-go/util/cert"
 )
 
-// bundles are the CA bundles of the injector's webhooks.
+// bundles returns the CA bundles of the injector's webhooks.
 func bundles(ctx context.Context, t *testing.T) [][]byte {
 	t.Helper()
 	c, err := client.AdmissionregistrationV1().MutatingWebhookConfigurations().Get(ctx, configuration, metav1.GetOptions{})
@@ -35,7 +35,7 @@ func bundles(ctx context.Context, t *testing.T) [][]byte {
 	return all
 }
 
-// setBundles writes the CA bundle of every webhook of the injector's.
+// setBundles writes the CA bundle of every webhook of the injector.
 func setBundles(t *testing.T, bundle []byte) {
 	t.Helper()
 	var patch []map[string]any
@@ -51,7 +51,8 @@ func setBundles(t *testing.T, bundle []byte) {
 	}
 }
 
-// servedBy is the certificate that is served at an address, which the API server would trust.
+// servedBy returns the certificate that is served at an address, after verifying it against the CA
+// bundle in the webhook configuration.
 func servedBy(t *testing.T, address string) *x509.Certificate {
 	t.Helper()
 	conn, err := tls.Dial("tcp", address, &tls.Config{RootCAs: roots(t)})
@@ -62,7 +63,7 @@ func servedBy(t *testing.T, address string) *x509.Certificate {
 	return conn.ConnectionState().PeerCertificates[0]
 }
 
-// secret is the Secret in which replicas agree.
+// secret returns the Secret that all replicas share.
 func secret(ctx context.Context) (*corev1.Secret, error) {
 	return client.CoreV1().Secrets(injectorNamespace).Get(ctx, servingSecret, metav1.GetOptions{})
 }
@@ -76,7 +77,7 @@ func certificatesIn(t *testing.T, text []byte) []*x509.Certificate {
 	return certificates
 }
 
-// creates is an error unless the API server gets an injected pod through the injector.
+// creates returns an error unless the API server creates a pod and the injector injects it.
 func creates(ctx context.Context, namespace string) error {
 	got, err := resource(objects, document(pod), namespace).Create(ctx, in(document(pod), namespace), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 	if err == nil && got.GetLabels()["keyvault.io/injected"] != "true" {
@@ -85,7 +86,8 @@ func creates(ctx context.Context, namespace string) error {
 	return err
 }
 
-// TestSelfSigned sees two replicas agree on one certificate, and everything that an operator may spoil come back.
+// TestSelfSigned runs two replicas, which must agree on one certificate, and damages in turn
+// everything that they must repair.
 func TestSelfSigned(t *testing.T) {
 	const namespace = "certificates"
 	newNamespace(t, namespace, "enabled", surroundings()...)
@@ -98,7 +100,7 @@ func TestSelfSigned(t *testing.T) {
 	leaf := certificatesIn(t, agreed.Data[corev1.TLSCertKey])[0]
 	for _, address := range []string{strings.TrimPrefix(server.URL, "https://"), r.address} {
 		if !servedBy(t, address).Equal(leaf) {
-			t.Errorf("%s serves another certificate than the Secret has", address)
+			t.Errorf("%s does not serve the certificate in the Secret", address)
 		}
 	}
 	filled := bundles(t.Context(), t)
@@ -107,7 +109,7 @@ func TestSelfSigned(t *testing.T) {
 	}
 	for i, bundle := range filled {
 		if !bytes.Equal(bundle, agreed.Data["ca.crt"]) {
-			t.Errorf("webhook %d has another CA bundle than the Secret", i)
+			t.Errorf("webhook %d has a CA bundle that differs from the Secret", i)
 		}
 	}
 
@@ -120,16 +122,17 @@ func TestSelfSigned(t *testing.T) {
 		waitFor(t, "the CA bundle", func(ctx context.Context) error {
 			for i, bundle := range bundles(ctx, t) {
 				if !bytes.Equal(bundle, filled[i]) {
-					return fmt.Errorf("webhook %d has another", i)
+					return fmt.Errorf("webhook %d has another CA bundle", i)
 				}
 			}
 			return nil
 		})
-		waitFor(t, "a pod", func(ctx context.Context) error { return creates(ctx, namespace) }) // the API server may look a moment later
+		// The API server may see the CA bundle a moment later.
+		waitFor(t, "a pod", func(ctx context.Context) error { return creates(ctx, namespace) })
 		r.waitReady(t)
 	})
 
-	t.Run("a Secret that is deleted comes back with the certificate that is served", func(t *testing.T) {
+	t.Run("a deleted Secret is recreated with the served certificate", func(t *testing.T) {
 		if err := client.CoreV1().Secrets(injectorNamespace).Delete(t.Context(), servingSecret, metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
@@ -139,7 +142,7 @@ func TestSelfSigned(t *testing.T) {
 			return err
 		})
 		if !bytes.Equal(again.Data[corev1.TLSCertKey], agreed.Data[corev1.TLSCertKey]) || len(again.Data["next.crt"]) == 0 {
-			t.Error("the Secret came back without the certificate that is served, or without the next one")
+			t.Error("the recreated Secret lacks the served certificate, or the next one")
 		}
 		waitFor(t, "the CA of the next certificate", func(ctx context.Context) error {
 			for i, bundle := range bundles(ctx, t) {
@@ -150,19 +153,19 @@ func TestSelfSigned(t *testing.T) {
 			return nil
 		})
 		if err := creates(t.Context(), namespace); err != nil {
-			t.Errorf("the API server lost the injector: %v", err)
+			t.Errorf("the API server cannot call the injector: %v", err)
 		}
 		for _, address := range []string{strings.TrimPrefix(server.URL, "https://"), r.address} {
 			if !servedBy(t, address).Equal(leaf) {
-				t.Errorf("%s serves another certificate before API servers had time to learn of it", address)
+				t.Errorf("%s serves another certificate before API servers could read the new CA bundle", address)
 			}
 		}
 		r.waitReady(t)
 	})
 }
 
-// TestFiles follows a replica whose certificate somebody else keeps in files. While the injector that repairs CA bundles is frozen,
-// the replica says of a spoiled one what it is.
+// TestFiles runs a replica with --certs=files. While the injector that repairs CA bundles is
+// stopped, the replica must report a wrong CA bundle as not ready.
 func TestFiles(t *testing.T) {
 	const namespace = "files"
 	newNamespace(t, namespace, "enabled", surroundings()...)
@@ -183,7 +186,7 @@ func TestFiles(t *testing.T) {
 		}
 		defer conn.Close()
 		if !conn.ConnectionState().PeerCertificates[0].Equal(stranger[0]) {
-			return errors.New("another is served")
+			return errors.New("another certificate is served")
 		}
 		return nil
 	})
@@ -196,7 +199,7 @@ func TestFiles(t *testing.T) {
 	write(t, dir, agreed.Data[corev1.TLSCertKey], agreed.Data[corev1.TLSPrivateKeyKey])
 	waitForProbe(t, r, "/readyz", http.StatusOK, "[+]certificate ok")
 	if !servedBy(t, r.address).Equal(certificatesIn(t, agreed.Data[corev1.TLSCertKey])[0]) {
-		t.Error("another certificate is served than the files have")
+		t.Error("the served certificate is not the one in the files")
 	}
 
 	right := bundles(t.Context(), t)[0]
@@ -204,7 +207,7 @@ func TestFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	thaw := func() error { return syscall.Kill(server.PID(), syscall.SIGCONT) }
-	defer thaw() //nolint:errcheck // where the test ends early
+	defer thaw() //nolint:errcheck // in case the test ends early
 	setBundles(t, crt)
 	waitForProbe(t, r, "/readyz", http.StatusInternalServerError, "[-]certificate failed")
 	if err := thaw(); err != nil {
@@ -212,12 +215,12 @@ func TestFiles(t *testing.T) {
 	}
 	waitForProbe(t, r, "/readyz", http.StatusOK, "[+]certificate ok")
 	if got := bundles(t.Context(), t)[0]; !bytes.Equal(got, right) {
-		t.Errorf("the CA bundle that came back is another:\n%s", got)
+		t.Errorf("the restored CA bundle differs:\n%s", got)
 	}
-	waitFor(t, "the API server to trust the injector again", func(ctx context.Context) error { return creates(ctx, namespace) })
+	waitFor(t, "the API server to call the injector again", func(ctx context.Context) error { return creates(ctx, namespace) })
 }
 
-// write replaces the files of a certificate.
+// write replaces the certificate and key files.
 func write(t *testing.T, dir string, crt, key []byte) {
 	t.Helper()
 	for name, text := range map[string][]byte{corev1.TLSCertKey: crt, corev1.TLSPrivateKeyKey: key} {

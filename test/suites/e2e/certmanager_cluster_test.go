@@ -35,10 +35,10 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
-// serviceHost is the name that the API server looks for in the serving certificate.
+// serviceHost is the DNS name that the API server verifies in the serving certificate.
 const serviceHost = configuration + "." + injectorNamespace + ".svc"
 
-// guarded is a namespace of a secured cluster whose pods may ask.
+// guarded is an injected namespace of a secured cluster.
 const guarded = "guarded"
 
 var (
@@ -47,17 +47,18 @@ var (
 	issuers             = certificates.GroupVersion().WithResource("issuers")
 )
 
-// securedCluster is a cluster of its own for a test of certificates. Its API server calls the injector by the Service, and so
-// holds the certificate to the Service's name.
+// securedCluster is a cluster for a test of certificates. Its API server calls the injector by the
+// Service's name, and so verifies that name in the certificate.
 type securedCluster struct {
 	*ownCluster
 	balancer   *balancer
 	kubeconfig string                       // the injector's
-	chain      []*unstructured.Unstructured // what the chart renders of cert-manager's kinds
+	chain      []*unstructured.Unstructured // cert-manager objects of the chart
 }
 
-// startSecuredCluster starts a cluster with what the chart renders for some values, but its Deployment, whose place processes take,
-// and cert-manager's objects, whose kinds are not there yet.
+// startSecuredCluster starts a cluster with the objects that the chart renders for values. It
+// leaves out the Deployment, which processes replace, and cert-manager's objects, whose CRDs do not
+// exist yet.
 func startSecuredCluster(t *testing.T, values map[string]any, options controlplane.Options) *securedCluster {
 	t.Helper()
 	options.Binaries, options.TempDir, options.BeforeControllers = plane.Binaries, t.TempDir(), controlplane.InstallCRDs
@@ -79,7 +80,7 @@ func startSecuredCluster(t *testing.T, values map[string]any, options controlpla
 	if c.objects, err = dynamic.NewForConfig(quiet); err != nil {
 		t.Fatal(err)
 	}
-	// On a machine that is busy with other things a late answer is no lost one.
+	// On a busy machine a late answer must not count as a failure.
 	if err := errors.Join(
 		unstructured.SetNestedField(values, int64(30), "webhook", "timeoutSeconds"),
 		unstructured.SetNestedField(values, c.balancer.port(), "service", "port"),
@@ -118,7 +119,8 @@ func (c *securedCluster) install(t *testing.T, list ...*unstructured.Unstructure
 	}
 }
 
-// writeKubeconfig writes a kubeconfig with the rights of the injector's ServiceAccount, and returns the file.
+// writeKubeconfig writes a kubeconfig with the rights of the injector's ServiceAccount, and returns
+// its path.
 func (c *securedCluster) writeKubeconfig(t *testing.T) string {
 	t.Helper()
 	token, err := c.Kubectl(t.Context(), "create", "token", configuration, "--namespace", injectorNamespace, "--duration=24h").Output()
@@ -139,13 +141,14 @@ func (c *securedCluster) writeKubeconfig(t *testing.T) string {
 	return file
 }
 
-// serving is an injector behind the balancer.
+// serving is an injector that the balancer sends connections to.
 type serving struct {
 	*replica
 	log string
 }
 
-// startReplica starts an injector behind the balancer that ends with the test. It need not be ready.
+// startReplica starts an injector that the balancer sends connections to, and stops it when the
+// test ends. It does not wait until the injector is ready.
 func (c *securedCluster) startReplica(t *testing.T, args ...string) *serving {
 	t.Helper()
 	addresses, err := process.FreeAddresses(3)
@@ -178,7 +181,7 @@ func (c *securedCluster) startReplica(t *testing.T, args ...string) *serving {
 	return r
 }
 
-// serial is the serial number of the certificate that is served at an address now.
+// serial returns the serial number of the certificate that is served at an address.
 func serial(t *testing.T, address string) string {
 	t.Helper()
 	number, err := servedSerial(address)
@@ -189,7 +192,8 @@ func serial(t *testing.T, address string) string {
 }
 
 func servedSerial(address string) (string, error) {
-	conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true}) // what is served is asked, not whether to trust it
+	// Reads the certificate only, does not verify it.
+	conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true})
 	if err != nil {
 		return "", err
 	}
@@ -197,7 +201,8 @@ func servedSerial(address string) (string, error) {
 	return conn.ConnectionState().PeerCertificates[0].SerialNumber.Text(16), nil
 }
 
-// waitForStanding waits until the last line in which the log tells how the certificate stands has a message and these reasons.
+// waitForStanding waits until the last line of the log about the state of the certificate has the
+// message and the reasons.
 func (r *serving) waitForStanding(t *testing.T, message string, reasons ...string) {
 	t.Helper()
 	waitFor(t, "the log to say "+message, func(context.Context) error {
@@ -214,13 +219,13 @@ func (r *serving) waitForStanding(t *testing.T, message string, reasons ...strin
 		}
 		missing := func(reason string) bool { return !strings.Contains(last.Reason, reason) }
 		if last.Msg != message || slices.ContainsFunc(reasons, missing) {
-			return fmt.Errorf("it says %s: %s", last.Msg, last.Reason)
+			return fmt.Errorf("the last line is %s: %s", last.Msg, last.Reason)
 		}
 		return nil
 	})
 }
 
-// creates is an error unless the API server gets an injected pod through the injector.
+// creates returns an error unless the API server creates a pod and the injector injects it.
 func (c *securedCluster) creates(ctx context.Context) error {
 	asked := in(document(pod), guarded)
 	asked.SetName("")
@@ -232,14 +237,15 @@ func (c *securedCluster) creates(ctx context.Context) error {
 	return err
 }
 
-// certManager is cert-manager's program. A first build takes minutes.
+// certManager builds cert-manager's controller program. The first build takes minutes.
 var certManager = sync.OnceValues(func() (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	defer cancel()
 	return certmanager.Build(ctx)
 })
 
-// startCertManager starts cert-manager without some of its controllers. It ends with the test, if it has not before.
+// startCertManager starts cert-manager without some of its controllers. It stops when stop is
+// called or the test ends.
 func (c *securedCluster) startCertManager(t *testing.T, without ...string) (stop func()) {
 	t.Helper()
 	program, err := certManager()
@@ -272,7 +278,7 @@ func (c *securedCluster) setCondition(t *testing.T, resource schema.GroupVersion
 		if err != nil {
 			return err
 		}
-		conditions = slices.DeleteFunc(conditions, func(c any) bool { return c.(map[string]any)["type"] == kind }) //nolint:forcetypeassert // of the CRD
+		conditions = slices.DeleteFunc(conditions, func(c any) bool { return c.(map[string]any)["type"] == kind }) //nolint:forcetypeassert // the CRD defines it so
 		conditions = append(conditions, map[string]any{
 			"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": time.Now().UTC().Format(time.RFC3339),
 		})
@@ -286,13 +292,13 @@ func (c *securedCluster) setCondition(t *testing.T, resource schema.GroupVersion
 	}
 }
 
-// renew asks for a new certificate as `cmctl renew` does.
+// renew requests a new certificate as `cmctl renew` does.
 func (c *securedCluster) renew(t *testing.T, certificate string) {
 	t.Helper()
 	c.setCondition(t, certificates, certificate, "Issuing", "ManuallyTriggered", "Certificate re-issuance manually triggered")
 }
 
-// renewed asks for a new certificate, and returns when the Secret has it.
+// renewed requests a new certificate, and returns when the Secret has it.
 func (c *securedCluster) renewed(t *testing.T, certificate, secret string) {
 	t.Helper()
 	before, err := c.issued(t.Context(), secret)
@@ -303,13 +309,13 @@ func (c *securedCluster) renewed(t *testing.T, certificate, secret string) {
 	waitFor(t, "the renewed certificate", func(ctx context.Context) error {
 		after, err := c.issued(ctx, secret)
 		if err == nil && bytes.Equal(before, after) {
-			err = errors.New("the Secret has the one before")
+			err = errors.New("the Secret still has the previous certificate")
 		}
 		return err
 	})
 }
 
-// issued is the certificate that a Secret has.
+// issued returns the certificate in a Secret.
 func (c *securedCluster) issued(ctx context.Context, secret string) ([]byte, error) {
 	got, err := c.client.CoreV1().Secrets(injectorNamespace).Get(ctx, secret, metav1.GetOptions{})
 	if err != nil {
@@ -318,7 +324,7 @@ func (c *securedCluster) issued(ctx context.Context, secret string) ([]byte, err
 	return got.Data[corev1.TLSCertKey], nil
 }
 
-// balancer stands where a Service and kube-proxy do: each connection goes to the next replica.
+// balancer replaces the Service and kube-proxy: each connection goes to the next replica.
 type balancer struct {
 	listener net.Listener
 
@@ -342,13 +348,13 @@ func startBalancer(t *testing.T) *balancer {
 			if err != nil {
 				return
 			}
-			go b.pass(conn.(*net.TCPConn)) //nolint:forcetypeassert // it listens by TCP
+			go b.pass(conn.(*net.TCPConn)) //nolint:forcetypeassert // the listener is TCP
 		}
 	}()
 	return b
 }
 
-func (b *balancer) port() int64 { return int64(b.listener.Addr().(*net.TCPAddr).Port) } //nolint:forcetypeassert // it listens by TCP
+func (b *balancer) port() int64 { return int64(b.listener.Addr().(*net.TCPAddr).Port) } //nolint:forcetypeassert // the listener is TCP
 
 func (b *balancer) add(replica string) {
 	b.mu.Lock()
@@ -397,13 +403,14 @@ func (b *balancer) pass(front *net.TCPConn) {
 	_, _ = io.Copy(back, front)
 }
 
-// renew ends all connections, so that the next requests begin with handshakes, and loses none: it returns when the API server has
-// seen the end of each. There must be no request on its way.
+// renew closes all connections gracefully, so that the next requests start with handshakes, and
+// returns when the API server has closed its ends. No request may be in flight.
 func (b *balancer) renew(ctx context.Context) error {
 	return process.Until(ctx, func(context.Context) error {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		for conn := range b.open { // some come late: a request may be done before the connection that was begun for it
+		// Some appear later: a request may finish before the connection that was opened for it.
+		for conn := range b.open {
 			_ = conn.CloseWrite()
 		}
 		if n := len(b.open); n > 0 {
@@ -419,14 +426,14 @@ func (b *balancer) opened() int {
 	return b.connections
 }
 
-// load creates pods in waves, each of which meets the injector by new connections: those that are kept would go on with the
-// certificate that they began with.
+// load creates pods in waves. Each wave reaches the injector over new connections, since open
+// connections keep the certificate that they started with.
 type load struct {
 	cluster *securedCluster
 	before  int // connections
 	stop    func()
 
-	bundles []bundle // that were seen in the webhook configurations, by their time
+	bundles []bundle // seen in the webhook configurations, by time
 
 	mu                     sync.Mutex
 	waves, created, failed int
@@ -434,19 +441,20 @@ type load struct {
 	errors                 map[string]int
 }
 
-// A bundle is what API servers were told to trust from a time on.
+// bundle is the CA bundle that API servers use from a time on.
 type bundle struct {
 	since time.Time
 	pem   []byte
 }
 
-// lag is by how much another API server of the cluster may learn later of a CA bundle than ours, which takes milliseconds.
+// lag is how much later another API server of the cluster may read a new CA bundle. The one under
+// test needs milliseconds.
 const lag = time.Second
 
-// wave is how many pods are created at a time.
+// wave is how many pods are created at the same time.
 const wave = 8
 
-// startLoad creates pods until the test or the load is stopped.
+// startLoad creates pods until the load is stopped or the test ends.
 func (c *securedCluster) startLoad(t *testing.T) *load {
 	t.Helper()
 	ctx, stopping, ended := t.Context(), make(chan struct{}), make(chan struct{})
@@ -496,7 +504,8 @@ func (l *load) wave(ctx context.Context) {
 	l.waves++
 }
 
-// handshake counts the replicas that an API server which learns late would not trust.
+// handshake connects to each replica and counts the certificates that an API server would reject
+// that reads the CA bundle late.
 func (l *load) handshake(ctx context.Context) error {
 	now := time.Now()
 	pem, err := l.cluster.bundles(ctx)
@@ -529,7 +538,7 @@ func (l *load) handshake(ctx context.Context) error {
 	return nil
 }
 
-// meet returns when a whole wave has come and gone.
+// meet waits until a complete wave has finished.
 func (l *load) meet(t *testing.T) {
 	t.Helper()
 	l.mu.Lock()
@@ -538,22 +547,22 @@ func (l *load) meet(t *testing.T) {
 	waitFor(t, "a wave of pods", func(context.Context) error {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		if l.waves < begun+2 { // the first was on its way
+		if l.waves < begun+2 { // the first may have started earlier
 			return fmt.Errorf("%d waves", l.waves)
 		}
 		return nil
 	})
 }
 
-// failures is how many creations have failed until now.
+// failures returns how many creations have failed so far.
 func (l *load) failures() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.failed
 }
 
-// String tells the figures of a load that was stopped.
+// String returns the figures of a load that was stopped.
 func (l *load) String() string {
-	return fmt.Sprintf("%d pods created in %d waves by %d connections, %d failed; %d handshakes of an API server that learns %s late, %d failed",
+	return fmt.Sprintf("%d pods created in %d waves by %d connections, %d failed; %d handshakes with a CA bundle that is %s old, %d failed",
 		l.created, l.waves, l.cluster.balancer.opened()-l.before, l.failed, l.handshakes, lag, l.late)
 }

@@ -21,21 +21,21 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/controlplane"
 )
 
-// Names that are shipped for cert-manager.
+// Names of the shipped cert-manager objects.
 const (
 	certificateName = "akv-injector"
 	tlsSecret       = "akv-injector-tls"
 	caSecret        = "akv-injector-ca"
 )
 
-// Messages in which the log tells how the certificate stands.
+// Messages of the injector's log about the state of the certificate.
 const (
 	standsReady   = "certificate ready"
 	standsWaiting = "certificate ready, its successor is not"
 	standsUnready = "certificate not ready"
 )
 
-// otherIssuer is an authority beside the shipped one.
+// otherIssuer is an Issuer with another CA, besides the shipped one.
 const otherIssuer = `
 apiVersion: cert-manager.io/v1
 kind: Certificate
@@ -53,31 +53,31 @@ metadata: {name: other, namespace: akv-injector-system}
 spec: {ca: {secretName: other-ca}}
 `
 
-// TestCertManager follows an injector from an empty cluster through what cert-manager, and who administers it, may do. The
-// controllers are cert-manager's own. One replica lives through all of it.
+// TestCertManager runs one replica from an empty cluster through the states of cert-manager and the
+// actions of its administrators. The controllers are those of cert-manager.
 func TestCertManager(t *testing.T) {
 	t.Parallel()
 	c := startSecuredCluster(t, map[string]any{}, controlplane.Options{}) // cert-manager is the default
 	r := c.startReplica(t, "--certs=cert-manager")
 	waitForProbe(t, r.replica, "/healthz", http.StatusOK)
-	whole := t // what outlives a step
-	// Each goes on where the one before has ended.
+	whole := t // for what outlives a subtest
+	// Each step starts where the previous one ended.
 	passed := true
 
 	passed = passed && t.Run("cert-manager is not installed", func(t *testing.T) {
 		r.waitForStanding(t, standsUnready, "cert-manager is not installed")
 		waitForProbe(t, r.replica, "/readyz", http.StatusInternalServerError, "[-]certificate failed", "[+]cluster ok")
 		if err := c.creates(t.Context()); !apierrors.IsInternalError(err) {
-			t.Errorf("the API server answers %v, want a failure of the webhook", err)
+			t.Errorf("the API server answers %v, want a webhook failure", err)
 		}
 	})
-	passed = passed && t.Run("its kinds are there, the Certificate is not", func(t *testing.T) {
+	passed = passed && t.Run("the CRDs exist, the Certificate does not", func(t *testing.T) {
 		if err := certmanager.InstallCRDs(t.Context(), c.ControlPlane); err != nil {
 			t.Fatal(err)
 		}
 		r.waitForStanding(t, standsUnready, "Certificate akv-injector-system/akv-injector does not exist")
 	})
-	passed = passed && t.Run("the Certificate is there, its Issuer is not", func(t *testing.T) {
+	passed = passed && t.Run("the Certificate exists, its Issuer does not", func(t *testing.T) {
 		for _, object := range c.chain {
 			if object.GetKind() == "Certificate" {
 				c.install(t, object)
@@ -89,14 +89,14 @@ func TestCertManager(t *testing.T) {
 		c.install(t, c.chain...)
 		r.waitForStanding(t, standsUnready, "Issuer akv-injector-system/akv-injector has no condition Ready")
 	})
-	passed = passed && t.Run("controllers run, nobody approves", func(t *testing.T) {
+	passed = passed && t.Run("controllers run without the approver", func(t *testing.T) {
 		stop := c.startCertManager(t, certmanager.Approver)
 		defer stop()
-		// The Issuer's own words.
+		// The message of the Issuer's own condition.
 		r.waitForStanding(t, standsUnready, "Issuer akv-injector-system/akv-injector is not ready: ", `"akv-injector-ca" not found`)
 	})
 	stop := c.startCertManager(t)
-	passed = passed && t.Run("cert-manager is whole", func(t *testing.T) {
+	passed = passed && t.Run("all controllers run", func(t *testing.T) {
 		begin := time.Now()
 		r.waitForStanding(t, standsReady)
 		t.Logf("ready %s after cert-manager started", time.Since(begin).Round(time.Millisecond))
@@ -114,7 +114,7 @@ func TestCertManager(t *testing.T) {
 				return err
 			}
 			if len(pods.Items) == 0 {
-				return errors.New("there is none")
+				return errors.New("no pod yet")
 			}
 			return injected(&pods.Items[0])
 		})
@@ -122,7 +122,7 @@ func TestCertManager(t *testing.T) {
 	passed = passed && t.Run("the certificate is the one that cert-manager issued for the Service", func(t *testing.T) { c.verify(t, r) })
 
 	passed = passed && t.Run("a renewed certificate is served within a second", func(t *testing.T) {
-		for _, measured := range []bool{false, true} { // the first may have to wait, since the CA bundle was written a moment ago
+		for _, measured := range []bool{false, true} { // the first one may wait, since the CA bundle was just written
 			before := serial(t, r.address)
 			c.renewed(t, certificateName, tlsSecret)
 			begin := time.Now()
@@ -130,37 +130,37 @@ func TestCertManager(t *testing.T) {
 			took := time.Since(begin)
 			t.Logf("served %s after it was seen in the Secret", took.Round(time.Millisecond))
 			if measured && took > time.Second {
-				t.Errorf("the renewed certificate is served after %s, want a second", took)
+				t.Errorf("the renewed certificate is served after %s, want at most a second", took)
 			}
 			c.works(t, r)
 		}
 	})
-	passed = passed && t.Run("a deleted Secret is made again, and the certificate of the new one is served", func(t *testing.T) {
+	passed = passed && t.Run("a deleted Secret is recreated, and its certificate is served", func(t *testing.T) {
 		before := serial(t, r.address)
 		c.deleteSecret(t, tlsSecret)
 		waitForAnother(t, before, r)
 		c.works(t, r)
 	})
-	passed = passed && t.Run("another Issuer takes over", func(t *testing.T) {
+	passed = passed && t.Run("the Certificate gets another Issuer", func(t *testing.T) {
 		c.install(t, documents(otherIssuer)...)
 		before := serial(t, r.address)
 		c.setIssuer(t, "other")
 		waitForAnother(t, before, r)
 		c.works(t, r)
 	})
-	passed = passed && t.Run("a deleted Issuer leaves what is served as it is", func(t *testing.T) {
+	passed = passed && t.Run("a deleted Issuer does not change the served certificate", func(t *testing.T) {
 		before := serial(t, r.address)
 		if err := c.objects.Resource(issuers).Namespace(injectorNamespace).Delete(t.Context(), "other", metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		c.works(t, r)
-		// A replica that starts then finds the Secret.
+		// A replica that starts now reads the Secret.
 		c.startReplica(t, "--certs=cert-manager").waitReady(t)
 		c.deleteSecret(t, tlsSecret)
 		r.waitForStanding(t, standsWaiting, "Secret akv-injector-system/akv-injector-tls does not exist", "Issuer akv-injector-system/other does not exist")
 		c.works(t, r)
 		if got := serial(t, r.address); got != before {
-			t.Errorf("%s is served, want %s still", got, before)
+			t.Errorf("serves %s, want %s as before", got, before)
 		}
 		c.install(t, documents(otherIssuer)...)
 		waitForAnother(t, before, r)
@@ -170,7 +170,7 @@ func TestCertManager(t *testing.T) {
 		empty   *serving
 		request string
 	)
-	passed = passed && t.Run("a denied request is named in the words of who denied it", func(t *testing.T) {
+	passed = passed && t.Run("a denied request is logged with the approver's message", func(t *testing.T) {
 		stop()
 		stop = c.startCertManager(whole, certmanager.Approver)
 		c.deleteSecret(t, tlsSecret)
@@ -188,11 +188,11 @@ func TestCertManager(t *testing.T) {
 		waitForProbe(t, empty.replica, "/readyz", http.StatusInternalServerError, "[-]certificate failed")
 		waitForProbe(t, r.replica, "/readyz", http.StatusOK)
 	})
-	passed = passed && t.Run("who denied changes his mind", func(t *testing.T) {
+	passed = passed && t.Run("the denied request is deleted, and the next one approved", func(t *testing.T) {
 		stop()
 		stop = c.startCertManager(whole)
 		before := serial(t, r.address)
-		// As long as it is there, cert-manager may hold a renewal to the denied request.
+		// While the denied request exists, cert-manager may not issue a new one.
 		if err := c.objects.Resource(certificateRequests).Namespace(injectorNamespace).Delete(t.Context(), request, metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
@@ -201,7 +201,7 @@ func TestCertManager(t *testing.T) {
 		c.works(t, r)
 		c.works(t, empty)
 	})
-	passed = passed && t.Run("a deleted Certificate leaves what is served as it is", func(t *testing.T) {
+	passed = passed && t.Run("a deleted Certificate does not change the served certificate", func(t *testing.T) {
 		before := serial(t, r.address)
 		trusted, err := c.bundles(t.Context())
 		if err != nil {
@@ -215,10 +215,10 @@ func TestCertManager(t *testing.T) {
 		r.waitForStanding(t, standsWaiting, "Certificate akv-injector-system/akv-injector does not exist")
 		c.works(t, r)
 		if got := serial(t, r.address); got != before {
-			t.Errorf("%s is served, want %s still", got, before)
+			t.Errorf("serves %s, want %s as before", got, before)
 		}
 		if now, err := c.bundles(t.Context()); err != nil || !bytes.Equal(trusted, now) {
-			t.Errorf("the CA bundle has changed with the Certificate's end, or can't be read: %v", err)
+			t.Errorf("the CA bundle changed when the Certificate was deleted, or can't be read: %v", err)
 		}
 	})
 	_ = passed && t.Run("the chart is applied again", func(t *testing.T) {
@@ -229,7 +229,8 @@ func TestCertManager(t *testing.T) {
 	})
 }
 
-// verify holds what a replica serves against what is in the Secret and what API servers trust.
+// verify compares what a replica serves with the Secret and with the CA bundle of the webhook
+// configurations.
 func (c *securedCluster) verify(t *testing.T, r *serving) {
 	t.Helper()
 	text, err := c.issued(t.Context(), tlsSecret)
@@ -256,7 +257,8 @@ func (c *securedCluster) verify(t *testing.T, r *serving) {
 	}
 }
 
-// works waits until the certificate of a replica is ready and a pod is injected, by a new connection.
+// works waits until the certificate of a replica is ready and the injector injects a pod over a new
+// connection.
 func (c *securedCluster) works(t *testing.T, r *serving) {
 	t.Helper()
 	waitForProbe(t, r.replica, "/readyz", http.StatusOK, "[+]certificate ok")
@@ -266,7 +268,7 @@ func (c *securedCluster) works(t *testing.T, r *serving) {
 	waitFor(t, "a pod", c.creates)
 }
 
-// waitForAnother waits until all replicas serve one certificate, and not the one before.
+// waitForAnother waits until all replicas serve the same certificate, which is not the one before.
 func waitForAnother(t *testing.T, before string, replicas ...*serving) {
 	t.Helper()
 	waitFor(t, "another certificate", func(context.Context) error {
@@ -277,7 +279,7 @@ func waitForAnother(t *testing.T, before string, replicas ...*serving) {
 			case err != nil:
 				return err
 			case got == before:
-				return fmt.Errorf("%s serves the one before", r.address)
+				return fmt.Errorf("%s still serves the previous certificate", r.address)
 			case want != "" && got != want:
 				return fmt.Errorf("replicas serve %s and %s", got, want)
 			}
@@ -287,7 +289,7 @@ func waitForAnother(t *testing.T, before string, replicas ...*serving) {
 	})
 }
 
-// bundles are the CA bundles of all webhooks, one after the other.
+// bundles returns the CA bundles of all webhooks, concatenated.
 func (c *securedCluster) bundles(ctx context.Context) ([]byte, error) {
 	mutating, err := c.client.AdmissionregistrationV1().MutatingWebhookConfigurations().Get(ctx, configuration, metav1.GetOptions{})
 	if err != nil {
@@ -314,7 +316,7 @@ func (c *securedCluster) deleteSecret(t *testing.T, name string) {
 	}
 }
 
-// setIssuer has another Issuer issue the Certificate.
+// setIssuer changes the Issuer of the Certificate.
 func (c *securedCluster) setIssuer(t *testing.T, name string) {
 	t.Helper()
 	patch := []byte(`{"spec":{"issuerRef":{"name":"` + name + `"}}}`)
@@ -324,7 +326,8 @@ func (c *securedCluster) setIssuer(t *testing.T, name string) {
 	}
 }
 
-// pending waits until the Certificate has a request that nobody has approved, and returns its name.
+// pending waits until the Certificate has a request without an approval or denial, and returns its
+// name.
 func (c *securedCluster) pending(t *testing.T) (name string) {
 	t.Helper()
 	waitFor(t, "a request", func(ctx context.Context) error {
@@ -342,7 +345,7 @@ func (c *securedCluster) pending(t *testing.T) (name string) {
 				return nil
 			}
 		}
-		return errors.New("there is none")
+		return errors.New("no pending request yet")
 	})
 	return name
 }

@@ -27,8 +27,8 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/injector"
 )
 
-// ownCluster is a cluster for one test, whose troubles nobody else shares: without the driver's CRDs at first, without controllers, and with
-// one injector that counts alone.
+// ownCluster is a cluster for one test. It starts without the driver's CRDs and without
+// controllers, and has one injector, so that its metrics count all.
 type ownCluster struct {
 	*controlplane.ControlPlane
 	injector *injector.Injector
@@ -36,8 +36,9 @@ type ownCluster struct {
 	objects  dynamic.Interface
 }
 
-// startCluster starts a cluster in whose namespace default one line asks for a secret. The injector is told the tenant. Arguments are added to those
-// of the API server, and to those of the injector.
+// startCluster starts a cluster in whose namespace default pods request a secret by one annotation.
+// The injector gets the tenant by flag. apiServerArgs and args are added to the arguments of the
+// API server and of the injector.
 func startCluster(t *testing.T, apiServerArgs []string, args ...string) *ownCluster {
 	t.Helper()
 	var c ownCluster
@@ -97,7 +98,8 @@ func (c *ownCluster) apply(t *testing.T, list ...*unstructured.Unstructured) {
 	}
 }
 
-// newPod makes a pod that asks for a secret of its own name, and returns the name of its class.
+// newPod creates a pod that requests a secret named like the pod, and returns the name of its
+// class.
 func (c *ownCluster) newPod(t *testing.T, name string) string {
 	t.Helper()
 	c.apply(t, asking(pod, name, name))
@@ -108,13 +110,13 @@ func (c *ownCluster) newPod(t *testing.T, name string) string {
 	return mounted(t, pod)[0]
 }
 
-// waitForClass waits until a class is there, and returns it.
+// waitForClass waits until a class exists, and returns it.
 func (c *ownCluster) waitForClass(t *testing.T, name string) *unstructured.Unstructured {
 	t.Helper()
 	return waitForClass(t, c.objects, metav1.NamespaceDefault, name, nil)
 }
 
-// counted are the classes that were counted, by result.
+// counted returns the metric of classes, by result.
 func (c *ownCluster) counted(ctx context.Context) (map[string]int, error) {
 	_, body, err := get(ctx, c.injector.Metrics)
 	if err != nil {
@@ -134,7 +136,8 @@ func (c *ownCluster) counted(ctx context.Context) (map[string]int, error) {
 	return counts, nil
 }
 
-// TestClassesThroughTrouble begins without the driver, and then takes from the injector, one by one, what it needs. Nobody restarts it.
+// TestClassesThroughTrouble starts without the driver, and then removes, one by one, what the
+// injector needs. The injector must recover without a restart.
 func TestClassesThroughTrouble(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, nil)
@@ -151,13 +154,13 @@ func TestClassesThroughTrouble(t *testing.T) {
 		}
 		begin := time.Now()
 		class := c.waitForClass(t, name)
-		t.Logf("made %s after the driver was installed", time.Since(begin).Round(time.Millisecond))
+		t.Logf("created %s after the driver was installed", time.Since(begin).Round(time.Millisecond))
 		if tenant, _, _ := unstructured.NestedString(class.Object, "spec", "parameters", "tenantID"); tenant != "00000000-0000-4000-8000-000000000001" {
-			t.Errorf("the class is of tenant %q, want that of the injector's flag", tenant)
+			t.Errorf("the class has tenant %q, want that of the injector's flag", tenant)
 		}
 	})
 
-	t.Run("the injector has lost its rights", func(t *testing.T) {
+	t.Run("the injector loses its rights", func(t *testing.T) {
 		roles := c.client.RbacV1().ClusterRoles()
 		role, err := roles.Get(t.Context(), "akv-injector", metav1.GetOptions{})
 		if err != nil {
@@ -169,7 +172,7 @@ func TestClassesThroughTrouble(t *testing.T) {
 		c.setRules(t, role.Rules)
 		begin := time.Now()
 		c.waitForClass(t, name)
-		t.Logf("made %s after the rights were given back", time.Since(begin).Round(time.Millisecond))
+		t.Logf("created %s after the rights were restored", time.Since(begin).Round(time.Millisecond))
 	})
 
 	t.Run("the API server restarts", func(t *testing.T) {
@@ -184,7 +187,7 @@ func TestClassesThroughTrouble(t *testing.T) {
 			t.Error("the class was not deleted")
 		}
 		c.waitForClass(t, c.newPod(t, "after"))
-		t.Logf("both made %s after the API server was ready", time.Since(begin).Round(time.Millisecond))
+		t.Logf("both created %s after the API server was ready", time.Since(begin).Round(time.Millisecond))
 	})
 
 	t.Run("the driver is removed and installed again", func(t *testing.T) {
@@ -196,13 +199,13 @@ func TestClassesThroughTrouble(t *testing.T) {
 		if err := definitions.CustomResourceDefinitions().Delete(t.Context(), definition, metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		waitFor(t, "the CRD to go", func(ctx context.Context) error {
+		waitFor(t, "the CRD to be deleted", func(ctx context.Context) error {
 			_, err := definitions.CustomResourceDefinitions().Get(ctx, definition, metav1.GetOptions{})
 			switch {
 			case apierrors.IsNotFound(err):
 				return nil
 			case err == nil:
-				return errors.New("it is there")
+				return errors.New("it still exists")
 			}
 			return err
 		})
@@ -213,17 +216,18 @@ func TestClassesThroughTrouble(t *testing.T) {
 		for _, pod := range pods.Items {
 			c.waitForClass(t, mounted(t, &pod)[0])
 		}
-		t.Logf("%d made %s after the driver was installed again", len(pods.Items), time.Since(begin).Round(time.Millisecond))
+		t.Logf("%d created %s after the driver was installed again", len(pods.Items), time.Since(begin).Round(time.Millisecond))
 	})
 
 	select {
 	case <-c.injector.Done():
-		t.Error("the injector has ended")
+		t.Error("the injector exited")
 	default:
 	}
 }
 
-// setRules replaces the rules of the injector's ClusterRole on classes, which may be nil for reading alone, and returns when they hold.
+// setRules replaces the rules of the injector's ClusterRole on classes, and waits until they take
+// effect. With nil rules the injector can only read classes.
 func (c *ownCluster) setRules(t *testing.T, rules []rbacv1.PolicyRule) {
 	t.Helper()
 	roles := c.client.RbacV1().ClusterRoles()
@@ -250,7 +254,7 @@ func (c *ownCluster) setRules(t *testing.T, rules []rbacv1.PolicyRule) {
 			Namespace: metav1.NamespaceDefault, Verb: "create", Group: managed.Resource.Group, Resource: managed.Resource.Resource,
 		},
 	}}
-	waitFor(t, "the rules to hold", func(ctx context.Context) error {
+	waitFor(t, "the rules to take effect", func(ctx context.Context) error {
 		answer, err := c.client.AuthorizationV1().SubjectAccessReviews().Create(ctx, question, metav1.CreateOptions{})
 		if err == nil && answer.Status.Allowed != allowed {
 			err = fmt.Errorf("allowed is %t", answer.Status.Allowed)
@@ -259,7 +263,7 @@ func (c *ownCluster) setRules(t *testing.T, rules []rbacv1.PolicyRule) {
 	})
 }
 
-// TestClassMetrics counts what an injector says of its classes when each thing happens once.
+// TestClassMetrics checks the metric of classes while each result occurs once.
 func TestClassMetrics(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, nil)
@@ -267,12 +271,12 @@ func TestClassMetrics(t *testing.T) {
 	count := func(result string) {
 		t.Helper()
 		want[result]++
-		waitFor(t, "a class that is "+result, func(ctx context.Context) error {
+		waitFor(t, "the result "+result, func(ctx context.Context) error {
 			got, err := c.counted(ctx)
 			if err != nil {
 				return err
 			}
-			for _, again := range []string{"taken", "outdated", "failed"} { // which is tried, and counted, until it succeeds
+			for _, again := range []string{"taken", "outdated", "failed"} { // retried and counted until they succeed
 				if want[again] > 0 {
 					want[again] = max(want[again], got[again])
 				}
@@ -301,7 +305,7 @@ func TestClassMetrics(t *testing.T) {
 	count("owned")
 	patch(name, `{"spec":{"parameters":{"clientID":"x"}}}`)
 	count("restored")
-	patch(name, `{"metadata":{"labels":{"color":"blue"}}}`) // no business of ours
+	patch(name, `{"metadata":{"labels":{"color":"blue"}}}`) // ignored by the injector
 
 	theirs := classFor(t.Context(), t, c.objects, metav1.NamespaceDefault, "taken")
 	c.apply(t, document(strings.Replace(class, "key-vault-secret}", theirs+"}", 1)))

@@ -26,19 +26,19 @@ import (
 // patchClass changes a class as a user would.
 func patchClass(t *testing.T, namespace, name string, kind types.PatchType, patch string) {
 	t.Helper()
-	_, err := objects.Resource(managed.Resource).Namespace(namespace).Patch(t.Context(), name, kind, []byte(patch), metav1.PatchOptions{FieldManager: "somebody"})
+	_, err := objects.Resource(managed.Resource).Namespace(namespace).Patch(t.Context(), name, kind, []byte(patch), metav1.PatchOptions{FieldManager: "another-manager"})
 	if err != nil {
 		t.Fatal(err)
 	}
 }
 
-// podsOf waits until as many pods there are of an application, and returns them.
+// podsOf waits until an application has n pods, and returns them.
 func podsOf(t *testing.T, namespace, app string, n int) []corev1.Pod {
 	t.Helper()
 	return waitForPods(t, namespace, n, func(pod *corev1.Pod) bool { return pod.Labels["app"] == app })
 }
 
-// TestClassIsShared sees two Deployments own one class, and the class go with the second of them.
+// TestClassIsShared checks that a class of two Deployments is deleted with the second of them.
 func TestClassIsShared(t *testing.T) {
 	t.Parallel()
 	const namespace = "class-shared"
@@ -62,7 +62,7 @@ func TestClassIsShared(t *testing.T) {
 	podsOf(t, namespace, "first", 0)
 	after := waitUntilKept(t, pods[1], owners[1])
 	if before.GetUID() != after.GetUID() {
-		t.Error("the class is another since the first Deployment is gone")
+		t.Error("the class was recreated after the first Deployment was deleted")
 	}
 	if err := client.AppsV1().Deployments(namespace).Delete(t.Context(), "second", background); err != nil {
 		t.Fatal(err)
@@ -70,8 +70,8 @@ func TestClassIsShared(t *testing.T) {
 	waitUntilGone(t, namespace, before.GetName())
 }
 
-// TestClassOverRollouts rolls a Deployment out to a new request and back, and scales it to zero and back: as long as one of its
-// ReplicaSets may want the class again, it stays.
+// TestClassOverRollouts rolls out a new request and the old one again, and scales a Deployment to
+// zero and back. A class stays as long as a ReplicaSet of the Deployment refers to it.
 func TestClassOverRollouts(t *testing.T) {
 	t.Parallel()
 	const namespace = "class-over-rollouts"
@@ -88,11 +88,11 @@ func TestClassOverRollouts(t *testing.T) {
 	first := waitUntilKept(t, pod, owner)
 	pod, owner = rollOut("DB_PASSWORD=db-password@6a1f0c6a1f0c6a1f0c6a1f0c6a1f0c6a")
 	if second := waitUntilKept(t, pod, owner); second.GetName() == first.GetName() {
-		t.Error("another request has the same class")
+		t.Error("a different request has the same class")
 	}
 	pod, owner = rollOut("DB_PASSWORD=db-password")
 	if again := waitUntilKept(t, pod, owner); again.GetUID() != first.GetUID() || again.GetResourceVersion() != first.GetResourceVersion() {
-		t.Errorf("the class is another after the rollback, or was written:\n%v\n%v", first, again)
+		t.Errorf("the class was recreated or changed by the rollback:\n%v\n%v", first, again)
 	}
 
 	for _, replicas := range []int{0, 1} {
@@ -103,11 +103,12 @@ func TestClassOverRollouts(t *testing.T) {
 		podsOf(t, namespace, "app", replicas)
 	}
 	if again := waitUntilKept(t, &podsOf(t, namespace, "app", 1)[0], owner); again.GetUID() != first.GetUID() {
-		t.Error("the class is another after scaling to zero and back")
+		t.Error("the class was recreated after scaling to zero and back")
 	}
 }
 
-// TestClassGoesForGood deletes a Deployment, and then counts what becomes of its class until another, which was deleted later, is back.
+// TestClassGoesForGood deletes a Deployment, and checks that its class stays deleted. It waits for
+// another class that was deleted later and is recreated.
 func TestClassGoesForGood(t *testing.T) {
 	t.Parallel()
 	const namespace = "class-goes"
@@ -129,19 +130,21 @@ func TestClassGoesForGood(t *testing.T) {
 	podsOf(t, namespace, "app", 0)
 	waitUntilGone(t, namespace, class)
 	seen := history.untilAnotherIsBack(t, "later")[class]
-	// On a busy machine the pods may go so much later than their ReplicaSet that the class is put back for them. That must have an end.
+	// On a busy machine the pods may be deleted so much later than their ReplicaSet that the class
+	// is recreated for them. That must end.
 	if n := len(seen); n == 0 || seen[n-1] != watch.Deleted || n > 6 {
-		t.Errorf("the class that no pod mounts was %v, want it deleted", seen)
+		t.Errorf("the class that no pod mounts has events %v, want a final deletion", seen)
 	}
 }
 
-// TestClassGoesWithItsOwner deletes classes a moment before the pods that own them, as `kubectl delete` and the garbage collector do.
+// TestClassGoesWithItsOwner deletes classes just before the pods that own them, as `kubectl delete`
+// and the garbage collector do.
 func TestClassGoesWithItsOwner(t *testing.T) {
 	t.Parallel()
 	const namespace, rounds = "class-goes-with-owner", 10
 	newTeam(t, namespace)
 	history := follow(t, namespace)
-	quick := map[string]bool{} // whether the pod went at once too, by class
+	quick := map[string]bool{} // by class: the pod was deleted within the time
 	for i := range rounds {
 		pod := newPod(t, namespace, fmt.Sprint("app-", i), fmt.Sprint("secret-", i))
 		class := waitUntilKept(t, pod, podOwner(pod)).GetName()
@@ -160,13 +163,13 @@ func TestClassGoesWithItsOwner(t *testing.T) {
 		}
 		compared++
 		if want := []watch.EventType{watch.Added, watch.Deleted}; !cmp.Equal(want, seen[class]) {
-			t.Errorf("class %s was %v, want %v and no more", class, seen[class], want)
+			t.Errorf("class %s has events %v, want %v", class, seen[class], want)
 		}
 	}
 	t.Logf("compared %d of %d", compared, rounds)
 }
 
-// history is what happened to the classes of a namespace.
+// history is a watch on the classes of a namespace.
 type history struct {
 	namespace string
 	events    watch.Interface
@@ -182,8 +185,9 @@ func follow(t *testing.T, namespace string) *history {
 	return &history{namespace, events}
 }
 
-// untilAnotherIsBack deletes the class of another pod, and returns what happened to all classes until it is back: whatever was deleted
-// earlier would be back too.
+// untilAnotherIsBack deletes the class of another pod, waits until it is recreated, and returns the
+// events of all other classes until then. A class that was deleted earlier would have been
+// recreated by that time, too.
 func (h *history) untilAnotherIsBack(t *testing.T, name string) map[string][]watch.EventType {
 	t.Helper()
 	pod := newPod(t, h.namespace, name, name)
@@ -196,19 +200,20 @@ func (h *history) untilAnotherIsBack(t *testing.T, name string) map[string][]wat
 		case event, ok := <-h.events.ResultChan():
 			object, isObject := event.Object.(*unstructured.Unstructured)
 			if !ok || !isObject {
-				t.Fatalf("the watch ended by %v", event)
+				t.Fatalf("the watch ended with %v", event)
 			}
 			if object.GetName() == other.GetName() && event.Type == watch.Added && object.GetUID() != other.GetUID() {
 				return seen
 			}
 			seen[object.GetName()] = append(seen[object.GetName()], event.Type)
 		case <-timeout:
-			t.Fatalf("the other class does not come back; there was %v", seen)
+			t.Fatalf("the other class is not recreated; events: %v", seen)
 		}
 	}
 }
 
-// TestClassIsPutBack edits and deletes the class of a running pod in every way.
+// TestClassIsPutBack edits and deletes the class of a running pod in every way. The injector must
+// restore it.
 func TestClassIsPutBack(t *testing.T) {
 	t.Parallel()
 	const namespace = "class-put-back"
@@ -216,29 +221,29 @@ func TestClassIsPutBack(t *testing.T) {
 	pod := newPod(t, namespace, "app", "DB_PASSWORD=db-password")
 	name := waitUntilKept(t, pod, podOwner(pod)).GetName()
 	for edit, patch := range map[string]string{
-		"a value is changed":                    `{"spec":{"parameters":{"keyvaultName":"other-kv"}}}`,
-		"a key is taken away":                   `{"spec":{"parameters":{"clientID":null}}}`,
-		"a key is added":                        `{"spec":{"parameters":{"useVMManagedIdentity":"true"}}}`,
-		"a key is added and another changed":    `{"spec":{"parameters":{"useVMManagedIdentity":"true","clientID":""}}}`,
-		"all parameters are taken away":         `{"spec":{"parameters":null}}`,
-		"the provider is changed":               `{"spec":{"provider":"vault"}}`,
-		"the synced Secret gets labels":         `{"spec":{"secretObjects":[{"secretName":"` + name + `","type":"Opaque","labels":{"a":"b"},"data":[{"objectName":"db-password","key":"db-password"}]}]}}`,
-		"a second Secret is synced":             `{"spec":{"secretObjects":[{"secretName":"` + name + `","type":"Opaque","data":[{"objectName":"db-password","key":"db-password"}]},{"secretName":"other","type":"Opaque","data":[{"objectName":"db-password","key":"key"}]}]}}`,
-		"no Secret is synced":                   `{"spec":{"secretObjects":null}}`,
-		"the owner is taken away":               `{"metadata":{"ownerReferences":null}}`,
-		"our label is taken away":               `{"metadata":{"labels":null}}`,
-		"our label is changed":                  `{"metadata":{"labels":{"app.kubernetes.io/managed-by":"Helm"}}}`,
-		"label, owner and a value are changed":  `{"metadata":{"labels":null,"ownerReferences":null},"spec":{"parameters":{"tenantID":"x"}}}`,
-		"everything that says whose it is goes": `{"metadata":{"labels":null,"ownerReferences":null}}`,
+		"a value is changed":                   `{"spec":{"parameters":{"keyvaultName":"other-kv"}}}`,
+		"a key is removed":                     `{"spec":{"parameters":{"clientID":null}}}`,
+		"a key is added":                       `{"spec":{"parameters":{"useVMManagedIdentity":"true"}}}`,
+		"a key is added and another changed":   `{"spec":{"parameters":{"useVMManagedIdentity":"true","clientID":""}}}`,
+		"all parameters are removed":           `{"spec":{"parameters":null}}`,
+		"the provider is changed":              `{"spec":{"provider":"vault"}}`,
+		"the synced Secret gets labels":        `{"spec":{"secretObjects":[{"secretName":"` + name + `","type":"Opaque","labels":{"a":"b"},"data":[{"objectName":"db-password","key":"db-password"}]}]}}`,
+		"a second Secret is synced":            `{"spec":{"secretObjects":[{"secretName":"` + name + `","type":"Opaque","data":[{"objectName":"db-password","key":"db-password"}]},{"secretName":"other","type":"Opaque","data":[{"objectName":"db-password","key":"key"}]}]}}`,
+		"no Secret is synced":                  `{"spec":{"secretObjects":null}}`,
+		"the owner is removed":                 `{"metadata":{"ownerReferences":null}}`,
+		"the injector's label is removed":      `{"metadata":{"labels":null}}`,
+		"the injector's label is changed":      `{"metadata":{"labels":{"app.kubernetes.io/managed-by":"Helm"}}}`,
+		"label, owner and a value are changed": `{"metadata":{"labels":null,"ownerReferences":null},"spec":{"parameters":{"tenantID":"x"}}}`,
+		"label and owner are removed":          `{"metadata":{"labels":null,"ownerReferences":null}}`,
 	} {
 		t.Run(edit, func(t *testing.T) {
 			begin := time.Now()
 			patchClass(t, namespace, name, types.MergePatchType, patch)
 			waitUntilKept(t, pod, podOwner(pod))
-			t.Logf("put back after %s", time.Since(begin).Round(time.Millisecond))
+			t.Logf("restored after %s", time.Since(begin).Round(time.Millisecond))
 		})
 	}
-	t.Run("somebody applies another by force", func(t *testing.T) {
+	t.Run("a user force-applies another class", func(t *testing.T) {
 		other := document(strings.Replace(class, "key-vault-secret}", name+"}", 1))
 		if err := apply(t.Context(), namespace, other); err != nil {
 			t.Fatal(err)
@@ -253,7 +258,7 @@ func TestClassIsPutBack(t *testing.T) {
 		if before.GetUID() == after.GetUID() {
 			t.Error("the class was not deleted")
 		}
-		t.Logf("put back after %s", time.Since(begin).Round(time.Millisecond))
+		t.Logf("recreated after %s", time.Since(begin).Round(time.Millisecond))
 	})
 	t.Run("it is deleted when its pod has ended", func(t *testing.T) {
 		ended := newPod(t, namespace, "ended", "ended")
@@ -270,18 +275,18 @@ func TestClassIsPutBack(t *testing.T) {
 	})
 }
 
-// TestClassOfManyPods makes a hundred pods at once that share classes or have one of their own, with two replicas at work, of which
-// one is killed in the middle.
+// TestClassOfManyPods creates a hundred pods at the same time, which share classes or have one
+// each. Two replicas run, one of which is killed meanwhile.
 func TestClassOfManyPods(t *testing.T) {
 	t.Parallel()
 	const namespace, pods, atOnce = "class-of-many", 100, 10
 	newTeam(t, namespace)
 	r := startReplica(t)
 	r.waitReady(t)
-	waitFor(t, "the replica to follow pods", func(context.Context) error {
+	waitFor(t, "the replica to watch pods", func(context.Context) error {
 		text, err := os.ReadFile(filepath.Join(plane.Dir, "replica-"+strings.TrimPrefix(r.address, "127.0.0.1:"), "akv-injector.log"))
 		if err == nil && !bytes.Contains(text, []byte("Following injected pods")) {
-			err = errors.New("it does not say so")
+			err = errors.New("the log does not say so")
 		}
 		return err
 	})
@@ -333,7 +338,8 @@ func TestClassOfManyPods(t *testing.T) {
 	}
 }
 
-// TestClassOfOnePodEach makes twenty pods at once that nobody controls, and that ask for the same thing, which no pod asked for before.
+// TestClassOfOnePodEach creates twenty pods without a controller at the same time. All request the
+// same, new class.
 func TestClassOfOnePodEach(t *testing.T) {
 	t.Parallel()
 	const namespace, pods = "class-at-once", 20

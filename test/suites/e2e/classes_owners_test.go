@@ -19,7 +19,8 @@ import (
 
 var manyPods = flag.Int("many-pods", 200, "how many pods TestOwnersOfManyPods creates; docs/performance.md has 5000")
 
-// ownedBySome is an error unless a class has as many owners as it gets where more pods mount it.
+// ownedBySome returns an error unless a class has the number of owners that the injector keeps for
+// a class of many pods.
 func ownedBySome(class *unstructured.Unstructured) error {
 	if n := len(class.GetOwnerReferences()); n < 8 || n > 16 {
 		return fmt.Errorf("the class has %d owners, want 8 to 16", n)
@@ -27,7 +28,8 @@ func ownedBySome(class *unstructured.Unstructured) error {
 	return nil
 }
 
-// TestOwnersOfManyPods has many pods without a controller that share a class. The class keeps few owners, and stays while there is one pod.
+// TestOwnersOfManyPods creates many pods without a controller that share a class. The class has few
+// owners, and stays until the last pod is deleted.
 func TestOwnersOfManyPods(t *testing.T) {
 	t.Parallel()
 	const namespace, atOnce = "owners-of-many", 8
@@ -61,7 +63,7 @@ func TestOwnersOfManyPods(t *testing.T) {
 	}
 	name := mounted(t, first)[0]
 	class := waitForClass(t, objects, namespace, name, ownedBySome)
-	t.Logf("%d pods created in %s: the class has %d owners, and was written %d times", *manyPods, time.Since(begin).Round(time.Millisecond), len(class.GetOwnerReferences()), writes.Load())
+	t.Logf("%d pods created in %s: the class has %d owners, and changed %d times", *manyPods, time.Since(begin).Round(time.Millisecond), len(class.GetOwnerReferences()), writes.Load())
 	last := fmt.Sprintf("app-%04d", *manyPods/2)
 	begin = time.Now()
 	each(func(name string) error {
@@ -78,7 +80,7 @@ func TestOwnersOfManyPods(t *testing.T) {
 	t.Logf("all but one deleted in %s; the class changed %d times", time.Since(begin).Round(time.Millisecond), writes.Load())
 }
 
-// countWrites counts how often a namespace's classes change from now on.
+// countWrites counts the changes of a namespace's classes from now on.
 func countWrites(t *testing.T, namespace string) *atomic.Int32 {
 	t.Helper()
 	var n atomic.Int32
@@ -91,7 +93,8 @@ func countWrites(t *testing.T, namespace string) *atomic.Int32 {
 	return &n
 }
 
-// TestClassesOfRevisions changes the request of a StatefulSet and a DaemonSet again and again. Their old classes go with their revisions.
+// TestClassesOfRevisions changes the request of a StatefulSet and a DaemonSet several times. Their
+// old classes are deleted with their revisions.
 func TestClassesOfRevisions(t *testing.T) {
 	t.Parallel()
 	if err := apply(t.Context(), "", document(`{apiVersion: v1, kind: Node, metadata: {name: node}}`)); err != nil {
@@ -123,14 +126,15 @@ func TestClassesOfRevisions(t *testing.T) {
 						}
 					}
 					if len(seen) <= i {
-						return fmt.Errorf("there is no pod of request %d", i)
+						return fmt.Errorf("no pod has request %d", i)
 					}
 					return nil
 				})
 			}
-			waitFor(t, "old classes to go", func(ctx context.Context) error {
+			waitFor(t, "old classes to be deleted", func(ctx context.Context) error {
 				classes, err := objects.Resource(managed.Resource).Namespace(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/managed-by=akv-injector"})
-				if err == nil && len(classes.Items) != 2 { // of the last revision, and of the one that is kept for an undo
+				// One class of the current revision, and one of the revision kept for an undo.
+				if err == nil && len(classes.Items) != 2 {
 					err = fmt.Errorf("there are %d classes, want 2", len(classes.Items))
 				}
 				return err
@@ -139,7 +143,8 @@ func TestClassesOfRevisions(t *testing.T) {
 	}
 }
 
-// TestForgedOwners has controllers that a pod's author made up. A class must not stay with what is never collected.
+// TestForgedOwners uses invented controllers in pods. A class must not be owned by what the garbage
+// collector never collects.
 func TestForgedOwners(t *testing.T) {
 	t.Parallel()
 	const namespace = "forged-owners"

@@ -23,7 +23,7 @@ import (
 	"github.com/akv-injector/akv-injector/internal/corpus"
 )
 
-// team is a namespace in which one line of a pod asks for a secret: the rest is said for all of them.
+// team is a namespace with defaults, in which a pod requests a secret by one annotation.
 const team = `
 apiVersion: v1
 kind: Namespace
@@ -41,18 +41,19 @@ metadata:
     azure.workload.identity/tenant-id: 72f988bf-86f1-41af-91ab-2d7cd011db47
 `
 
-// newTeam makes a namespace of that kind, with the objects in it.
+// newTeam creates a namespace from team, with the objects in it.
 func newTeam(t *testing.T, name string, list ...*unstructured.Unstructured) {
 	t.Helper()
 	newNamespace(t, name, "enabled", append(documents(strings.ReplaceAll(team, "NAME", name)), list...)...)
 }
 
-// asking is the pod or the workload of a manifest by another name, and with that one line.
+// asking returns the pod or workload of a manifest with another name, and with the one annotation
+// keyvault.io/secrets.
 func asking(manifest, name, secrets string) *unstructured.Unstructured {
 	return document(strings.NewReplacer("name: app", "name: "+name, "app: app", "app: "+name, annotations, "{keyvault.io/secrets: '"+secrets+"'}").Replace(manifest))
 }
 
-// newPod makes a pod that asks for secrets by that one line.
+// newPod creates a pod that has only the annotation keyvault.io/secrets.
 func newPod(t *testing.T, namespace, name, secrets string) *corev1.Pod {
 	t.Helper()
 	if err := apply(t.Context(), namespace, asking(pod, name, secrets)); err != nil {
@@ -65,13 +66,14 @@ func newPod(t *testing.T, namespace, name, secrets string) *corev1.Pod {
 	return made
 }
 
-// classFor is the name of the class that a pod would mount by now.
+// classFor returns the name of the class that a new pod would mount.
 func classFor(ctx context.Context, t *testing.T, on dynamic.Interface, namespace, secrets string) string {
 	t.Helper()
 	object := in(asking(pod, "dry-run", secrets), namespace)
 	got, err := resource(on, object, namespace).Create(ctx, object, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 	if err != nil && strings.Contains(err.Error(), "which the injector added for another request") {
-		// Another webhook had the injector called a second time, and what the class is derived from changed in between.
+		// Another webhook caused a reinvocation, and what the class is derived from changed in
+		// between.
 		got, err = resource(on, object, namespace).Create(ctx, object, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 	}
 	if err != nil {
@@ -84,7 +86,7 @@ func classFor(ctx context.Context, t *testing.T, on dynamic.Interface, namespace
 	return mounted(t, &made)[0]
 }
 
-// mounted are the names of the managed classes that a pod mounts.
+// mounted returns the names of the managed classes that a pod mounts.
 func mounted(t *testing.T, pod *corev1.Pod) []string {
 	t.Helper()
 	var names []string
@@ -99,7 +101,8 @@ func mounted(t *testing.T, pod *corev1.Pod) []string {
 	return names
 }
 
-// derived is the class of that name that the core gives a pod, by what the cluster holds now.
+// derived returns the class of that name that the core derives for a pod from the cluster's current
+// objects.
 func derived(t *testing.T, pod *corev1.Pod, name string) *managed.SecretProviderClass {
 	t.Helper()
 	live, err := cluster.NewLive(plane.Config)
@@ -109,20 +112,21 @@ func derived(t *testing.T, pod *corev1.Pod, name string) *managed.SecretProvider
 	result, err := reviews.Reviewer{Source: live, Defaults: inject.Defaults{Mode: "auto"}}.Classes(t.Context(), pods.SubjectOf(corpus.Read(pod)), pod.Namespace, true)
 	wanted := result.Class(name)
 	if err != nil || wanted == nil {
-		t.Fatalf("the core gives pod %s/%s no class %s but %v: %v", pod.Namespace, pod.Name, name, result.Classes, err)
+		t.Fatalf("the core derives no class for pod %s/%s named %s, but %v: %v", pod.Namespace, pod.Name, name, result.Classes, err)
 	}
 	return wanted
 }
 
-// ownerOf is how a class names its owner: without the flags that would make it the owner's controller, or hold up its deletion.
+// ownerOf returns an owner reference as the injector writes it: without the flags controller and
+// blockOwnerDeletion.
 func ownerOf(apiVersion, kind string, object metav1.Object) metav1.OwnerReference {
 	return metav1.OwnerReference{APIVersion: apiVersion, Kind: kind, Name: object.GetName(), UID: object.GetUID()}
 }
 
-// podOwner is a pod that nobody controls.
+// podOwner returns an owner reference to a pod without a controller.
 func podOwner(pod *corev1.Pod) metav1.OwnerReference { return ownerOf("v1", "Pod", pod) }
 
-// controllerOf is a pod's, which must be of that kind.
+// controllerOf returns an owner reference to the controller of a pod, which must be of that kind.
 func controllerOf(t *testing.T, pod *corev1.Pod, kind string) metav1.OwnerReference {
 	t.Helper()
 	c := metav1.GetControllerOf(pod)
@@ -132,7 +136,7 @@ func controllerOf(t *testing.T, pod *corev1.Pod, kind string) metav1.OwnerRefere
 	return metav1.OwnerReference{APIVersion: c.APIVersion, Kind: c.Kind, Name: c.Name, UID: c.UID}
 }
 
-// revisionOf is the revision that a pod of a StatefulSet is of.
+// revisionOf returns an owner reference to the ControllerRevision of a StatefulSet's pod.
 func revisionOf(t *testing.T, pod *corev1.Pod) metav1.OwnerReference {
 	t.Helper()
 	revision, err := client.AppsV1().ControllerRevisions(pod.Namespace).Get(t.Context(), pod.Labels["controller-revision-hash"], metav1.GetOptions{})
@@ -142,7 +146,8 @@ func revisionOf(t *testing.T, pod *corev1.Pod) metav1.OwnerReference {
 	return ownerOf("apps/v1", "ControllerRevision", revision)
 }
 
-// exactly is an error unless a class is the wanted one to the letter, ours, and of these owners.
+// exactly returns an error unless a class equals the wanted one, has the injector's label, and has
+// these owners.
 func exactly(got *unstructured.Unstructured, want *managed.SecretProviderClass, owners ...metav1.OwnerReference) error {
 	spec, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&want.Spec)
 	if err != nil {
@@ -158,12 +163,12 @@ func exactly(got *unstructured.Unstructured, want *managed.SecretProviderClass, 
 		Owners []metav1.OwnerReference
 	}
 	if diff := cmp.Diff(all{spec, want.Labels, owners}, all{got.Object["spec"], got.GetLabels(), found}); diff != "" {
-		return fmt.Errorf("class %s is another (-want +got):\n%s", got.GetName(), diff)
+		return fmt.Errorf("class %s differs (-want +got):\n%s", got.GetName(), diff)
 	}
 	return nil
 }
 
-// waitForClass waits until a class is there and check gives no error, and returns it.
+// waitForClass waits until a class exists and check returns no error, and returns the class.
 func waitForClass(t *testing.T, on dynamic.Interface, namespace, name string, check func(*unstructured.Unstructured) error) *unstructured.Unstructured {
 	t.Helper()
 	var got *unstructured.Unstructured
@@ -176,7 +181,8 @@ func waitForClass(t *testing.T, on dynamic.Interface, namespace, name string, ch
 	return got
 }
 
-// waitUntilKept waits until every class that a pod mounts is exactly what the core gives, of these owners. It returns the first.
+// waitUntilKept waits until every class that a pod mounts is what the core derives, with these
+// owners. It returns the first class.
 func waitUntilKept(t *testing.T, pod *corev1.Pod, owners ...metav1.OwnerReference) *unstructured.Unstructured {
 	t.Helper()
 	var first *unstructured.Unstructured
@@ -193,19 +199,19 @@ func waitUntilKept(t *testing.T, pod *corev1.Pod, owners ...metav1.OwnerReferenc
 // waitUntilGone waits until a namespace has no class of that name.
 func waitUntilGone(t *testing.T, namespace, name string) {
 	t.Helper()
-	waitFor(t, fmt.Sprintf("class %s/%s to go", namespace, name), func(ctx context.Context) error {
+	waitFor(t, fmt.Sprintf("deletion of class %s/%s", namespace, name), func(ctx context.Context) error {
 		return gone(ctx, namespace, name)
 	})
 }
 
-// gone is an error where there is a class of that name.
+// gone returns an error if the class exists.
 func gone(ctx context.Context, namespace, name string) error {
 	_, err := objects.Resource(managed.Resource).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
 		return nil
 	case err == nil:
-		return fmt.Errorf("class %s/%s is there", namespace, name)
+		return fmt.Errorf("class %s/%s exists", namespace, name)
 	}
 	return err
 }
@@ -218,7 +224,8 @@ func deleteClass(t *testing.T, on dynamic.Interface, namespace, name string) {
 	}
 }
 
-// TestClassOfWorkloads sees the class of an annotated workload of every kind appear, and the pods read from the Secret that it syncs.
+// TestClassOfWorkloads checks for workloads of every kind that the class appears, and that the pods
+// read from the Secret that it syncs.
 func TestClassOfWorkloads(t *testing.T) {
 	t.Parallel()
 	const spec = `{template: {metadata: {labels: {app: app}}, spec: {restartPolicy: Never, containers: [{name: app, image: nginx}]}}}`
@@ -266,7 +273,7 @@ func TestClassOfWorkloads(t *testing.T) {
 	}
 }
 
-// TestClassIdentities compares what classes say of how the vault is read, by who says it to the pod.
+// TestClassIdentities compares the identity parameters of classes for each source of the identity.
 func TestClassIdentities(t *testing.T) {
 	t.Parallel()
 	const namespace = "class-identities"
@@ -326,13 +333,13 @@ metadata:
 				{"keyvaultName": "team-kv", "objects": object, "tenantID": "00000000-0000-4000-8000-000000000004", "clientID": "00000000-0000-4000-8000-000000000003", "useAzureTokenProxy": "true"},
 			},
 		},
-		"no mode, by an AzureIdentityBinding of the name": {
+		"no mode, and a name that an AzureIdentityBinding has": {
 			annotations: `identity.io/name: access-blob, keyvault.io/secrets: shared-kv/db-password`,
 			want: []map[string]any{
 				{"keyvaultName": "shared-kv", "objects": object, "tenantID": "00000000-0000-4000-8000-000000000001", "usePodIdentity": "true"},
 			},
 		},
-		"no mode and no name, by the pod's own ServiceAccount": {
+		"no mode and no name, and a ServiceAccount with a client id": {
 			annotations: `keyvault.io/secrets: shared-kv/db-password`, account: "tenant-sa",
 			want: []map[string]any{
 				{"keyvaultName": "shared-kv", "objects": object, "tenantID": "00000000-0000-4000-8000-000000000004", "clientID": "00000000-0000-4000-8000-000000000003"},
@@ -378,7 +385,7 @@ metadata:
 	}
 }
 
-// TestClassRefused reads what an author is told at once who asks for a class that could not be mounted.
+// TestClassRefused compares the errors for managed classes that could not be mounted.
 func TestClassRefused(t *testing.T) {
 	t.Parallel()
 	const namespace = "class-refused"
@@ -389,11 +396,11 @@ metadata: {name: tenant-sa, annotations: {azure.workload.identity/tenant-id: 72f
 `)...)
 	const denied = `admission webhook "pods.akv-injector.io" denied the request: `
 	for name, test := range map[string]struct{ annotations, want string }{
-		"no tenant": {
+		"no tenant id": {
 			`{identity.io/name: access-blob, keyvault.io/vault: team-kv, keyvault.io/secrets: db-password}`,
 			`[TenantIDRequired] metadata.annotations[identity.io/tenant-id]: Required value: must be known for a managed class; annotate the pod or its namespace with identity.io/tenant-id, or the ServiceAccount with azure.workload.identity/tenant-id`,
 		},
-		"no client": {
+		"no client id": {
 			`{identity.io/name: tenant-sa, identity.io/mode: workload-identity, keyvault.io/vault: team-kv, keyvault.io/secrets: db-password}`,
 			`[ClientIDRequired] metadata.annotations[identity.io/client-id]: Required value: must be known for a managed class in mode workload-identity; annotate ServiceAccount tenant-sa with azure.workload.identity/client-id, or the pod with identity.io/client-id`,
 		},
@@ -401,7 +408,7 @@ metadata: {name: tenant-sa, annotations: {azure.workload.identity/tenant-id: 72f
 			`{identity.io/name: access-blob, identity.io/tenant-id: 72f988bf-86f1-41af-91ab-2d7cd011db47, keyvault.io/secrets: db-password}`,
 			`[VaultRequired] metadata.annotations[keyvault.io/secrets][0].vault: Required value: must be known for a managed class; set annotation keyvault.io/vault, write VAULT/ before the object, or name a class in keyvault.io/class`,
 		},
-		"the node's identity, which the server's flags don't allow": {
+		"the node's identity without the server's flag": {
 			`{identity.io/mode: none, identity.io/tenant-id: 72f988bf-86f1-41af-91ab-2d7cd011db47, keyvault.io/vault: team-kv, keyvault.io/secrets: db-password}`,
 			`[IdentityRequired] metadata.annotations[identity.io/mode]: Invalid value: "none": must be another mode: a managed class reads the vault as some identity; set identity.io/name, or name a class of your own in keyvault.io/class`,
 		},
@@ -410,10 +417,10 @@ metadata: {name: tenant-sa, annotations: {azure.workload.identity/tenant-id: 72f
 			object := document(strings.Replace(pod, annotations, test.annotations, 1))
 			_, err := resource(objects, object, namespace).Create(t.Context(), in(object, namespace), metav1.CreateOptions{})
 			if !apierrors.IsInvalid(err) {
-				t.Fatalf("the API server answers %v, want a refusal", err)
+				t.Fatalf("the API server answers %v, want a rejection", err)
 			}
 			if diff := cmp.Diff(denied+test.want, err.Error()); diff != "" {
-				t.Errorf("refusal (-want +got):\n%s", diff)
+				t.Errorf("error (-want +got):\n%s", diff)
 			}
 		})
 	}

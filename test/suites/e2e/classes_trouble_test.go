@@ -24,7 +24,8 @@ import (
 	managed "github.com/akv-injector/akv-injector/core/class"
 )
 
-// What pods are told, with the name of the class as %[1]s. Whoever changes a word of these changes what users read and search for.
+// Notes of the injector's events on pods, with the name of the class as %[1]s. Users read them and
+// search for them.
 const (
 	noteTaken = "SecretProviderClass %[1]s is another than the pod asks for, and the injector did not make it, so it was left alone; " +
 		"delete it, and the right one is made"
@@ -42,7 +43,7 @@ const (
 	noteEdited  = "SecretProviderClass %[1]s was edited and is not put back, since %[2]s; change that back, or replace the pod, for example by kubectl rollout restart"
 )
 
-// eventsOf are what a pod was told for a reason.
+// eventsOf returns the events of a pod with a reason.
 func eventsOf(ctx context.Context, on kubernetes.Interface, namespace, pod, reason string) ([]eventsv1.Event, error) {
 	list, err := on.EventsV1().Events(namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -57,18 +58,18 @@ func eventsOf(ctx context.Context, on kubernetes.Interface, namespace, pod, reas
 	return found, nil
 }
 
-// waitForEvent waits until a pod is told something for a reason, and compares it.
+// waitForEvent waits until a pod has an event with a reason, and compares it.
 func waitForEvent(t *testing.T, on kubernetes.Interface, namespace, pod, reason, note string) {
 	t.Helper()
 	var found []eventsv1.Event
 	waitFor(t, fmt.Sprintf("event %s of %s/%s", reason, namespace, pod), func(ctx context.Context) (err error) {
 		if found, err = eventsOf(ctx, on, namespace, pod, reason); err == nil && len(found) == 0 {
-			err = errors.New("there is none")
+			err = errors.New("no such event")
 		}
 		return err
 	})
 	type event struct{ Type, Reason, Controller, Note string }
-	for _, e := range found { // every replica tells it
+	for _, e := range found { // every replica writes one
 		want := event{corev1.EventTypeWarning, reason, "akv-injector", note}
 		if diff := cmp.Diff(want, event{e.Type, e.Reason, e.ReportingController, e.Note}); diff != "" {
 			t.Errorf("event (-want +got):\n%s", diff)
@@ -76,17 +77,18 @@ func waitForEvent(t *testing.T, on kubernetes.Interface, namespace, pod, reason,
 	}
 }
 
-// makeClass makes a class as somebody would who is not the injector.
+// makeClass creates a class as a user would, with another field manager than the injector's.
 func makeClass(t *testing.T, namespace string, object *unstructured.Unstructured) *unstructured.Unstructured {
 	t.Helper()
-	made, err := objects.Resource(managed.Resource).Namespace(namespace).Create(t.Context(), in(object, namespace), metav1.CreateOptions{FieldManager: "somebody"})
+	made, err := objects.Resource(managed.Resource).Namespace(namespace).Create(t.Context(), in(object, namespace), metav1.CreateOptions{FieldManager: "another-manager"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return made
 }
 
-// TestClassNameTaken finds somebody else's class where a pod's should be.
+// TestClassNameTaken creates a user's class with the name of a pod's managed class. The injector
+// must leave it alone and write an event.
 func TestClassNameTaken(t *testing.T) {
 	t.Parallel()
 	const namespace = "class-taken"
@@ -101,12 +103,12 @@ func TestClassNameTaken(t *testing.T) {
 		t.Fatalf("kubectl describe: %v\n%s", err, out)
 	}
 	_, described, _ := strings.Cut(string(out), "\nEvents:\n")
-	// One line for each replica that tells.
+	// Every replica writes one line.
 	line := regexp.MustCompile(`^ +Warning  ClassNameTaken  \S+( \(x\d+ over \S+\))? +akv-injector  ` + regexp.QuoteMeta(fmt.Sprintf(noteTaken, name)) + "\n")
 	if lines := strings.SplitAfterN(described, "\n", 4); len(lines) < 4 || !line.MatchString(lines[2]) {
 		t.Errorf("kubectl describe pod prints\n%s\nwant a third line like %s", described, line)
 	}
-	waitFor(t, "the log to tell", func(context.Context) error {
+	waitFor(t, "the line in the log", func(context.Context) error {
 		text, err := os.ReadFile(filepath.Join(server.Dir, "akv-injector.log"))
 		want := `"msg":"Class is not as its pods need it","namespace":"` + namespace + `","class":"` + name + `","why":"somebody else made another class of that name"}`
 		if err == nil && !strings.Contains(string(text), want) {
@@ -115,13 +117,14 @@ func TestClassNameTaken(t *testing.T) {
 		return err
 	})
 	if got := waitForClass(t, objects, namespace, name, nil); !cmp.Equal(theirs, got) {
-		t.Errorf("the class was touched (-before +after):\n%s", cmp.Diff(theirs, got))
+		t.Errorf("the class was changed (-before +after):\n%s", cmp.Diff(theirs, got))
 	}
 	deleteClass(t, objects, namespace, name)
 	waitUntilKept(t, pod, podOwner(pod))
 }
 
-// TestClassNamesTaken finds somebody else's classes where both of a pod's should be. The pod is told of each.
+// TestClassNamesTaken creates user's classes with the names of both managed classes of a pod. The
+// pod must get an event for each.
 func TestClassNamesTaken(t *testing.T) {
 	t.Parallel()
 	const namespace, secrets = "class-both-taken", "db-password, edge-kv/edge-cert"
@@ -140,7 +143,7 @@ func TestClassNamesTaken(t *testing.T) {
 	}
 	slices.Sort(want)
 	newPod(t, namespace, "app", secrets)
-	waitFor(t, "an event for each class", func(ctx context.Context) error {
+	waitFor(t, "events for both classes", func(ctx context.Context) error {
 		found, err := eventsOf(ctx, client, namespace, "app", "ClassNameTaken")
 		if err != nil {
 			return err
@@ -148,7 +151,7 @@ func TestClassNamesTaken(t *testing.T) {
 		var notes []string
 		for _, e := range found {
 			if e.Related == nil || e.Related.Kind != managed.Kind || !strings.Contains(e.Note, " "+e.Related.Name+" ") {
-				return fmt.Errorf("the event %q is related to %v, want its class", e.Note, e.Related)
+				return fmt.Errorf("event %q has related object %v, want its class", e.Note, e.Related)
 			}
 			notes = append(notes, e.Note)
 		}
@@ -160,10 +163,11 @@ func TestClassNamesTaken(t *testing.T) {
 	})
 }
 
-// TestClassMadeBySomebody finds the right class where a pod's should be, and lets it be.
+// TestClassMadeBySomebody creates the right class as a user, before the pod. The injector must
+// leave it alone.
 func TestClassMadeBySomebody(t *testing.T) {
 	t.Parallel()
-	const namespace = "class-by-somebody"
+	const namespace = "class-by-user"
 	newTeam(t, namespace)
 	name := classFor(t.Context(), t, objects, namespace, "DB_PASSWORD=db-password")
 	right := document(`
@@ -183,18 +187,19 @@ spec:
 	theirs := makeClass(t, namespace, right)
 	pod := newPod(t, namespace, "app", "DB_PASSWORD=db-password")
 	after := newPod(t, namespace, "after", "after")
-	waitUntilKept(t, after, podOwner(after)) // by when the first pod has been seen
+	waitUntilKept(t, after, podOwner(after)) // by then the injector has seen the first pod
 	if got := waitForClass(t, objects, namespace, name, nil); !cmp.Equal(theirs, got) {
-		t.Errorf("the class was touched (-before +after):\n%s", cmp.Diff(theirs, got))
+		t.Errorf("the class was changed (-before +after):\n%s", cmp.Diff(theirs, got))
 	}
 	if events, err := eventsOf(t.Context(), client, namespace, "app", ""); err != nil || len(events) > 0 {
-		t.Errorf("the pod was told %v: %v", events, err)
+		t.Errorf("the pod has events %v: %v", events, err)
 	}
 	deleteClass(t, objects, namespace, name)
 	waitUntilKept(t, pod, podOwner(pod))
 }
 
-// TestClassFromManifests applies what `akv-injector inject` prints. The class has our label, so it is ours from then on.
+// TestClassFromManifests applies the output of `akv-injector inject`. Its class has the injector's
+// label, so the injector maintains it.
 func TestClassFromManifests(t *testing.T) {
 	t.Parallel()
 	const namespace = "class-from-manifests"
@@ -218,8 +223,9 @@ func TestClassFromManifests(t *testing.T) {
 		}
 		return string(out)
 	}
-	apply("--selector=app.kubernetes.io/managed-by=akv-injector") // else the injector may be quicker than kubectl
-	for round := range 3 {                                        // as a pipeline does again and again
+	// Otherwise the injector may create the class before kubectl.
+	apply("--selector=app.kubernetes.io/managed-by=akv-injector")
+	for round := range 3 { // as a pipeline applies the same output repeatedly
 		if out := apply(); round > 0 && strings.Count(out, "unchanged\n") != 2 {
 			t.Errorf("kubectl apply, again:\n%s", out)
 		}
@@ -232,8 +238,9 @@ func TestClassFromManifests(t *testing.T) {
 	}
 }
 
-// TestClassOutdated changes what a running pod's class was derived from. The class stays as it is until somebody spoils it: then the pod
-// is told, and it is put back only when the change is taken back.
+// TestClassOutdated changes what a running pod's class was derived from. The class stays as it is.
+// When a user edits or deletes it, the pod gets an event, and the class is restored only after the
+// change is reverted.
 func TestClassOutdated(t *testing.T) {
 	t.Parallel()
 	setNamespace := func(patch string) func(*testing.T, string) {
@@ -303,7 +310,7 @@ func TestClassOutdated(t *testing.T) {
 			why := test.why
 			if strings.Contains(why, "%s") {
 				var now string
-				waitFor(t, "the injector to hear of the change", func(ctx context.Context) error {
+				waitFor(t, "the injector to see the change", func(ctx context.Context) error {
 					if now = classFor(ctx, t, objects, namespace, "DB_PASSWORD=db-password"); now == before.GetName() {
 						return errors.New("a pod would mount the same class")
 					}
@@ -315,7 +322,7 @@ func TestClassOutdated(t *testing.T) {
 			waitForEvent(t, client, namespace, "app", "ClassOutdated", fmt.Sprintf(test.note, before.GetName(), why))
 			got, err := objects.Resource(managed.Resource).Namespace(namespace).Get(t.Context(), before.GetName(), metav1.GetOptions{})
 			if err == nil && cmp.Equal(before.Object["spec"], got.Object["spec"]) {
-				t.Error("the class was put back although the pod asks for something else by now")
+				t.Error("the class was restored although the pod now requests another one")
 			}
 			test.back(t, namespace)
 			waitUntilKept(t, pod, podOwner(pod))
@@ -323,7 +330,7 @@ func TestClassOutdated(t *testing.T) {
 	}
 }
 
-// TestClassOverQuota runs into a quota of no classes at all, which is raised later.
+// TestClassOverQuota sets a quota of zero classes, and raises it later.
 func TestClassOverQuota(t *testing.T) {
 	t.Parallel()
 	const namespace, counted = "class-over-quota", "count/secretproviderclasses.secrets-store.csi.x-k8s.io"
@@ -331,7 +338,7 @@ func TestClassOverQuota(t *testing.T) {
 		return document(`{apiVersion: v1, kind: ResourceQuota, metadata: {name: no-classes}, spec: {hard: {` + counted + `: ` + n + `}}}`)
 	}
 	newTeam(t, namespace, quota(`"0"`))
-	waitFor(t, "the quota to hold", func(ctx context.Context) error {
+	waitFor(t, "the quota to take effect", func(ctx context.Context) error {
 		q, err := client.CoreV1().ResourceQuotas(namespace).Get(ctx, "no-classes", metav1.GetOptions{})
 		if err == nil && (len(q.Status.Hard) == 0 || len(q.Status.Used) == 0) {
 			err = fmt.Errorf("its status is %v", q.Status)
@@ -345,10 +352,10 @@ func TestClassOverQuota(t *testing.T) {
 		t.Fatal(err)
 	}
 	waitUntilKept(t, pod, podOwner(pod))
-	t.Logf("made %s after the quota was raised", time.Since(begin).Round(time.Millisecond))
+	t.Logf("created %s after the quota was raised", time.Since(begin).Round(time.Millisecond))
 }
 
-// waitForNotes waits until a pod was told exactly that for a reason.
+// waitForNotes waits until a pod's events with a reason have exactly these notes.
 func waitForNotes(t *testing.T, namespace, pod, reason string, want ...string) {
 	t.Helper()
 	slices.Sort(want)
@@ -369,7 +376,7 @@ func waitForNotes(t *testing.T, namespace, pod, reason string, want ...string) {
 	})
 }
 
-// TestClassTroubleChanges sees a pod be told again when what it is told changes.
+// TestClassTroubleChanges checks that a pod gets a new event when the note changes.
 func TestClassTroubleChanges(t *testing.T) {
 	t.Parallel()
 	const namespace = "class-troubles-change"
@@ -383,10 +390,10 @@ func TestClassTroubleChanges(t *testing.T) {
 		if _, err := client.CoreV1().Namespaces().Patch(t.Context(), namespace, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		waitFor(t, "the vault to be known", func(ctx context.Context) error {
+		waitFor(t, "the injector to see the vault", func(ctx context.Context) error {
 			before := asked
 			if asked = classFor(ctx, t, objects, namespace, "db-password"); asked == before {
-				return errors.New("pods ask for " + asked)
+				return errors.New("pods request " + asked)
 			}
 			return nil
 		})

@@ -25,8 +25,10 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
-// TestAzureWorkloadIdentity runs Azure's own webhook, under the configuration that it ships with, beside the injector. It selects pods by a label
-// that the injector sets, so the injector must come first; where a new name makes it come last, the injector says so.
+// TestAzureWorkloadIdentity runs the webhook of Azure Workload Identity with the configuration that
+// it ships. That webhook selects pods by a label that the injector sets, so the injector must be
+// called first. When its configuration is renamed to be called last, the injector must log an
+// error.
 func TestAzureWorkloadIdentity(t *testing.T) {
 	const namespace, clientID, tenantID = "workload-identity", "6f1c8f2e-1f2b-4c51-9a55-111111111111", "72f988bf-86f1-41af-91ab-2d7cd011db47"
 	startAzureWebhook(t, tenantID)
@@ -51,20 +53,20 @@ func TestAzureWorkloadIdentity(t *testing.T) {
 		t.Errorf("env vars (-want +got):\n%s", diff)
 	}
 	if !usesWorkloadIdentity(got) || !mounts(got, "/mnt/secrets-store") {
-		t.Errorf("the pod lacks what the injector gives: ServiceAccount %s, labels %v, mounts %v", got.Spec.ServiceAccountName, got.Labels, got.Spec.Containers[0].VolumeMounts)
+		t.Errorf("the pod was not injected: ServiceAccount %s, labels %v, mounts %v", got.Spec.ServiceAccountName, got.Labels, got.Spec.Containers[0].VolumeMounts)
 	}
 	if diff := cmp.Diff([]string{"injected", "unchanged"}, outcomes(t, namespace, "app")); diff != "" {
 		t.Errorf("outcomes of the reviews (-want +got):\n%s", diff)
 	}
 
-	t.Run("after Azure's the label comes too late, and the injector says so", func(t *testing.T) {
+	t.Run("after Azure's webhook the label is too late, and the injector logs an error", func(t *testing.T) {
 		began := startReplica(t)
 		rename(t, configuration, "zz-"+configuration)
 		started := startReplica(t)
 		for _, log := range []string{server.Dir, logFolder(began), logFolder(started)} {
 			waitForProblem(t, log, "error", "late", "zz-"+configuration)
 		}
-		waitFor(t, "Azure's webhook to come first", func(ctx context.Context) error {
+		waitFor(t, "Azure's webhook to be called first", func(ctx context.Context) error {
 			late := &corev1.Pod{
 				ObjectMeta: metav1.ObjectMeta{Name: "late", Annotations: asks},
 				Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Image: "nginx"}}},
@@ -79,12 +81,13 @@ func TestAzureWorkloadIdentity(t *testing.T) {
 	waitForGone(t, server.Dir, "late", "zz-"+configuration)
 }
 
-// usesWorkloadIdentity reports whether a pod has what the injector gives for workload identity.
+// usesWorkloadIdentity reports whether a pod has what the injector adds for workload identity.
 func usesWorkloadIdentity(pod *corev1.Pod) bool {
 	return pod.Labels["azure.workload.identity/use"] == "true" && pod.Spec.ServiceAccountName == "blob-sa" && labelled(pod)
 }
 
-// hasAzureToken reports whether a pod has the volume that Azure's webhook gives, where it is to be.
+// hasAzureToken reports whether a pod has the token volume that Azure's webhook adds, mounted at
+// the expected path.
 func hasAzureToken(pod *corev1.Pod) bool {
 	return mounts(pod, "/var/run/secrets/azure/wi") && slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool {
 		return strings.HasPrefix(v.Name, "azure-workload-identity-reserved-") && v.Projected != nil &&
@@ -98,7 +101,8 @@ func mounts(pod *corev1.Pod, path string) bool {
 	return slices.ContainsFunc(pod.Spec.Containers[0].VolumeMounts, func(m corev1.VolumeMount) bool { return m.MountPath == path })
 }
 
-// startAzureWebhook builds Azure's webhook, runs it, and applies its configuration as it ships, but for the URL that is called.
+// startAzureWebhook builds and runs Azure's webhook, and applies the configuration that it ships
+// with another URL.
 func startAzureWebhook(t *testing.T, tenantID string) {
 	t.Helper()
 	module, err := filepath.Abs("../../parts/azurewi")
@@ -106,7 +110,8 @@ func startAzureWebhook(t *testing.T, tenantID string) {
 		t.Fatal(err)
 	}
 	program := filepath.Join(module, "../../../bin/test/azurewi")
-	if err := build.Program(t.Context(), module, program, "-trimpath", "-ldflags=-s -w", "."); err != nil { // minutes, the first time
+	// Takes minutes the first time.
+	if err := build.Program(t.Context(), module, program, "-trimpath", "-ldflags=-s -w", "."); err != nil {
 		t.Fatal(err)
 	}
 	addresses, err := process.FreeAddresses(2)
@@ -144,7 +149,7 @@ func startAzureWebhook(t *testing.T, tenantID string) {
 	addConfiguration(t, c)
 }
 
-// azureConfiguration is the configuration in what Azure's module says to apply.
+// azureConfiguration returns the webhook configuration from the manifests in Azure's module.
 func azureConfiguration(t *testing.T, module string) *admissionregistrationv1.MutatingWebhookConfiguration {
 	t.Helper()
 	list := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", "github.com/Azure/azure-workload-identity")
@@ -171,7 +176,7 @@ func azureConfiguration(t *testing.T, module string) *admissionregistrationv1.Mu
 	return nil
 }
 
-// rename gives a configuration another name until the test ends.
+// rename renames a configuration until the test ends.
 func rename(t *testing.T, from, to string) {
 	t.Helper()
 	configurations := client.AdmissionregistrationV1().MutatingWebhookConfigurations()
@@ -196,8 +201,8 @@ func rename(t *testing.T, from, to string) {
 	})
 }
 
-// TestSecondInstallation adds a configuration that calls a second injector, as an installation by mistake does. Both say so, and pods are what they
-// are with one.
+// TestSecondInstallation adds a configuration that calls a second injector, as an accidental second
+// installation does. Both injectors must log an error, and the pods must be the same as with one.
 func TestSecondInstallation(t *testing.T) {
 	const namespace, copied = "second-installation", "second-" + configuration
 	newNamespace(t, namespace, "enabled", surroundings()...)
@@ -226,13 +231,13 @@ func TestSecondInstallation(t *testing.T) {
 	for i := range c.Webhooks {
 		c.Webhooks[i].ClientConfig.URL = new(strings.Replace(*c.Webhooks[i].ClientConfig.URL, server.URL, "https://"+second.address, 1))
 	}
-	t.Run("both say so, and pods are injected once", func(t *testing.T) {
+	t.Run("both log an error, and pods are injected once", func(t *testing.T) {
 		addConfiguration(t, c)
 		for _, dir := range []string{server.Dir, logFolder(second)} {
 			waitForProblem(t, dir, "error", "doubled", copied)
 		}
 		if got := gauge(t, server.Metrics, `akv_injector_configuration_problems{problem="doubled"}`); got != "1" {
-			t.Errorf("the metric is %s while there are two", got)
+			t.Errorf("the metric is %s with two configurations", got)
 		}
 		waitFor(t, "the second injector to be called", func(ctx context.Context) error {
 			if err := creates(ctx, namespace); err != nil {
@@ -240,13 +245,13 @@ func TestSecondInstallation(t *testing.T) {
 			}
 			text, err := os.ReadFile(filepath.Join(logFolder(second), "akv-injector.log"))
 			if err == nil && !bytes.Contains(text, []byte(`"path":"/mutate/pods"`)) {
-				err = errors.New("it has no review")
+				err = errors.New("no review in its log")
 			}
 			return err
 		})
 		doubled := create("doubled")
 		if diff := cmp.Diff(authored(single), authored(doubled)); diff != "" {
-			t.Errorf("with a second injector the pod is another one (-one +two):\n%s", diff)
+			t.Errorf("a second injector changes the pod (-one +two):\n%s", diff)
 		}
 		if err := apply(t.Context(), namespace, document(deployment)); err != nil {
 			t.Fatal(err)
@@ -258,11 +263,11 @@ func TestSecondInstallation(t *testing.T) {
 	})
 	waitForGone(t, server.Dir, "doubled", copied)
 	if got := gauge(t, server.Metrics, `akv_injector_configuration_problems{problem="doubled"}`); got != "0" {
-		t.Errorf("the metric is %s after one is gone", got)
+		t.Errorf("the metric is %s after one was deleted", got)
 	}
 }
 
-// authored is what of a pod is alike each time that it is created.
+// authored returns the parts of a pod that are the same each time it is created.
 func authored(pod *corev1.Pod) any {
 	spec := pod.Spec.DeepCopy()
 	spec.Volumes = slices.DeleteFunc(spec.Volumes, func(v corev1.Volume) bool { return tokenVolume.MatchString(v.Name) })
@@ -272,12 +277,12 @@ func authored(pod *corev1.Pod) any {
 	return []any{pod.Labels, pod.Annotations, spec}
 }
 
-// logFolder is where a replica logs.
+// logFolder returns the folder of a replica's log.
 func logFolder(r *replica) string {
 	return filepath.Join(plane.Dir, "replica-"+strings.TrimPrefix(r.address, "127.0.0.1:"))
 }
 
-// waitForProblem waits until an injector, which logs to a folder, has told of a problem with what mends it.
+// waitForProblem waits until an injector has logged a configuration problem and its fix.
 func waitForProblem(t *testing.T, dir, level, problem, configuration string) {
 	t.Helper()
 	waitForLine(t, dir, map[string]string{
@@ -285,7 +290,7 @@ func waitForProblem(t *testing.T, dir, level, problem, configuration string) {
 	}, "found", "fix")
 }
 
-// waitForGone waits until it has told that the problem is gone.
+// waitForGone waits until an injector has logged that the problem is resolved.
 func waitForGone(t *testing.T, dir, problem, configuration string) {
 	t.Helper()
 	waitForLine(t, dir, map[string]string{
@@ -293,7 +298,7 @@ func waitForGone(t *testing.T, dir, problem, configuration string) {
 	})
 }
 
-// waitForLine waits for a line of the log that has these values, and any value of the keys.
+// waitForLine waits for a line of the log that has these values, and a value for each of the keys.
 func waitForLine(t *testing.T, dir string, values map[string]string, keys ...string) {
 	t.Helper()
 	waitFor(t, fmt.Sprintf("a line of the log with %v", values), func(context.Context) error {
@@ -318,11 +323,11 @@ func waitForLine(t *testing.T, dir string, values map[string]string, keys ...str
 				return nil
 			}
 		}
-		return errors.New("there is none")
+		return errors.New("no such line")
 	})
 }
 
-// gauge is the value of a sample at a URL of metrics.
+// gauge returns the value of a sample in the metrics at a URL.
 func gauge(t *testing.T, url, name string) string {
 	t.Helper()
 	_, body, err := get(t.Context(), url)
@@ -334,6 +339,6 @@ func gauge(t *testing.T, url, name string) string {
 			return strings.TrimSpace(value)
 		}
 	}
-	t.Fatalf("there is no %s", name)
+	t.Fatalf("no metric %s", name)
 	return ""
 }

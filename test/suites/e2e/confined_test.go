@@ -15,8 +15,9 @@ import (
 	spc "github.com/akv-injector/akv-injector/core/class"
 )
 
-// TestInjectorIsConfined shows what a compromised injector may do to SecretProviderClasses: its ServiceAccount creates and updates those with the
-// name of a managed class and no other, and deletes none.
+// TestInjectorIsConfined checks what a compromised injector could do to SecretProviderClasses. Its
+// ServiceAccount may create and update classes with the name of a managed class only, and may
+// delete none.
 func TestInjectorIsConfined(t *testing.T) {
 	t.Parallel()
 	const namespace = "confined"

@@ -24,9 +24,9 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/injector"
 )
 
-// TestCorpus is the corpus's fourth door: a real API server. What it stores of a subject is what it stores, in a namespace where
-// nobody injects, of the subject that an author would have written who knew the archive's patch by heart. Of a workload the pod
-// of its template then goes through the same door.
+// TestCorpus sends each archive of the corpus to an API server that calls the injector. What the
+// API server stores must equal what it stores in a namespace without injection for the subject with
+// the archive's patch applied. For a workload, a pod of its patched template is then sent as well.
 func TestCorpus(t *testing.T) {
 	archives, err := corpus.Load()
 	if err != nil {
@@ -40,7 +40,7 @@ func TestCorpus(t *testing.T) {
 	}
 }
 
-// door is a namespace as an archive has it, and its twin that did not opt in.
+// door is a namespace with the objects of an archive, and a twin of it that did not opt in.
 type door struct {
 	namespace, twin string
 	objects         []*unstructured.Unstructured // of namespace
@@ -69,11 +69,11 @@ func newDoor(t *testing.T, a *corpus.Archive) *door {
 	isDefault := func(object *unstructured.Unstructured) bool {
 		return object.GetKind() == "ServiceAccount" && object.GetName() == "default"
 	}
-	if !slices.ContainsFunc(d.objects, isDefault) { // which every namespace of a cluster has
+	if !slices.ContainsFunc(d.objects, isDefault) { // every namespace of a cluster has one
 		d.objects = append(d.objects, document(`{apiVersion: v1, kind: ServiceAccount, metadata: {name: default}}`))
 	}
 	later := namespace
-	if a.Old != nil { // which may be something that only a namespace takes that has not opted in yet
+	if a.Old != nil { // the old object may be one that the injector would reject or change
 		namespace = document(`{apiVersion: v1, kind: Namespace, metadata: {name: ` + d.namespace + `}}`)
 	}
 	twin := document(`{apiVersion: v1, kind: Namespace, metadata: {name: ` + d.twin + `}}`)
@@ -85,7 +85,7 @@ func newDoor(t *testing.T, a *corpus.Archive) *door {
 	if a.Old != nil {
 		for _, name := range []string{d.namespace, d.twin} {
 			if err := apply(t.Context(), name, a.Old); err != nil {
-				t.Fatalf("create what is updated: %v", err)
+				t.Fatalf("create the old object: %v", err)
 			}
 		}
 		if err := apply(t.Context(), "", later); err != nil {
@@ -100,7 +100,7 @@ func newDoor(t *testing.T, a *corpus.Archive) *door {
 	return d
 }
 
-// check sends an archive's subject through the door.
+// check sends an archive's subject to the API server and compares the result.
 func (d *door) check(t *testing.T, a *corpus.Archive) {
 	t.Helper()
 	here := &corpus.Archive{Name: a.Name, Objects: d.objects, Subject: in(a.Subject, d.namespace), Old: in(a.Old, d.namespace)}
@@ -108,7 +108,8 @@ func (d *door) check(t *testing.T, a *corpus.Archive) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Names of the namespace and of its default ServiceAccount are all that may differ from what the archive wants.
+	// Only the names of the namespace and of its default ServiceAccount may differ from the
+	// archive.
 	for _, file := range []string{"outcome", "patch", "policy-outcome"} {
 		if diff := cmp.Diff(a.Wanted[file], want[file]); diff != "" && a.Wanted != nil {
 			t.Fatalf("the archive's %s differs in this namespace (-want +got):\n%s", file, diff)
@@ -117,7 +118,7 @@ func (d *door) check(t *testing.T, a *corpus.Archive) {
 	stored, err := put(t.Context(), d.client, a.Subject, a.Old, d.namespace)
 	if a.IsPod() && d.lacksServiceAccount(a.Subject) {
 		if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "error looking up service account") {
-			t.Errorf("the API server answers %v, want that the ServiceAccount is not there", err)
+			t.Errorf("the API server answers %v, want an error about the missing ServiceAccount", err)
 		}
 		return
 	}
@@ -140,17 +141,18 @@ func (d *door) check(t *testing.T, a *corpus.Archive) {
 	twin, err := put(t.Context(), d.client, patched, a.Old, d.twin)
 	d.heard.take()
 	if err != nil {
-		t.Fatalf("put the patched subject where nobody injects: %v", err)
+		t.Fatalf("store the patched subject without injection: %v", err)
 	}
 	if diff := cmp.Diff(d.normal(t, twin), d.normal(t, stored)); diff != "" {
-		t.Errorf("what is stored differs from what is wanted (-want +got):\n%s", diff)
+		t.Errorf("stored object (-want +got):\n%s", diff)
 	}
 	if !a.IsPod() {
 		d.check(t, &corpus.Archive{Name: a.Name, Objects: a.Objects, Subject: podOf(t, patched)})
 	}
 }
 
-// sent reports whether the API server sends the review of a workload: an update that changes no request is not sent.
+// sent reports whether the API server sends a workload to the injector. It does not send an update
+// that changes no request.
 func sent(t *testing.T, a *corpus.Archive) bool {
 	t.Helper()
 	if a.Old == nil {
@@ -164,8 +166,8 @@ func sent(t *testing.T, a *corpus.Archive) bool {
 	return ok && (!inject.SameRequest(&w, &old) || len(handover.Operations()) > 0)
 }
 
-// lacksServiceAccount reports whether the author of a pod named a ServiceAccount that is not there. The API server itself refuses such a
-// pod before it calls any webhook.
+// lacksServiceAccount reports whether a pod names a ServiceAccount that does not exist. The API
+// server rejects such a pod before it calls any webhook.
 func (d *door) lacksServiceAccount(pod *unstructured.Unstructured) bool {
 	name, _, _ := unstructured.NestedString(pod.Object, "spec", "serviceAccountName")
 	return name != "" && !slices.ContainsFunc(d.objects, func(o *unstructured.Unstructured) bool {
@@ -173,7 +175,7 @@ func (d *door) lacksServiceAccount(pod *unstructured.Unstructured) bool {
 	})
 }
 
-// called is how a refusal by policy starts, where it names the pod's controller.
+// called returns the prefix of a policy rejection, which names the pod's controller.
 func called(pod *unstructured.Unstructured) string {
 	owner := metav1.GetControllerOf(pod)
 	if owner == nil {
@@ -182,7 +184,7 @@ func called(pod *unstructured.Unstructured) string {
 	return pod.GetName() + " (" + owner.Kind + " " + owner.Name + "): "
 }
 
-// checkWarnings compares the injector's warnings; the API server has some of its own.
+// checkWarnings compares the injector's warnings. Warnings of the API server are skipped.
 func (d *door) checkWarnings(t *testing.T, lines string) {
 	t.Helper()
 	var want []string
@@ -196,7 +198,7 @@ func (d *door) checkWarnings(t *testing.T, lines string) {
 		if strings.HasPrefix(text, "[") {
 			got = append(got, text)
 		} else if strings.HasPrefix(text, "and ") {
-			want = want[:len(got)] // the rest has no room
+			want = want[:len(got)] // the API server drops the rest
 		}
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -206,15 +208,15 @@ func (d *door) checkWarnings(t *testing.T, lines string) {
 
 var denied = regexp.MustCompile(`^admission webhook "([a-z-]+\.)?(pods|workloads)\.akv-injector\.io" denied the request: `)
 
-// maxTold is how many errors a refusal tells one by one.
+// maxTold is the maximum number of errors that a rejection lists.
 const maxTold = 20
 
-// checkRefusal compares what the API server says of a refused object.
+// checkRefusal compares the error for a rejected object.
 func checkRefusal(t *testing.T, err error, outcome, lines string) {
 	t.Helper()
 	var status *apierrors.StatusError
 	if !errors.As(err, &status) {
-		t.Fatalf("the API server answers %v, want a refusal", err)
+		t.Fatalf("the API server answers %v, want a rejection", err)
 	}
 	code := int32(http.StatusUnprocessableEntity)
 	if outcome == "forbidden\n" {
@@ -236,7 +238,7 @@ func checkRefusal(t *testing.T, err error, outcome, lines string) {
 	}
 }
 
-// put creates an object, or updates old to it as its author would, by applying it. It returns what is stored.
+// put creates an object, or applies it over old if old is not nil. It returns what is stored.
 func put(ctx context.Context, client dynamic.Interface, object, old *unstructured.Unstructured, namespace string) (*unstructured.Unstructured, error) {
 	object = in(object, namespace)
 	if old != nil {
@@ -245,7 +247,7 @@ func put(ctx context.Context, client dynamic.Interface, object, old *unstructure
 	return resource(client, object, namespace).Create(ctx, object, metav1.CreateOptions{FieldManager: "e2e"})
 }
 
-// patch applies a patch, an operation a line.
+// patch applies a JSON Patch that has one operation in each line.
 func patch(t *testing.T, object *unstructured.Unstructured, lines string) *unstructured.Unstructured {
 	t.Helper()
 	if lines == "" {
@@ -262,7 +264,7 @@ func patch(t *testing.T, object *unstructured.Unstructured, lines string) *unstr
 	return patched
 }
 
-// podOf is the pod that a workload's template makes.
+// podOf returns the pod that a workload's template makes.
 func podOf(t *testing.T, workload *unstructured.Unstructured) *unstructured.Unstructured {
 	t.Helper()
 	fields := []string{"spec", "template"}
@@ -283,14 +285,14 @@ func podOf(t *testing.T, workload *unstructured.Unstructured) *unstructured.Unst
 
 var tokenVolume = regexp.MustCompile(`kube-api-access-[a-z0-9]{5}`)
 
-// normal is an object without what differs from one creation to the next.
+// normal returns an object without the fields that differ between two creations.
 func (d *door) normal(t *testing.T, object *unstructured.Unstructured) map[string]any {
 	t.Helper()
 	for _, field := range []string{"creationTimestamp", "generation", "managedFields", "resourceVersion"} {
 		unstructured.RemoveNestedField(object.Object, "metadata", field)
 	}
 	unstructured.RemoveNestedField(object.Object, "status")
-	// The Deployment controller sets it a moment later.
+	// The Deployment controller adds this annotation later.
 	unstructured.RemoveNestedField(object.Object, "metadata", "annotations", "deployment.kubernetes.io/revision")
 	if len(object.GetAnnotations()) == 0 {
 		object.SetAnnotations(nil)
@@ -312,8 +314,9 @@ func (d *door) normal(t *testing.T, object *unstructured.Unstructured) map[strin
 	return normal
 }
 
-// sortTokenLast moves the ServiceAccount's token behind other volumes and mounts. The API server adds it before it calls the
-// injector, and in the twin after all that the author wrote.
+// sortTokenLast moves the ServiceAccount's token after other volumes and mounts. The API server
+// adds the token before it calls the injector, but in the twin after the author's volumes and
+// mounts.
 func sortTokenLast(value any) {
 	switch value := value.(type) {
 	case map[string]any:

@@ -21,8 +21,9 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// TestCutOff cuts an injector off from the API server, and narrows a ceiling meanwhile. What the ceiling excludes now is admitted for 30
-// seconds at most. Then the injector answers with an error, so that the failurePolicy decides, and is not ready.
+// TestCutOff disconnects an injector from the API server, and lowers a ceiling meanwhile. The
+// injector may admit what the ceiling now excludes for at most 30 seconds. After that it answers
+// with an error, so that the failurePolicy applies, and is not ready.
 func TestCutOff(t *testing.T) {
 	t.Parallel()
 	const namespace = "cut-off"
@@ -46,7 +47,7 @@ func TestCutOff(t *testing.T) {
 		return judged(ctx, client, "https://"+r.address+"/validate/pods", body)
 	}
 	if code, allowed, err := judge(t.Context()); err != nil || code != http.StatusOK || !allowed {
-		t.Fatalf("the pod is not admitted at first: %d, %t, %v", code, allowed, err)
+		t.Fatalf("the pod is not admitted before the cut: %d, %t, %v", code, allowed, err)
 	}
 
 	line.cut(true)
@@ -56,10 +57,10 @@ func TestCutOff(t *testing.T) {
 		if code, allowed, err := judge(t.Context()); err == nil && code == http.StatusOK && allowed && time.Since(cut) > 30*time.Second {
 			t.Fatalf("after %s the pod is still admitted", time.Since(cut))
 		}
-		time.Sleep(time.Second / 4) // the rate of the reviews; the loop ends by the clock
+		time.Sleep(time.Second / 4) // limits the rate of reviews; the loop ends by the clock
 	}
 	if code, _, err := judge(t.Context()); err != nil || code != http.StatusInternalServerError {
-		t.Errorf("a review is answered with %d, %v, want 500", code, err)
+		t.Errorf("a review gets status %d, %v, want 500", code, err)
 	}
 	waitForProbe(t, r, "/readyz", http.StatusInternalServerError, "[-]cluster failed")
 	_, metrics, err := get(t.Context(), "http://"+r.metrics+"/metrics")
@@ -67,19 +68,20 @@ func TestCutOff(t *testing.T) {
 		t.Fatal(err)
 	}
 	if age := regexp.MustCompile(`(?m)^akv_injector_facts_age_seconds (.+)$`).FindStringSubmatch(metrics); age == nil {
-		t.Error("the metric of the age is not there")
+		t.Error("the metric of the age is missing")
 	} else if seconds, err := strconv.ParseFloat(age[1], 64); err != nil || seconds < 25 {
-		t.Errorf("the metric says that what is known is %s seconds old: %v", age[1], err)
+		t.Errorf("the metric gives an age of %s seconds: %v", age[1], err)
 	}
 
 	line.cut(false)
 	waitForProbe(t, r, "/readyz", http.StatusOK)
 	if code, allowed, err := judge(t.Context()); err != nil || code != http.StatusOK || allowed {
-		t.Errorf("when the API server can be reached again, the pod is admitted: %d, %t, %v", code, allowed, err)
+		t.Errorf("after the connection is restored, the pod is admitted: %d, %t, %v", code, allowed, err)
 	}
 }
 
-// judged sends the review of a pod's creation, and returns the HTTP status and whether the pod is allowed.
+// judged sends a review of a pod's creation, and returns the HTTP status and whether the pod is
+// allowed.
 func judged(ctx context.Context, client *http.Client, url string, body []byte) (code int, allowed bool, err error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
@@ -102,7 +104,8 @@ func judged(ctx context.Context, client *http.Client, url string, body []byte) (
 	return response.StatusCode, answer.Response != nil && answer.Response.Allowed, nil
 }
 
-// line passes connections on to an address. While it is cut, nothing passes, and connections stay.
+// line forwards connections to an address. While it is cut it forwards no bytes and keeps
+// connections open.
 type line struct {
 	net.Listener
 
@@ -149,7 +152,7 @@ func newLine(t *testing.T, address string) *line {
 	return l
 }
 
-// pass copies what one end sends until either is closed.
+// pass copies bytes from one connection to the other until either is closed.
 func (l *line) pass(from, to net.Conn) {
 	defer to.Close()
 	defer from.Close()

@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// TestDrain ends a replica that drains for longer than anybody waits: it is unready and answers, until a second signal comes.
+// TestDrain stops a replica with a long drain period. It must be unready and still answer reviews
+// until a second signal arrives.
 func TestDrain(t *testing.T) {
 	t.Parallel()
 	r := startReplica(t, "--drain-period=1h")
@@ -25,7 +26,7 @@ func TestDrain(t *testing.T) {
 			t.Error(err)
 		}
 		if response.Close != closes {
-			t.Errorf("the answer says that its connection is closed: %t, want %t", response.Close, closes)
+			t.Errorf("Connection: close is set: %t, want %t", response.Close, closes)
 		}
 	}
 	ask(false)
@@ -35,16 +36,16 @@ func TestDrain(t *testing.T) {
 	waitForProbe(t, r, "/readyz", http.StatusInternalServerError, "[-]drain failed", "[+]certificate ok", "[+]cluster ok")
 	waitForProbe(t, r, "/healthz", http.StatusOK)
 	ask(true)
-	ask(true) // by a new connection
+	ask(true) // over a new connection
 	if err := syscall.Kill(r.PID(), syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 	select {
 	case <-r.Done():
 		if err := r.Stop(); err == nil || !strings.Contains(err.Error(), "signal: terminated") {
-			t.Errorf("the replica ended otherwise than by the second signal: %v", err)
+			t.Errorf("the replica did not end by the second signal: %v", err)
 		}
 	case <-time.After(patience):
-		t.Error("the replica does not end")
+		t.Error("the replica does not exit")
 	}
 }

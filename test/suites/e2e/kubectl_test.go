@@ -14,7 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// TestKubectl compares what people see who apply something wrong, word by word.
+// TestKubectl compares the complete output of kubectl for wrong manifests.
 func TestKubectl(t *testing.T) {
 	t.Parallel()
 	const namespace = "kubectl"
@@ -23,7 +23,7 @@ func TestKubectl(t *testing.T) {
 	unresolved := `{identity.io/name: access-blob, keyvault.io/class: key-vault-secrets, keyvault.io/secrets: KEYVAULT_SECRET=secret-425}`
 	for name, test := range map[string]struct {
 		manifest string
-		events   bool // what comes of it later shows in events
+		events   bool // compare the ReplicaSet's event, too
 	}{
 		"pod":                                   {manifest: pod},
 		"wrong-pod":                             {manifest: strings.Replace(pod, annotations, wrong, 1)},
@@ -47,7 +47,8 @@ func TestKubectl(t *testing.T) {
 	}
 }
 
-// TestKubectlDebug copies an injected pod after its namespace changed what its class is derived from.
+// TestKubectlDebug copies an injected pod with `kubectl debug` after its namespace changed what its
+// class is derived from.
 func TestKubectlDebug(t *testing.T) {
 	t.Parallel()
 	const namespace = "kubectl-debug"
@@ -76,13 +77,13 @@ func TestKubectlDebug(t *testing.T) {
 	}
 }
 
-// failedCreate is what a ReplicaSet says of its pods.
+// failedCreate returns the message of the FailedCreate event of a ReplicaSet.
 func failedCreate(t *testing.T, namespace string) (message string) {
 	t.Helper()
 	waitFor(t, "the ReplicaSet's event", func(ctx context.Context) error {
 		events, err := client.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{FieldSelector: "reason=FailedCreate"})
 		if err == nil && len(events.Items) == 0 {
-			err = errors.New("there is none")
+			err = errors.New("no such event")
 		}
 		if err == nil {
 			message = events.Items[0].InvolvedObject.Kind + ": " + events.Items[0].Message
@@ -92,7 +93,7 @@ func failedCreate(t *testing.T, namespace string) (message string) {
 	return message
 }
 
-// golden compares text with a file of testdata.
+// golden compares text with a file in testdata.
 func golden(t *testing.T, name, got string) {
 	t.Helper()
 	file := filepath.Join("testdata", name)

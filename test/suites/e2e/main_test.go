@@ -1,7 +1,9 @@
-// Package e2e_test shows the injector at work where it belongs: called by a real API server about pods that real controllers make,
-// with no other rights than those that are shipped. It starts one control plane and one injector for all of its tests.
+// Package e2e_test tests the injector with a real API server that calls it, controllers that create
+// the pods, and the RBAC rights that are shipped. All tests share one control plane and one
+// injector.
 //
-// Tests that disturb the injector run one by one; those that only use it are parallel, and so run after them.
+// Tests that disturb the shared injector are not parallel. All others are parallel, so they run
+// after them.
 package e2e_test
 
 import (
@@ -31,30 +33,30 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
-// Names that are shipped.
+// Names of the shipped objects.
 const (
 	configuration     = "akv-injector"
 	injectorNamespace = "akv-injector-system"
 	servingSecret     = "akv-injector-serving-cert"
 )
 
-// patience is how long anything may take that a test waits for, on a machine that is busy with other things.
+// patience is the timeout of everything that a test waits for. It allows for a busy machine.
 const patience = time.Minute
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-// What all tests use.
+// What all tests share.
 var (
 	plane   *controlplane.ControlPlane
-	server  *injector.Injector // that the API server calls
-	binary  string             // the injector's
+	server  *injector.Injector // called by the API server
+	binary  string             // path of the injector's program
 	client  kubernetes.Interface
 	objects dynamic.Interface
-	// auditDir has the API server's audit log of pods, audit.log.
+	// auditDir has the API server's audit log of pods, in audit.log.
 	auditDir string
 )
 
-// auditTo is by what arguments an API server keeps an audit log of who writes which pod, dir/audit.log.
+// auditTo returns the API server's arguments for an audit log of pod writes in dir/audit.log.
 func auditTo(dir string) ([]string, error) {
 	policy := filepath.Join(dir, "audit.yaml")
 	err := os.WriteFile(policy, []byte(`apiVersion: audit.k8s.io/v1
@@ -78,7 +80,7 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) (code int, err error) {
-	// Building the control plane takes minutes where it is not cached.
+	// Building the control plane takes minutes when it is not cached.
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	defer cancel()
 	if auditDir, err = os.MkdirTemp("", "e2e-audit-"); err != nil {
@@ -111,7 +113,7 @@ func run(m *testing.M) (code int, err error) {
 	return m.Run(), nil
 }
 
-// startServer starts the injector that the API server calls, and returns when it does.
+// startServer starts the injector that the API server calls, and waits until it is called.
 func startServer(ctx context.Context) error {
 	started, err := injector.Start(ctx, plane, injector.Options{Binary: binary})
 	if err != nil {
@@ -128,7 +130,8 @@ func startServer(ctx context.Context) error {
 	return waitUntilJudged(ctx, "probe")
 }
 
-// checkLogs reads what every injector logged. That the shipped rights are enough shows in that nobody was denied one.
+// checkLogs reads the logs of all injectors. No request may have been denied: the shipped rights
+// must be sufficient.
 func checkLogs() error {
 	files, err := filepath.Glob(filepath.Join(plane.Dir, "*", "akv-injector.log"))
 	if err != nil || len(files) == 0 {
@@ -141,9 +144,9 @@ func checkLogs() error {
 		for line := range strings.Lines(string(text)) {
 			var entry struct{ Level, Ts, Msg string }
 			if err := json.Unmarshal([]byte(line), &entry); err != nil || entry.Level == "" || entry.Ts == "" || entry.Msg == "" {
-				errs = append(errs, fmt.Errorf("a line of the log is no JSON with level, ts and msg: %s", line))
+				errs = append(errs, fmt.Errorf("a line of the log is not JSON with level, ts and msg: %s", line))
 			}
-			if strings.Contains(line, "is forbidden: User ") { // a quota forbids too
+			if strings.Contains(line, "is forbidden: User ") { // a quota error has "is forbidden", too
 				errs = append(errs, fmt.Errorf("the injector lacks a right: %s", line))
 			}
 		}
@@ -151,13 +154,14 @@ func checkLogs() error {
 	return errors.Join(errs...)
 }
 
-// replica is an injector beside the one that the API server calls.
+// replica is an injector in addition to the one that the API server calls.
 type replica struct {
 	*process.Process
 	address, metrics, probes string // host and port each
 }
 
-// startReplica starts an injector that ends with the test. It need not be ready.
+// startReplica starts an injector that stops when the test ends. It does not wait until the
+// injector is ready.
 func startReplica(t *testing.T, args ...string) *replica {
 	t.Helper()
 	addresses, err := process.FreeAddresses(3)
@@ -195,7 +199,7 @@ func (r *replica) waitReady(t *testing.T) {
 	}
 }
 
-// waitFor waits until done gives no error.
+// waitFor waits until done returns no error, for at most patience.
 func waitFor(t *testing.T, what string, done func(context.Context) error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -205,11 +209,11 @@ func waitFor(t *testing.T, what string, done func(context.Context) error) {
 	}
 }
 
-// documents decodes YAML that a test wrote.
+// documents decodes YAML constants of the tests.
 func documents(text string) []*unstructured.Unstructured {
 	list, err := corpus.Decode([]byte(text))
 	if err != nil {
-		panic(err) // it is part of this package
+		panic(err) // a mistake in the test itself
 	}
 	return list
 }
@@ -218,7 +222,7 @@ func document(text string) *unstructured.Unstructured {
 	return documents(text)[0]
 }
 
-// resource is where an object's kind is served. Namespace is that of an object that names none.
+// resource returns the client for an object's kind. namespace is used if the kind is namespaced.
 func resource(in dynamic.Interface, object *unstructured.Unstructured, namespace string) dynamic.ResourceInterface {
 	plural, _ := meta.UnsafeGuessKindToResource(object.GroupVersionKind())
 	if clusterWide(object) {
@@ -235,7 +239,7 @@ func clusterWide(object *unstructured.Unstructured) bool {
 	return false
 }
 
-// in is a copy of object in a namespace.
+// in returns a copy of an object in a namespace.
 func in(object *unstructured.Unstructured, namespace string) *unstructured.Unstructured {
 	if object == nil {
 		return nil
@@ -259,7 +263,7 @@ func apply(ctx context.Context, namespace string, list ...*unstructured.Unstruct
 	return nil
 }
 
-// newNamespace makes a namespace with the objects in it.
+// newNamespace creates a namespace with the objects in it.
 func newNamespace(t *testing.T, name, injection string, list ...*unstructured.Unstructured) {
 	t.Helper()
 	namespace := &unstructured.Unstructured{}
@@ -277,7 +281,7 @@ func newNamespace(t *testing.T, name, injection string, list ...*unstructured.Un
 	}
 }
 
-// logged are the reviews that the server's log has of a namespace.
+// logged returns the reviews of a namespace in the server's log.
 func logged(t *testing.T, namespace string) []map[string]any {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(server.Dir, "akv-injector.log"))
@@ -294,7 +298,7 @@ func logged(t *testing.T, namespace string) []map[string]any {
 	return reviews
 }
 
-// listening is a client that remembers what the API server warns of.
+// listening returns a client that records the API server's warnings.
 func listening(t *testing.T) (dynamic.Interface, *warnings) {
 	t.Helper()
 	heard := &warnings{}
@@ -307,7 +311,7 @@ func listening(t *testing.T) (dynamic.Interface, *warnings) {
 	return in, heard
 }
 
-// warnings are those heard since they were taken last.
+// warnings are the warnings received since the last take.
 type warnings struct{ texts []string }
 
 // HandleWarningHeaderWithContext implements [rest.WarningHandlerWithContext].

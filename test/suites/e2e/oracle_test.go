@@ -18,8 +18,9 @@ import (
 	"time"
 )
 
-// TestOracle sends reviews that claim another namespace, as any pod can that reaches the webhook port, to learn names from the answers. With
-// --client-ca it gets 403 before its body is read, while the API server, which presents a certificate, is answered.
+// TestOracle sends reviews that claim another namespace, to learn names from the answers, as any
+// pod can that reaches the webhook port. With --client-ca the caller gets 403 before the body is
+// read. The API server presents a certificate and gets answers.
 func TestOracle(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -55,13 +56,14 @@ users:
   configuration: {apiVersion: apiserver.config.k8s.io/v1, kind: WebhookAdmissionConfiguration, kubeConfigFile: ` + kubeconfig + `}`)
 	}
 	configuration := file("admission.yaml", []byte("apiVersion: apiserver.config.k8s.io/v1\nkind: AdmissionConfiguration\nplugins:"+plugins.String()+"\n"))
-	c := startCluster(t, []string{"--admission-control-config-file=" + configuration}, "--client-ca="+file("ca.crt", ca.pem)) // it is called
+	// startCluster returns when the API server calls the injector.
+	c := startCluster(t, []string{"--admission-control-config-file=" + configuration}, "--client-ca="+file("ca.crt", ca.pem))
 
 	const namespace, secret = "oracle", "payments-db-admin"
 	newGoverned(t, namespace, `{keyvault.io/injection: enabled}`, `{}`, document(strings.ReplaceAll(oracleClass, "NAME", secret)))
 	client := &http.Client{Timeout: patience, Transport: &http.Transport{
-		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, // as who does not know the CA
-		// The body waits for the server to ask for it.
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, // the caller does not know the CA
+		// The client sends the body only after the server's 100 Continue.
 		ExpectContinueTimeout: patience,
 	}}
 	t.Cleanup(client.CloseIdleConnections)
@@ -88,7 +90,7 @@ users:
 		}
 		return response.StatusCode, reader.read.Load(), string(text)
 	}
-	waitFor(t, "an injector to know the class", func(context.Context) error {
+	waitFor(t, "the injector to see the class", func(context.Context) error {
 		if code, _, answer := ask(server.URL + "/mutate/pods"); code != http.StatusOK || !strings.Contains(answer, secret) {
 			return fmt.Errorf("without --client-ca, the answer names no secret: %d, %s", code, answer)
 		}
@@ -101,7 +103,7 @@ users:
 	}
 }
 
-// oracleClass has an object that a guess does not name, but a suggestion would.
+// oracleClass has an object that a suggestion would name.
 const oracleClass = `
 apiVersion: secrets-store.csi.x-k8s.io/v1
 kind: SecretProviderClass
@@ -117,7 +119,7 @@ spec:
         objectType: secret
 `
 
-// watchedReader knows whether it was read from.
+// watchedReader records whether it was read from.
 type watchedReader struct {
 	io.Reader
 

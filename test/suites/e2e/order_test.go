@@ -18,8 +18,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// sidecars is the patch by which the webhook of a service mesh would give a pod a container before all others, an init container that stays,
-// and a volume of their own. It leaves alone a pod that has them.
+// sidecars returns a patch as the webhook of a service mesh makes it: a container before all
+// others, a restartable init container, and a volume for both. A pod that has them gets no patch.
 func sidecars(pod *corev1.Pod) string {
 	if slices.ContainsFunc(pod.Spec.Containers, func(c corev1.Container) bool { return c.Name == "sidecar" }) {
 		return ""
@@ -33,15 +33,16 @@ func sidecars(pod *corev1.Pod) string {
 	]`
 }
 
-// TestSidecars lets another webhook add containers before the injector has its turn, and after. Either way they get what the author's own
-// containers get, unless the annotation leaves them out, and nobody loses anything.
+// TestSidecars has another webhook add containers, before or after the injector. In both cases the
+// injector injects these containers too, unless the annotation excludes them, and no container
+// loses anything.
 func TestSidecars(t *testing.T) {
 	t.Parallel()
 	for configuration, position := range map[string]string{"aa-mesh": "before", "zz-mesh": "after"} {
 		for name, test := range map[string]struct {
-			containers string   // the annotation
-			want       []string // that are injected
-			again      string   // what comes of the pod when it is reviewed again, with the sidecars that came after
+			containers string   // value of keyvault.io/containers
+			want       []string // containers that are injected
+			again      string   // outcome of the second review, if the sidecars were added after the first
 		}{
 			"all":        {"", []string{"mesh-init", "sidecar", "app"}, "injected"},
 			"app-only":   {"app", []string{"app"}, "unchanged"},
@@ -60,7 +61,7 @@ func TestSidecars(t *testing.T) {
 				if err := injected(got); err != nil {
 					t.Error(err)
 				}
-				if len(got.Spec.Volumes) != 3 { // the mesh's, ours, and that of the ServiceAccount's token
+				if len(got.Spec.Volumes) != 3 { // of the mesh, of the injector, of the ServiceAccount's token
 					t.Errorf("volumes: %v", got.Spec.Volumes)
 				}
 				for _, c := range slices.Concat(got.Spec.InitContainers, got.Spec.Containers) {
@@ -99,7 +100,8 @@ func TestSidecars(t *testing.T) {
 				}
 				want := []string{"injected", test.again}
 				if position == "before" {
-					want[1] = "unchanged" // the API server has given the sidecars the ServiceAccount's token meanwhile
+					// The API server has added the token to the sidecars meanwhile.
+					want[1] = "unchanged"
 				}
 				if diff := cmp.Diff(want, outcomes(t, namespace, "app")); diff != "" {
 					t.Errorf("outcomes of the reviews (-want +got):\n%s", diff)
@@ -109,7 +111,7 @@ func TestSidecars(t *testing.T) {
 	}
 }
 
-// outcomes are what came of the reviews in which a pod could be injected, without those of dry runs.
+// outcomes returns the outcomes of a pod's reviews at /mutate/pods, without those of dry runs.
 func outcomes(t *testing.T, namespace, name string) []string {
 	t.Helper()
 	var all []string
@@ -121,7 +123,7 @@ func outcomes(t *testing.T, namespace, name string) []string {
 	return all
 }
 
-// createThroughBoth creates a pod as soon as the API server calls the other webhook too.
+// createThroughBoth creates a pod as soon as the API server calls the other webhook.
 func createThroughBoth(t *testing.T, namespace string, annotations map[string]string, called func(*corev1.Pod) bool) *corev1.Pod {
 	t.Helper()
 	asks := &corev1.Pod{
@@ -131,7 +133,7 @@ func createThroughBoth(t *testing.T, namespace string, annotations map[string]st
 	waitFor(t, "the API server to call the other webhook", func(ctx context.Context) error {
 		got, err := client.CoreV1().Pods(namespace).Create(ctx, asks, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 		if err == nil && !called(got) {
-			err = fmt.Errorf("it left no trace: %v", got.Spec)
+			err = fmt.Errorf("it did not change the pod: %v", got.Spec)
 		}
 		return err
 	})
@@ -142,7 +144,8 @@ func createThroughBoth(t *testing.T, namespace string, annotations map[string]st
 	return got
 }
 
-// addWebhook runs a webhook that patches the pods of a namespace with the labels, and is asked again when others change them after it.
+// addWebhook runs a webhook that patches the pods of a namespace with the labels. Its reinvocation
+// policy is IfNeeded.
 func addWebhook(t *testing.T, name, namespace string, labels map[string]string, patch func(*corev1.Pod) string) {
 	t.Helper()
 	other := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -150,7 +153,7 @@ func addWebhook(t *testing.T, name, namespace string, labels map[string]string, 
 		var pod corev1.Pod
 		err := json.NewDecoder(r.Body).Decode(&review)
 		if err == nil && review.Request == nil {
-			err = errors.New("no review")
+			err = errors.New("no request in the review")
 		}
 		if err == nil {
 			err = json.Unmarshal(review.Request.Object.Raw, &pod)
@@ -187,7 +190,7 @@ func addWebhook(t *testing.T, name, namespace string, labels map[string]string, 
 	})
 }
 
-// addConfiguration makes a configuration that is gone with the test.
+// addConfiguration creates a configuration and deletes it when the test ends.
 func addConfiguration(t *testing.T, c *admissionregistrationv1.MutatingWebhookConfiguration) {
 	t.Helper()
 	configurations := client.AdmissionregistrationV1().MutatingWebhookConfigurations()

@@ -9,8 +9,9 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 )
 
-// TestRelabellingByBinding binds pods to a node as a scheduler does. The API server copies the Binding's labels into the pod; an identity
-// may not come by that way, and any other label may.
+// TestRelabellingByBinding binds pods to a node as a scheduler does. The API server copies the
+// labels of the Binding to the pod. Policy must reject identity labels in a Binding, and no other
+// labels.
 func TestRelabellingByBinding(t *testing.T) {
 	t.Parallel()
 	bind := map[string]func(ctx context.Context, namespace string, b *corev1.Binding) error{
@@ -46,7 +47,7 @@ func TestRelabellingByBinding(t *testing.T) {
 					pod := bound(way+"-"+name, "access-blob")
 					createPod(t, namespace, pod)
 					err := bind(t.Context(), namespace, &corev1.Binding{
-						// A pod may be a mirror. No Binding is.
+						// The mirror annotation exempts pods, but no Binding.
 						ObjectMeta: metav1.ObjectMeta{Name: pod.Name, Labels: attempt.labels, Annotations: map[string]string{"kubernetes.io/config.mirror": "x"}},
 						Target:     corev1.ObjectReference{Kind: "Node", Name: "nowhere"},
 					})

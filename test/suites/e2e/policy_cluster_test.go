@@ -19,7 +19,8 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/injector"
 )
 
-// judgeBy has the API server ask a replica about policy until the test ends. A test that does that may not be parallel.
+// judgeBy has the API server call a replica for policy until the test ends. A test that uses it
+// must not be parallel.
 func judgeBy(t *testing.T, r *replica) {
 	t.Helper()
 	setJudge(t.Context(), t, "https://"+r.address)
@@ -33,7 +34,7 @@ func judgeBy(t *testing.T, r *replica) {
 	})
 }
 
-// setJudge applies the validating webhook configuration that is shipped, for a URL.
+// setJudge applies the shipped validating webhook configuration with another URL.
 func setJudge(ctx context.Context, t *testing.T, url string) {
 	t.Helper()
 	shipped, err := injector.Shipped(ctx, "validating-webhook-configuration.yaml", url)
@@ -42,29 +43,31 @@ func setJudge(ctx context.Context, t *testing.T, url string) {
 	}
 	configurations := objects.Resource(schema.GroupVersionResource{Group: "admissionregistration.k8s.io", Version: "v1", Resource: "validatingwebhookconfigurations"})
 	for _, object := range shipped {
-		// As who applied it first, so that the URL is replaced; the CA bundle is the injector's.
+		// The same field manager as before, so that the URL is replaced. The injector owns the CA
+		// bundle.
 		if _, err := configurations.Apply(ctx, object.GetName(), object, metav1.ApplyOptions{FieldManager: "akv-injector-test", Force: true}); err != nil {
 			t.Fatal(err)
 		}
 	}
 }
 
-// waitForJudge waits until the log of an injector tells of a review of policy.
+// waitForJudge waits until the log of an injector has a review of policy.
 func waitForJudge(t *testing.T, log string) {
 	t.Helper()
 	waitFor(t, "the API server to call the injector", func(ctx context.Context) error {
 		if err := tryPod(ctx, "probe", bare("probe")); !apierrors.IsForbidden(err) {
-			return errors.Join(errors.New("the pod is not turned away"), err)
+			return errors.Join(errors.New("the pod is not rejected"), err)
 		}
 		text, err := os.ReadFile(log)
 		if err == nil && !strings.Contains(string(text), `"path":"/validate/pods"`) {
-			err = errors.New("it is another one that is called")
+			err = errors.New("another injector is called")
 		}
 		return err
 	})
 }
 
-// TestPolicyWithoutAnInjector stops the injector that judges. What is enforced fails closed, and all else goes on.
+// TestPolicyWithoutAnInjector stops the injector that checks policy. What policy enforces must fail
+// closed, everything else must be admitted.
 func TestPolicyWithoutAnInjector(t *testing.T) {
 	const prefix = "policy-outage-"
 	for name, labels := range map[string]string{
@@ -89,7 +92,7 @@ func TestPolicyWithoutAnInjector(t *testing.T) {
 	}{
 		{"required", plain, true},
 		{"required", uses, true},
-		{"bound", plain, false}, // there is nothing to judge in it
+		{"bound", plain, false}, // no identity and no class to check
 		{"bound", uses, true},
 		{"warned", plain, false},
 		{"warned", uses, false},
@@ -129,15 +132,16 @@ func TestPolicyWithoutAnInjector(t *testing.T) {
 	}
 }
 
-// checkOutage requires that something is refused since nobody could judge it, or that it goes through.
+// checkOutage requires that a request fails because no injector answers, or that it succeeds.
 func checkOutage(t *testing.T, err error, closed bool) {
 	t.Helper()
 	if closed != (apierrors.IsInternalError(err) && strings.Contains(err.Error(), "failed calling webhook")) || (err != nil) != closed {
-		t.Errorf("the API server answers %v, want that it fails closed: %t", err, closed)
+		t.Errorf("the API server answers %v, want fail closed: %t", err, closed)
 	}
 }
 
-// TestBindingsComeAndGo takes the kind AzureIdentityBinding away, and brings it, while injectors run. None is started again.
+// TestBindingsComeAndGo removes and reinstalls the CRD AzureIdentityBinding while injectors run,
+// without restarting them.
 func TestBindingsComeAndGo(t *testing.T) {
 	const namespace = "policy-bindings-come"
 	newGoverned(t, namespace, `{identity.io/enforce: required, keyvault.io/injection: enabled}`, `{}`, document(class))
@@ -147,7 +151,7 @@ func TestBindingsComeAndGo(t *testing.T) {
 		var err error
 		waitFor(t, what, func(ctx context.Context) error {
 			if err = tryPod(ctx, namespace, uses); (err == nil) != (reason == "") {
-				return errors.Join(errors.New("it is not so yet"), err)
+				return errors.Join(errors.New("not yet"), err)
 			}
 			return nil
 		})
@@ -159,24 +163,25 @@ func TestBindingsComeAndGo(t *testing.T) {
 		}
 	})
 	removeBindings(t)
-	r := startReplica(t) // which has never seen the kind
+	r := startReplica(t) // starts without the CRD
 	r.waitReady(t)
 	judgeBy(t, r)
 	for range 2 {
-		await("the pod to be turned away without the kind", "IdentityNotBound")
+		await("the pod to be rejected without the CRD", "IdentityNotBound")
 		if err := controlplane.InstallCRDs(t.Context(), plane.Config); err != nil {
 			t.Fatal(err)
 		}
-		await("the pod to be turned away without a binding", "IdentityNotBound")
+		await("the pod to be rejected without a binding", "IdentityNotBound")
 		if err := apply(t.Context(), namespace, document(binding)); err != nil {
 			t.Fatal(err)
 		}
-		checkForbidden(t, tryPod(t.Context(), namespace, uses), "") // at once
+		checkForbidden(t, tryPod(t.Context(), namespace, uses), "") // without a delay
 		removeBindings(t)
 	}
-	await("the pod to be turned away again", "IdentityNotBound")
+	await("the pod to be rejected again", "IdentityNotBound")
 
-	// The injector of all tests saw the same. No verdict rests on what it offers, which it takes from its cache.
+	// The shared injector saw the same. It reads the names that it suggests from its cache; no
+	// verdict depends on them.
 	if err := controlplane.InstallCRDs(t.Context(), plane.Config); err != nil {
 		t.Fatal(err)
 	}
@@ -185,16 +190,16 @@ func TestBindingsComeAndGo(t *testing.T) {
 	}
 	in, heard := listening(t)
 	asks := document(`{apiVersion: v1, kind: Pod, metadata: {name: asks, annotations: {keyvault.io/class: key-vault-secret}}, spec: {containers: [{name: app, image: nginx}]}}`)
-	waitFor(t, "the injector to offer the binding", func(ctx context.Context) error {
+	waitFor(t, "the injector to suggest the binding", func(ctx context.Context) error {
 		_, err := resource(in, asks, namespace).Create(ctx, asks, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
-		if told := heard.take(); !slices.ContainsFunc(told, func(text string) bool { return strings.HasSuffix(text, "available here: access-blob") }) {
-			return errors.Join(fmt.Errorf("it warns of %q", told), err)
+		if texts := heard.take(); !slices.ContainsFunc(texts, func(text string) bool { return strings.HasSuffix(text, "available here: access-blob") }) {
+			return errors.Join(fmt.Errorf("the warnings are %q", texts), err)
 		}
 		return nil
 	})
 }
 
-// removeBindings removes the kind AzureIdentityBinding, and all that there is of it.
+// removeBindings deletes the CRD AzureIdentityBinding and all its objects.
 func removeBindings(t *testing.T) {
 	t.Helper()
 	const name = "azureidentitybindings.aadpodidentity.k8s.io"
@@ -202,11 +207,11 @@ func removeBindings(t *testing.T) {
 	if err := definitions.Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "the kind to be gone", func(ctx context.Context) error {
+	waitFor(t, "the CRD to be deleted", func(ctx context.Context) error {
 		_, err := definitions.Get(ctx, name, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
 			return nil
 		}
-		return errors.Join(errors.New("it is there"), err)
+		return errors.Join(errors.New("it still exists"), err)
 	})
 }

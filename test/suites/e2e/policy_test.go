@@ -24,29 +24,30 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
-// blobAccount is a ServiceAccount that workload identity takes.
+// blobAccount is a ServiceAccount with a client id.
 const blobAccount = `
 apiVersion: v1
 kind: ServiceAccount
 metadata: {name: blob-sa, annotations: {azure.workload.identity/client-id: 0d4b7f2e-6c1a-4f0e-9a53-5b1c3e8f7a90}}
 `
 
-// waitUntilJudged returns when the API server asks the injector to judge pods of a namespace, which requires an identity of them.
+// waitUntilJudged waits until the API server calls the injector for policy of pods in a namespace
+// that requires an identity.
 func waitUntilJudged(ctx context.Context, namespace string) error {
 	return process.Until(ctx, func(ctx context.Context) error {
 		if err := tryPod(ctx, namespace, bare("probe")); !apierrors.IsForbidden(err) {
-			return errors.Join(errors.New("the pod is not turned away"), err)
+			return errors.Join(errors.New("the pod is not rejected"), err)
 		}
 		return nil
 	})
 }
 
-// bare is a pod that asks for nothing.
+// bare is a pod without labels, annotations and volumes.
 func bare(name string) *corev1.Pod {
 	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Image: "nginx"}}}}
 }
 
-// bound is a pod with AAD pod identity's label.
+// bound is a pod with the label of AAD pod identity.
 func bound(name, binding string) *corev1.Pod {
 	pod := bare(name)
 	pod.Labels = map[string]string{"aadpodidbinding": binding}
@@ -66,7 +67,7 @@ func withVolumes(pod *corev1.Pod, attributes ...map[string]string) *corev1.Pod {
 	return pod
 }
 
-// tryPod asks what would become of a pod.
+// tryPod creates a pod as a dry run.
 func tryPod(ctx context.Context, namespace string, pod *corev1.Pod) error {
 	_, err := client.CoreV1().Pods(namespace).Create(ctx, pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 	return err
@@ -79,7 +80,7 @@ func createPod(t *testing.T, namespace string, pod *corev1.Pod) {
 	}
 }
 
-// newGoverned makes a namespace with the labels and annotations, which are YAML, and the objects in it.
+// newGoverned creates a namespace with labels and annotations in YAML, and the objects in it.
 func newGoverned(t *testing.T, name, labels, annotations string, list ...*unstructured.Unstructured) {
 	t.Helper()
 	namespace := document(`{apiVersion: v1, kind: Namespace, metadata: {name: ` + name + `, labels: ` + labels + `, annotations: ` + annotations + `}}`)
@@ -91,7 +92,7 @@ func newGoverned(t *testing.T, name, labels, annotations string, list ...*unstru
 	}
 }
 
-// checkForbidden requires that policy turns something away for a Reason; an empty one requires that it does not.
+// checkForbidden requires a policy rejection with a Reason, or no error if reason is empty.
 func checkForbidden(t *testing.T, err error, reason string) {
 	t.Helper()
 	if reason == "" {
@@ -101,11 +102,12 @@ func checkForbidden(t *testing.T, err error, reason string) {
 		return
 	}
 	if !apierrors.IsForbidden(err) || !denied.MatchString(err.Error()) || !strings.Contains(err.Error(), "["+reason+"]") {
-		t.Errorf("the API server answers %v, want a refusal with %s", err, reason)
+		t.Errorf("the API server answers %v, want a rejection with %s", err, reason)
 	}
 }
 
-// reviewsOf are the reviews that the server's log has of what is validated in a namespace, as "OPERATION NAME OUTCOME".
+// reviewsOf returns the reviews of a namespace at a path in the server's log, as "OPERATION NAME
+// OUTCOME".
 func reviewsOf(t *testing.T, namespace, path string) []string {
 	t.Helper()
 	var reviews []string
@@ -117,8 +119,8 @@ func reviewsOf(t *testing.T, namespace, path string) []string {
 	return reviews
 }
 
-// TestOrigin applies the two Deployments of the product's story where an identity is required. One gets its pod. Of the other, whoever
-// looks at its ReplicaSet reads what to do.
+// TestOrigin applies two Deployments in a namespace that requires an identity. One gets its pod.
+// The events of the other's ReplicaSet name the fix.
 func TestOrigin(t *testing.T) {
 	t.Parallel()
 	const namespace = "policy-origin"
@@ -144,7 +146,7 @@ func TestOrigin(t *testing.T) {
 		}
 		golden(t, "policy-"+name+".txt", got)
 	}
-	waitFor(t, "a second attempt, of which the event tells too", func(ctx context.Context) error {
+	waitFor(t, "a second attempt in the event", func(ctx context.Context) error {
 		events, err := client.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{FieldSelector: "reason=FailedCreate"})
 		if err == nil && (len(events.Items) != 1 || events.Items[0].Count < 2) {
 			err = fmt.Errorf("there are %d events, the first %+v", len(events.Items), events.Items)
@@ -153,15 +155,16 @@ func TestOrigin(t *testing.T) {
 	})
 	for _, pod := range waitForPods(t, namespace, 1, anyPod) {
 		if pod.Labels["aadpodidbinding"] != "access-blob" {
-			t.Errorf("pod %s was let through, with labels %v", pod.Name, pod.Labels)
+			t.Errorf("pod %s was admitted, with labels %v", pod.Name, pod.Labels)
 		}
 	}
 }
 
-// generated is the name of the ReplicaSet of no-access-blob.
+// generated matches the generated name of the ReplicaSet of no-access-blob.
 var generated = regexp.MustCompile(`no-access-blob-[0-9a-z]{5,10}`)
 
-// TestLateBinding makes the binding 100 milliseconds after the first pod of a ReplicaSet was turned away. The ReplicaSet tries again.
+// TestLateBinding creates the binding 100 milliseconds after the first pod of a ReplicaSet was
+// rejected. The ReplicaSet must succeed on a retry.
 func TestLateBinding(t *testing.T) {
 	t.Parallel()
 	const namespace = "policy-late-binding"
@@ -173,29 +176,30 @@ func TestLateBinding(t *testing.T) {
 	}
 	waitFor(t, "the first attempt", func(context.Context) error {
 		if len(reviewsOf(t, namespace, "/validate/pods")) == 0 {
-			return errors.New("there is none")
+			return errors.New("no review yet")
 		}
 		return nil
 	})
-	<-time.After(100 * time.Millisecond) // how late it is
+	<-time.After(100 * time.Millisecond) // the delay of the binding
 	if err := apply(t.Context(), namespace, document(binding)); err != nil {
 		t.Fatal(err)
 	}
 	waitForPods(t, namespace, 1, anyPod)
 	outcomes := reviewsOf(t, namespace, "/validate/pods")
 	if !strings.HasSuffix(outcomes[0], " forbidden") || !strings.HasSuffix(outcomes[len(outcomes)-1], " allowed") {
-		t.Errorf("the reviews are %q, want a refusal first and no refusal last", outcomes)
+		t.Errorf("the reviews are %q, want a rejection first and none last", outcomes)
 	}
 }
 
-// TestInOneBreath applies a namespace, what a pod needs, and the pod, faster than any cache follows. No pod is turned away.
+// TestInOneBreath applies a namespace, the objects that a pod needs, and the pod, faster than a
+// cache is updated. No pod may be rejected.
 func TestInOneBreath(t *testing.T) {
 	t.Parallel()
 	for i := range 30 {
 		namespace := fmt.Sprint("policy-breath-", i)
 		newGoverned(t, namespace, `{identity.io/enforce: required}`, `{identity.io/allowed-names: access-*, keyvault.io/allowed-vaults: team-*}`)
 		if err := tryPod(t.Context(), namespace, bound("app", "access-blob")); !apierrors.IsForbidden(err) {
-			t.Errorf("before there is a binding the API server answers %v", err)
+			t.Errorf("without a binding the API server answers %v", err)
 		}
 		if err := apply(t.Context(), namespace, surroundings()...); err != nil {
 			t.Fatal(err)
@@ -204,7 +208,8 @@ func TestInOneBreath(t *testing.T) {
 	}
 }
 
-// TestRelabelling changes the labels of running pods in each way that the API server has.
+// TestRelabelling changes the labels of running pods by each kind of request that the API server
+// has.
 func TestRelabelling(t *testing.T) {
 	t.Parallel()
 	const namespace = "policy-relabelling"
@@ -216,7 +221,7 @@ func TestRelabelling(t *testing.T) {
 			body := fmt.Sprintf(`{"apiVersion":"v1","kind":"Pod","metadata":{"labels":{"aadpodidbinding":%q}}}`, label)
 			options := metav1.PatchOptions{}
 			if kind == types.ApplyPatchType {
-				options = metav1.PatchOptions{FieldManager: "somebody", Force: new(true)}
+				options = metav1.PatchOptions{FieldManager: "another-manager", Force: new(true)}
 			}
 			_, err := pods.Patch(ctx, name, kind, []byte(body), options, subresources...)
 			return err
@@ -267,8 +272,8 @@ func TestRelabelling(t *testing.T) {
 	}
 }
 
-// TestRelabellingWhereOnlyIdentitiesMatter takes the label away where pods without an identity are not reviewed: the class of a volume
-// needs it still.
+// TestRelabellingWhereOnlyIdentitiesMatter removes the label at level bound, where pods without an
+// identity are not reviewed. A pod that mounts a class still needs the label.
 func TestRelabellingWhereOnlyIdentitiesMatter(t *testing.T) {
 	t.Parallel()
 	const namespace = "policy-bound"
@@ -282,8 +287,8 @@ func TestRelabellingWhereOnlyIdentitiesMatter(t *testing.T) {
 	}
 }
 
-// TestServiceAccountGone turns workload identity on for a pod that outlived its ServiceAccount. A new pod would not come so far: the API
-// server asks for the ServiceAccount itself.
+// TestServiceAccountGone enables workload identity on a running pod whose ServiceAccount was
+// deleted. The API server itself rejects a new pod without its ServiceAccount.
 func TestServiceAccountGone(t *testing.T) {
 	t.Parallel()
 	const namespace = "policy-account-gone"
@@ -301,16 +306,16 @@ func TestServiceAccountGone(t *testing.T) {
 	if err := client.CoreV1().ServiceAccounts(namespace).Delete(t.Context(), "blob-sa", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "the injector to see that the ServiceAccount is gone", func(context.Context) error {
+	waitFor(t, "the injector to see the deleted ServiceAccount", func(context.Context) error {
 		if err := use(`"true"`); err == nil {
-			return errors.Join(errors.New("it still takes it"), use(`null`))
+			return errors.Join(errors.New("the pod is still admitted"), use(`null`))
 		}
 		return nil
 	})
 	checkForbidden(t, use(`"true"`), "ServiceAccountNotFound")
 }
 
-// TestSlippingPast tries to get by. Each of these pods but for one thing would be let through.
+// TestSlippingPast tries to bypass policy. Each pod would be admitted but for one change.
 func TestSlippingPast(t *testing.T) {
 	t.Parallel()
 	const namespace = "policy-slipping"
@@ -324,27 +329,27 @@ func TestSlippingPast(t *testing.T) {
 		reason string
 	}{
 		"nothing": {func(*corev1.Pod) {}, ""},
-		"a volume's own attributes": {func(p *corev1.Pod) {
+		"a vault in the volume attributes": {func(p *corev1.Pod) {
 			withVolumes(p, map[string]string{"secretProviderClass": "key-vault-secret", "keyvaultName": "other-kv"})
 		}, "VaultNotAllowed"},
-		"an attribute that seems harmless": {func(p *corev1.Pod) {
+		"another volume attribute": {func(p *corev1.Pod) {
 			withVolumes(p, map[string]string{"secretProviderClass": "key-vault-secret", "useVMManagedIdentity": "true"})
 		}, "AttributeNotAllowed"},
-		"a second volume":        {func(p *corev1.Pod) { withVolumes(p, mount, map[string]string{"secretProviderClass": "other"}) }, "VaultNotAllowed"},
-		"a second class, absent": {func(p *corev1.Pod) { withVolumes(p, mount, map[string]string{"secretProviderClass": "gone"}) }, "ClassNotFound"},
-		"generateName":           {func(p *corev1.Pod) { p.Name, p.GenerateName, p.Labels = "", "app-", nil }, "IdentityRequired"},
-		"an owner that is exempt": {func(p *corev1.Pod) {
+		"a second volume":                    {func(p *corev1.Pod) { withVolumes(p, mount, map[string]string{"secretProviderClass": "other"}) }, "VaultNotAllowed"},
+		"a second class that does not exist": {func(p *corev1.Pod) { withVolumes(p, mount, map[string]string{"secretProviderClass": "gone"}) }, "ClassNotFound"},
+		"generateName":                       {func(p *corev1.Pod) { p.Name, p.GenerateName, p.Labels = "", "app-", nil }, "IdentityRequired"},
+		"an exempt name as owner": {func(p *corev1.Pod) {
 			p.Labels = nil
 			p.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "builder", UID: "3e4a5e4e-6f0c-4a55-9f37-6a2d1b7f2c11", Controller: new(true)}}
 		}, "IdentityRequired"},
-		"an exempt ServiceAccount's pod, over a ceiling": {func(p *corev1.Pod) {
+		"an exempt ServiceAccount above the ceiling": {func(p *corev1.Pod) {
 			p.Spec.ServiceAccountName = "builder"
 			p.Labels["aadpodidbinding"] = "admin"
 		}, "IdentityNotAllowed"},
-		"the namespace's own labels on the pod": {func(p *corev1.Pod) {
+		"the namespace labels on the pod": {func(p *corev1.Pod) {
 			p.Labels = map[string]string{"identity.io/exempt": "app", "identity.io/enforce": "bound"}
 		}, "IdentityRequired"},
-		"the marks of an injected pod": {func(p *corev1.Pod) {
+		"the labels and annotations of an injected pod": {func(p *corev1.Pod) {
 			p.Labels["keyvault.io/injected"] = "true"
 			p.Annotations = map[string]string{"keyvault.io/status": `{"volumes":[{"name":"secrets-0","class":"kv-0123456789","managed":true}]}`}
 			withVolumes(p, map[string]string{"secretProviderClass": "kv-0123456789"})
@@ -361,7 +366,7 @@ func TestSlippingPast(t *testing.T) {
 	}
 }
 
-// TestLabelledLater lets another webhook, which comes after the injector's, change what a pod's identity is.
+// TestLabelledLater has another webhook change a pod's identity after the injector was called.
 func TestLabelledLater(t *testing.T) {
 	t.Parallel()
 	const namespace = "policy-labelled-later"
@@ -373,15 +378,16 @@ func TestLabelledLater(t *testing.T) {
 	var err error
 	waitFor(t, "the API server to call the other webhook", func(ctx context.Context) error {
 		if err = tryPod(ctx, namespace, bound("app", "access-blob")); err == nil {
-			return errors.New("the pod is let through")
+			return errors.New("the pod is admitted")
 		}
 		return nil
 	})
 	checkForbidden(t, err, "IdentityNotAllowed")
 }
 
-// TestEphemeralContainers adds one to a running pod, and tries to change the pod's identity by the way. The API server takes the
-// container alone, and nobody asks the injector.
+// TestEphemeralContainers adds an ephemeral container to a running pod, with a changed identity
+// label in the same request. The API server stores the container only, and does not call the
+// injector.
 func TestEphemeralContainers(t *testing.T) {
 	t.Parallel()
 	const namespace = "policy-ephemeral"
@@ -397,7 +403,8 @@ func TestEphemeralContainers(t *testing.T) {
 	}
 }
 
-// TestOtherUpdates changes everything of a running pod that may change, but its identity. None of it is sent.
+// TestOtherUpdates changes every mutable field of a running pod except its identity. The API server
+// sends none of these updates to the injector.
 func TestOtherUpdates(t *testing.T) {
 	t.Parallel()
 	const namespace = "policy-other-updates"
@@ -418,7 +425,7 @@ func TestOtherUpdates(t *testing.T) {
 			subresources = append(subresources, change.subresource)
 		}
 		_, err := client.CoreV1().Pods(namespace).Patch(t.Context(), "app", types.StrategicMergePatchType, []byte(change.body), metav1.PatchOptions{}, subresources...)
-		if err != nil && change.subresource != "resize" { // a pod of the lowest quality of service can't be given more
+		if err != nil && change.subresource != "resize" { // the pod has QoS class BestEffort, which resize can't change
 			t.Errorf("%s: %v", change.body, err)
 		}
 	}
@@ -435,18 +442,20 @@ func TestOtherUpdates(t *testing.T) {
 		}
 		return nil
 	})
-	// The API server asks again where what it knew of the pod when it asked first was not the latest.
+	// The API server calls the webhook again if its first copy of the pod was outdated.
 	if diff := cmp.Diff(want, slices.Compact(got)); diff != "" {
 		t.Errorf("reviews (-want +got):\n%s", diff)
 	}
 }
 
-// TestReviewedOnce makes a namespace of every combination of labels, and counts who is asked about what.
+// TestReviewedOnce creates a namespace for every combination of labels, and counts the reviews of
+// its pods and workloads.
 func TestReviewedOnce(t *testing.T) {
 	t.Parallel()
-	// Reviews by policy of a pod that uses nothing, of one that mounts a class and of a workload, and all reviews of a pod that asks.
-	type asked struct{ Plain, Mounts, Workloads, Asks int }
-	want, got := map[string]asked{}, map[string]asked{}
+	// Policy reviews of a pod that uses nothing, of one that mounts a class, and of a workload; and
+	// all reviews of a pod with annotations.
+	type counts struct{ Plain, Mounts, Workloads, Asks int }
+	want, got := map[string]counts{}, map[string]counts{}
 	namespaces := map[string]string{}
 	for _, enforce := range []string{"", "bound", "required", "strict"} {
 		for _, warn := range []string{"", "bound"} {
@@ -461,7 +470,7 @@ func TestReviewedOnce(t *testing.T) {
 					namespace, key := fmt.Sprint("policy-once-", len(namespaces)), "{"+strings.Join(labels, ", ")+"}"
 					namespaces[key] = namespace
 					newGoverned(t, namespace, key, `{}`)
-					var a asked
+					var a counts
 					if warn != "" || audit != "" || (enforce != "" && enforce != "bound") {
 						a.Plain = 1
 					}
@@ -472,7 +481,7 @@ func TestReviewedOnce(t *testing.T) {
 						a.Asks++
 					}
 					if enforce != "" || warn != "" {
-						a.Workloads = 1 // an audit is of pods alone
+						a.Workloads = 1 // audit applies to pods only
 					}
 					want[key] = a
 				}
@@ -492,10 +501,10 @@ func TestReviewedOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// What is asked too often shows in the log at once or, at the latest, when all else does.
+	// A superfluous review is in the log by the time all others are.
 	waitFor(t, "the reviews in the log", func(context.Context) error {
 		for key, namespace := range namespaces {
-			var a asked
+			var a counts
 			for _, review := range reviewsOf(t, namespace, "/validate/pods") {
 				switch {
 				case strings.Contains(review, " plain "):
@@ -522,7 +531,8 @@ func TestReviewedOnce(t *testing.T) {
 	}
 }
 
-// TestExemptNamespaces labels those without which a cluster does not work. Nobody asks about their pods.
+// TestExemptNamespaces labels the system namespaces and the injector's. The API server must not
+// call the injector for their pods.
 func TestExemptNamespaces(t *testing.T) {
 	t.Parallel()
 	label := func(ctx context.Context, namespace, value string) error {
@@ -544,20 +554,20 @@ func TestExemptNamespaces(t *testing.T) {
 				}
 			})
 			pod := withVolumes(bound("app", "gone"), map[string]string{"secretProviderClass": "gone"})
-			// The injector's own namespace asks for as much.
+			// The injector's namespace enforces the Pod Security level restricted.
 			pod.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsNonRoot: new(true), SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}}
 			pod.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{
 				AllowPrivilegeEscalation: new(false), Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
 			}
 			checkForbidden(t, tryPod(t.Context(), namespace, pod), "")
 			if reviews := logged(t, namespace); len(reviews) > 0 {
-				t.Errorf("the injector was asked: %v", reviews)
+				t.Errorf("the injector was called: %v", reviews)
 			}
 		})
 	}
 }
 
-// TestPolicyAudit looks into the API server's audit log for what it is told of a pod, and nobody else.
+// TestPolicyAudit reads the audit annotations for a pod in the API server's audit log.
 func TestPolicyAudit(t *testing.T) {
 	t.Parallel()
 	const namespace = "policy-audit"
@@ -587,10 +597,10 @@ func TestPolicyAudit(t *testing.T) {
 				}
 			}
 			if diff := cmp.Diff(want, event.Annotations); diff != "" {
-				t.Errorf("what the audit log is told (-want +got):\n%s", diff)
+				t.Errorf("audit annotations (-want +got):\n%s", diff)
 			}
 			return nil
 		}
-		return errors.New("it does not tell of the pod")
+		return errors.New("no entry for the pod")
 	})
 }

@@ -29,11 +29,12 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/controlplane"
 )
 
-// rotations is how many certificates each mode goes through.
+// rotations is the number of rotations in each mode.
 const rotations = 20
 
-// TestRotation replaces the serving certificate again and again while the API server creates pods through the injector, each wave of
-// them by new connections, which fail where certificate and CA bundle don't agree. Not one may.
+// TestRotation rotates the serving certificate repeatedly while the API server creates pods through
+// the injector. Each wave of pods uses new connections, whose handshakes fail if certificate and CA
+// bundle do not match. None may fail.
 func TestRotation(t *testing.T) {
 	for mode, issuer := range map[string]issuer{
 		"cert-manager": issuedByCertManager,
@@ -53,7 +54,7 @@ func TestRotation(t *testing.T) {
 			for _, r := range replicas {
 				r.waitReady(t)
 			}
-			waitFor(t, "a pod", c.creates) // the API server may look a moment later
+			waitFor(t, "a pod", c.creates) // the API server may see the CA bundle a moment later
 			l := c.startLoad(t)
 			started := time.Now()
 			for n := range rotations {
@@ -69,7 +70,7 @@ func TestRotation(t *testing.T) {
 				t.Errorf("%d creations failed: %s", times, why)
 			}
 			if l.late > 0 {
-				t.Errorf("%d handshakes failed of an API server that learns late of the CA bundle", l.late)
+				t.Errorf("%d handshakes failed with an old CA bundle", l.late)
 			}
 			for _, r := range replicas {
 				waitForProbe(t, r.replica, "/readyz", http.StatusOK, "[+]certificate ok")
@@ -81,8 +82,9 @@ func TestRotation(t *testing.T) {
 	}
 }
 
-// reissue has two Issuers take turns, under load. CA and certificate are replaced at once then, and cert-manager leaves the CA bundle
-// no overlap: creations are lost in between. How many is measured; that they end is required.
+// reissue alternates between two Issuers under load. CA and certificate are then replaced at the
+// same time, and cert-manager's CA bundle does not contain both CAs, so some creations fail. The
+// test logs how many, and requires that the failures end.
 func (c *securedCluster) reissue(t *testing.T, replicas []*serving) {
 	t.Helper()
 	const times = 10
@@ -96,7 +98,7 @@ func (c *securedCluster) reissue(t *testing.T, replicas []*serving) {
 		before := serial(t, replicas[0].address)
 		c.setIssuer(t, []string{"other", certificateName}[n%2])
 		waitForAnother(t, before, replicas...)
-		for lost := -1; lost != l.failures(); { // until a wave comes and goes without a loss
+		for lost := -1; lost != l.failures(); { // until a wave has no failure
 			lost = l.failures()
 			l.meet(t)
 		}
@@ -108,13 +110,15 @@ func (c *securedCluster) reissue(t *testing.T, replicas []*serving) {
 	}
 }
 
-// An issuer is how certificates come about in a mode: the chart's values for it, and how it begins in a cluster.
+// issuer returns the chart's values for a certificate mode, and how to start it in a cluster.
 type issuer func(*testing.T) (values map[string]any, begin beginning)
 
-// A beginning returns arguments of the injector, and what replaces the certificate for the n-th time.
+// beginning returns arguments for the injector, and a function that rotates the certificate for the
+// n-th time.
 type beginning func(*testing.T, *securedCluster) (args []string, rotate func(t *testing.T, n int))
 
-// issuedByCertManager has every fifth certificate signed by a CA that was renewed before.
+// issuedByCertManager renews the certificate by cert-manager, and the CA before every fifth
+// renewal.
 func issuedByCertManager(*testing.T) (map[string]any, beginning) {
 	return map[string]any{}, func(t *testing.T, c *securedCluster) ([]string, func(*testing.T, int)) {
 		t.Helper()
@@ -133,7 +137,8 @@ func issuedByCertManager(*testing.T) (map[string]any, beginning) {
 	}
 }
 
-// issuedByItself deletes the Secret, which asks for a new CA and certificate by all the steps of a renewal.
+// issuedByItself deletes the Secret of the self-signed mode. The injector then creates a CA and a
+// certificate by all steps of a renewal.
 func issuedByItself(*testing.T) (map[string]any, beginning) {
 	return map[string]any{}, func(_ *testing.T, c *securedCluster) ([]string, func(*testing.T, int)) {
 		return []string{"--propagation-delay=3s"}, func(t *testing.T, _ int) {
@@ -143,7 +148,8 @@ func issuedByItself(*testing.T) (map[string]any, beginning) {
 	}
 }
 
-// issuedByHand swaps the files as kubelet does. Every fifth certificate is of a new CA, which is added to the CA bundle first.
+// issuedByHand replaces the certificate files as the kubelet does. Every fifth certificate is from
+// a new CA, which is added to the CA bundle first.
 func issuedByHand(t *testing.T) (map[string]any, beginning) {
 	t.Helper()
 	dir, ca := t.TempDir(), newAuthority(t)
@@ -198,7 +204,7 @@ func (c *securedCluster) setBundles(t *testing.T, bundle []byte) {
 	}
 }
 
-// authority is a CA of somebody who issues by hand.
+// authority is a CA for certificates in files.
 type authority struct {
 	certificate *x509.Certificate
 	key         *ecdsa.PrivateKey
@@ -239,7 +245,8 @@ func sign(t *testing.T, template, parent *x509.Certificate, of, by *ecdsa.Privat
 	return certificate, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
-// publish puts a new key and certificate into dir, by the symlink swap with which kubelet makes both change at once.
+// publish writes a new key and certificate to dir, and makes both visible at once by the symlink
+// swap that the kubelet uses.
 func publish(t *testing.T, dir string, ca *authority, n int) {
 	t.Helper()
 	key := newKey(t)

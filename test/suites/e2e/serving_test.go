@@ -49,7 +49,8 @@ func get(ctx context.Context, url string) (int, string, error) {
 	return response.StatusCode, string(body), err
 }
 
-// waitForProbe waits until a replica's probe answers with the code and says something.
+// waitForProbe waits until a replica's probe answers with the status code and a body that contains
+// says.
 func waitForProbe(t *testing.T, r *replica, path string, code int, says ...string) {
 	t.Helper()
 	waitFor(t, fmt.Sprintf("%s to answer %d", path, code), func(ctx context.Context) error {
@@ -69,7 +70,7 @@ func waitForProbe(t *testing.T, r *replica, path string, code int, says ...strin
 	})
 }
 
-// roots are the CAs that the API server trusts for the injector's webhooks.
+// roots returns the CAs in the injector's webhook configurations.
 func roots(t *testing.T) *x509.CertPool {
 	t.Helper()
 	pool := x509.NewCertPool()
@@ -79,7 +80,7 @@ func roots(t *testing.T) *x509.CertPool {
 	return pool
 }
 
-// caller is a client that calls as the API server does, by HTTP/2 or without.
+// caller returns a client that calls as the API server does, over HTTP/2 or HTTP/1.1.
 func caller(t *testing.T, http2 bool) *http.Client {
 	t.Helper()
 	protocols := &http.Protocols{}
@@ -92,7 +93,7 @@ func caller(t *testing.T, http2 bool) *http.Client {
 	return &http.Client{Transport: transport, Timeout: patience}
 }
 
-// review is an AdmissionReview of a pod that asks for nothing.
+// review is an AdmissionReview of a pod without annotations.
 func review(t *testing.T, uid string) []byte {
 	t.Helper()
 	return bytes.Replace(creation(t, metav1.NamespaceDefault, bare("app")), []byte(`"uid":"any"`), []byte(`"uid":"`+uid+`"`), 1)
@@ -115,7 +116,7 @@ func creation(t *testing.T, namespace string, pod *corev1.Pod) []byte {
 	return body
 }
 
-// answered reads the answer to a review, and checks that it is one.
+// answered decodes the answer to a review, and checks its uid and that it allows the pod.
 func answered(response *http.Response, uid string) error {
 	defer response.Body.Close()
 	var got admissionv1.AdmissionReview
@@ -128,7 +129,8 @@ func answered(response *http.Response, uid string) error {
 	return nil
 }
 
-// TestProtocols shows what the injector speaks: HTTP/2 and HTTP/1.1, over TLS 1.3 and, only where it was told to, 1.2.
+// TestProtocols checks the protocols of the webhook server: HTTP/2 and HTTP/1.1, over TLS 1.3, or
+// TLS 1.2 if configured.
 func TestProtocols(t *testing.T) {
 	t.Parallel()
 	address := strings.TrimPrefix(server.URL, "https://")
@@ -136,14 +138,14 @@ func TestProtocols(t *testing.T) {
 	older.waitReady(t)
 	for name, test := range map[string]struct {
 		address string
-		offer   uint16 // the newest TLS version that the client knows
-		want    uint16 // 0 for none
+		offer   uint16 // the client's newest TLS version
+		want    uint16 // 0: the handshake fails
 	}{
-		"TLS 1.3 by default":                            {address, tls.VersionTLS13, tls.VersionTLS13},
-		"TLS 1.2 is refused by default":                 {address, tls.VersionTLS12, 0},
-		"TLS 1.2 with --tls-min-version=1.2":            {older.address, tls.VersionTLS12, tls.VersionTLS12},
-		"TLS 1.3 with --tls-min-version=1.2":            {older.address, tls.VersionTLS13, tls.VersionTLS13},
-		"TLS 1.1 is refused with --tls-min-version=1.2": {older.address, tls.VersionTLS11, 0},
+		"TLS 1.3 by default":                             {address, tls.VersionTLS13, tls.VersionTLS13},
+		"TLS 1.2 is rejected by default":                 {address, tls.VersionTLS12, 0},
+		"TLS 1.2 with --tls-min-version=1.2":             {older.address, tls.VersionTLS12, tls.VersionTLS12},
+		"TLS 1.3 with --tls-min-version=1.2":             {older.address, tls.VersionTLS13, tls.VersionTLS13},
+		"TLS 1.1 is rejected with --tls-min-version=1.2": {older.address, tls.VersionTLS11, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dialer := tls.Dialer{Config: &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: test.offer, RootCAs: roots(t), NextProtos: []string{"h2", "http/1.1"}}}
@@ -155,14 +157,14 @@ func TestProtocols(t *testing.T) {
 				return
 			}
 			defer conn.Close()
-			state := conn.(*tls.Conn).ConnectionState() //nolint:forcetypeassert // DialContext says so
+			state := conn.(*tls.Conn).ConnectionState() //nolint:forcetypeassert // DialContext returns a *tls.Conn
 			if state.Version != test.want || state.NegotiatedProtocol != "h2" {
 				t.Errorf("got %s and %s, want %s and h2", tls.VersionName(state.Version), state.NegotiatedProtocol, tls.VersionName(test.want))
 			}
 		})
 	}
 	for major, http2 := range map[int]bool{1: false, 2: true} {
-		t.Run(fmt.Sprintf("a review by HTTP/%d", major), func(t *testing.T) {
+		t.Run(fmt.Sprintf("a review over HTTP/%d", major), func(t *testing.T) {
 			response, err := caller(t, http2).Post(server.URL+"/mutate/pods?timeout=5s", "application/json", bytes.NewReader(review(t, "uid")))
 			if err != nil {
 				t.Fatal(err)
@@ -177,7 +179,8 @@ func TestProtocols(t *testing.T) {
 	}
 }
 
-// TestReadiness follows a replica from a cluster out of reach to its first certificate.
+// TestReadiness starts a replica that cannot reach the API server, and connects it later. The
+// replica must not serve a certificate before that.
 func TestReadiness(t *testing.T) {
 	t.Parallel()
 	gate := newGate(t)
@@ -185,14 +188,14 @@ func TestReadiness(t *testing.T) {
 	waitForProbe(t, r, "/healthz", http.StatusOK, "[+]ping ok")
 	waitForProbe(t, r, "/readyz", http.StatusInternalServerError, "[-]certificate failed", "[-]cluster failed")
 	if _, err := tls.Dial("tcp", r.address, &tls.Config{RootCAs: roots(t)}); err == nil {
-		t.Error("a certificate is served that nobody can have agreed on")
+		t.Error("a certificate is served before the Secret was read")
 	}
 	gate.open()
 	waitForProbe(t, r, "/readyz", http.StatusOK, "[+]certificate ok", "[+]cluster ok")
 	waitForProbe(t, r, "/healthz", http.StatusOK, "[+]ping ok")
 }
 
-// gate stands between an injector and the API server. Until it is opened, connections wait.
+// gate is a proxy between an injector and the API server. Connections wait until it is opened.
 type gate struct {
 	listener net.Listener
 	opened   chan struct{}
@@ -239,7 +242,7 @@ func (g *gate) pass(ctx context.Context, conn net.Conn) {
 	_, _ = io.Copy(conn, behind)
 }
 
-// kubeconfig is the injector's, by way of the gate.
+// kubeconfig returns the injector's kubeconfig with the gate as server.
 func (g *gate) kubeconfig(t *testing.T) string {
 	t.Helper()
 	config, err := clientcmd.LoadFromFile(filepath.Join(server.Dir, "kubeconfig"))
@@ -256,7 +259,8 @@ func (g *gate) kubeconfig(t *testing.T) string {
 	return file
 }
 
-// TestShutdown ends a replica while reviews are on their way to it: each has begun, none has arrived whole. All get answers.
+// TestShutdown stops a replica while it has received parts of several reviews. All reviews must get
+// answers.
 func TestShutdown(t *testing.T) {
 	t.Parallel()
 	r := startReplica(t)
@@ -288,7 +292,7 @@ func TestShutdown(t *testing.T) {
 	waitFor(t, "the replica to accept no more connections", func(context.Context) error {
 		conn, err := net.Dial("tcp", r.address)
 		if err == nil {
-			return errors.Join(errors.New("it accepts one"), conn.Close())
+			return errors.Join(errors.New("it accepted one"), conn.Close())
 		}
 		return nil
 	})
@@ -301,14 +305,14 @@ func TestShutdown(t *testing.T) {
 	select {
 	case <-r.Done():
 		if err := r.Stop(); err == nil || !strings.Contains(err.Error(), "exit status 0") {
-			t.Errorf("the replica ended otherwise than with status 0: %v", err)
+			t.Errorf("the replica did not exit with status 0: %v", err)
 		}
 	case <-time.After(patience):
-		t.Error("the replica does not end")
+		t.Error("the replica does not exit")
 	}
 }
 
-// slowReview is a request of which half a review is sent at first, and the rest when finish is closed.
+// slowReview is a request that sends half of a review, and the rest when finish is closed.
 func slowReview(t *testing.T, url, uid string, begun chan<- struct{}, finish <-chan struct{}) *http.Request {
 	t.Helper()
 	body := review(t, uid)
@@ -319,7 +323,7 @@ func slowReview(t *testing.T, url, uid string, begun chan<- struct{}, finish <-c
 		_, _ = text.Write(body[len(body)/2:])
 		_ = text.Close()
 	}()
-	// The injector says 100 when it begins to read.
+	// The injector sends 100 Continue when it starts to read.
 	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got100Continue: func() { begun <- struct{}{} }})
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/mutate/pods", reader)
 	if err != nil {
@@ -331,8 +335,8 @@ func slowReview(t *testing.T, url, uid string, begun chan<- struct{}, finish <-c
 	return request
 }
 
-// TestDryRun shows that the API server lets dry runs through to the injector, which needs sideEffects: None, and that they leave
-// nothing behind.
+// TestDryRun checks that the API server calls the injector for dry runs, which needs sideEffects:
+// None, and that dry runs store nothing.
 func TestDryRun(t *testing.T) {
 	t.Parallel()
 	newNamespace(t, "dry-run", "enabled", surroundings()...)
@@ -360,12 +364,13 @@ func TestDryRun(t *testing.T) {
 	}
 	for _, review := range reviews {
 		if review["dryRun"] != true {
-			t.Errorf("a dry run is logged as none: %v", review)
+			t.Errorf("a dry run is not logged as dry run: %v", review)
 		}
 	}
 }
 
-// TestLog holds the log to a line a review, of these fields, and without anything that an author wrote but names.
+// TestLog requires one log line with these fields for each review, and no text of the author's in
+// it except names.
 func TestLog(t *testing.T) {
 	t.Parallel()
 	const namespace, canary = "logging", "canary"
@@ -376,7 +381,7 @@ func TestLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := apply(t.Context(), namespace, document(wrong)); !apierrors.IsInvalid(err) {
-		t.Fatalf("the API server answers %v, want a refusal", err)
+		t.Fatalf("the API server answers %v, want a rejection", err)
 	}
 	var lines []string
 	waitFor(t, "two reviews in the log", func(context.Context) error {
@@ -391,7 +396,7 @@ func TestLog(t *testing.T) {
 			}
 		}
 		if len(lines) < 2 {
-			return fmt.Errorf("there are %d", len(lines))
+			return fmt.Errorf("it has %d reviews", len(lines))
 		}
 		return nil
 	})
@@ -408,11 +413,11 @@ func TestLog(t *testing.T) {
 		t.Errorf("log (-want +got):\n%s", diff)
 	}
 	if text, err := os.ReadFile(filepath.Join(server.Dir, "akv-injector.log")); err != nil || bytes.Contains(text, []byte(canary)) {
-		t.Errorf("the log holds what an author wrote, or can't be read: %v", err)
+		t.Errorf("the log has text of the author's, or can't be read: %v", err)
 	}
 }
 
-// TestMetrics compares the metrics with the log, and with the certificate that is served.
+// TestMetrics compares the metrics with the log and with the served certificate.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	r := startReplica(t)
@@ -453,7 +458,7 @@ func TestMetrics(t *testing.T) {
 		`controller_runtime_webhook_requests_total{code="400",webhook="/mutate/workloads"}`:  1,
 	} {
 		if got, ok := samples[name]; !ok || got != want {
-			t.Errorf("%s is %v (there: %t), want %v", name, got, ok, want)
+			t.Errorf("%s is %v (found: %t), want %v", name, got, ok, want)
 		}
 	}
 	expiry := time.Unix(int64(samples["akv_injector_serving_certificate_expiry_seconds"]), 0)
@@ -462,7 +467,8 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// TestOutage ends the injector and starts another. Without it, only those are refused who ask for it.
+// TestOutage stops the injector and starts another. In between, only requests that need injection
+// may fail.
 func TestOutage(t *testing.T) {
 	const namespace = "outage"
 	newNamespace(t, namespace, "enabled", surroundings()...)
@@ -473,36 +479,36 @@ func TestOutage(t *testing.T) {
 	if err := server.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	t.Run("a pod that asks is refused", func(t *testing.T) {
+	t.Run("an annotated pod is rejected", func(t *testing.T) {
 		err := apply(t.Context(), namespace, document(strings.Replace(pod, "name: app", "name: asks", 1)))
 		if want := "failed calling webhook"; !apierrors.IsInternalError(err) || !strings.Contains(err.Error(), want) {
 			t.Errorf("the API server answers %v, want %q", err, want)
 		}
 	})
-	t.Run("a workload that asks is refused", func(t *testing.T) {
+	t.Run("an annotated workload is rejected", func(t *testing.T) {
 		err := apply(t.Context(), namespace, document(strings.Replace(deployment, "name: app", "name: asks", 1)))
 		if !apierrors.IsInternalError(err) {
 			t.Errorf("the API server answers %v, want a failure", err)
 		}
 	})
-	t.Run("a pod is refused where the namespace asks for all", func(t *testing.T) {
+	t.Run("any pod is rejected with injection: always", func(t *testing.T) {
 		newNamespace(t, "outage-always", "always")
 		if err := apply(t.Context(), "outage-always", document(strings.Replace(pod, "annotations: "+annotations, "annotations: {}", 1))); !apierrors.IsInternalError(err) {
 			t.Errorf("the API server answers %v, want a failure", err)
 		}
 	})
-	t.Run("a pod that does not ask is created", func(t *testing.T) {
+	t.Run("a pod without annotations is created", func(t *testing.T) {
 		if err := apply(t.Context(), namespace, document(strings.Replace(pod, "annotations: "+annotations, "labels: {app: other}", 1))); err != nil {
 			t.Error(err)
 		}
 	})
-	t.Run("a workload that does not ask is created", func(t *testing.T) {
+	t.Run("a workload without annotations is created", func(t *testing.T) {
 		other := strings.NewReplacer("annotations: "+annotations, "labels: {app: other}", "name: app", "name: other").Replace(deployment)
 		if err := apply(t.Context(), namespace, document(other)); err != nil {
 			t.Error(err)
 		}
 	})
-	t.Run("a pod that asks in a namespace that has not opted in is created", func(t *testing.T) {
+	t.Run("an annotated pod in a namespace that has not opted in is created", func(t *testing.T) {
 		newNamespace(t, "outage-elsewhere", "")
 		if err := apply(t.Context(), "outage-elsewhere", document(pod)); err != nil {
 			t.Error(err)
@@ -511,7 +517,7 @@ func TestOutage(t *testing.T) {
 	t.Run("a mirror pod is created", func(t *testing.T) {
 		mirror := `{apiVersion: v1, kind: Pod, metadata: {name: mirror, annotations: {kubernetes.io/config.mirror: hash, keyvault.io/class: none}}, spec: {nodeName: node, automountServiceAccountToken: false, containers: [{name: app, image: nginx}]}}`
 		if err := apply(t.Context(), namespace, document(mirror)); err == nil {
-			t.Error("anybody makes one")
+			t.Error("a user who is not a node created a mirror pod")
 		}
 		node := rest.CopyConfig(plane.Config)
 		node.Impersonate = rest.ImpersonationConfig{UserName: "system:node:node", Groups: []string{"system:nodes", "system:masters"}}
@@ -524,7 +530,7 @@ func TestOutage(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	// The Deployment's next pods have to wait for the injector.
+	// The Deployment's next pods can be created only after the outage.
 	scale := []byte(`{"spec":{"replicas":3}}`)
 	if _, err := client.AppsV1().Deployments(namespace).Patch(t.Context(), "app", types.MergePatchType, scale, metav1.PatchOptions{}, "scale"); err != nil {
 		t.Fatal(err)
@@ -532,7 +538,7 @@ func TestOutage(t *testing.T) {
 	waitFor(t, "the ReplicaSet to fail", func(ctx context.Context) error {
 		events, err := client.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{FieldSelector: "reason=FailedCreate"})
 		if err == nil && len(events.Items) == 0 {
-			err = errors.New("no event tells so")
+			err = errors.New("no such event")
 		}
 		return err
 	})

@@ -28,16 +28,17 @@ import (
 	spc "github.com/akv-injector/akv-injector/core/class"
 )
 
-// Ids that nobody has.
+// Ids that no object uses.
 const (
 	someTenant = "72f988bf-86f1-41af-91ab-2d7cd011db47"
 	someClient = "0b5cdd4f-2d1c-4a19-8a6e-4d1d5a4c0e4f"
 )
 
-// crooked is an id that would say more than an id does, as YAML has it in double quotes.
+// crooked is an invalid id that tries to add a class parameter, for a double-quoted YAML string.
 const crooked = someTenant + `\nuseVMManagedIdentity: true`
 
-// identities are what a tenant's namespace has. ServiceAccounts but blob are above its ceiling, or crooked.
+// identities are the objects in a tenant's namespace. All ServiceAccounts except blob are above its
+// ceiling or have an invalid id.
 const identities = binding + `---
 apiVersion: v1
 kind: ServiceAccount
@@ -59,14 +60,14 @@ metadata: {name: crooked-tenant, annotations: {azure.workload.identity/client-id
 // ceilings are annotations of a namespace.
 const ceilings = `{keyvault.io/allowed-vaults: "team-*", identity.io/allowed-names: "blob,crooked-*,access-blob"}`
 
-// The rights that a tenant may have, in its namespace alone.
+// Rights of a tenant in its namespace.
 const (
 	toPods      = `{apiGroups: [""], resources: [pods], verbs: [create, get, list, watch, update, patch, delete]}`
 	toWorkloads = toPods + `, {apiGroups: ["", apps], resources: [serviceaccounts, configmaps, deployments], verbs: [create, get, update, patch, delete]}`
 	toClasses   = toPods + `, {apiGroups: [secrets-store.csi.x-k8s.io], resources: [secretproviderclasses], verbs: [create, get, list, update, patch, delete]}`
 )
 
-// tenant is what a ServiceAccount can do that has some rights in its namespace.
+// tenant is a client with the rights of a ServiceAccount in one namespace.
 type tenant struct {
 	kubernetes.Interface
 
@@ -74,7 +75,7 @@ type tenant struct {
 	namespace string
 }
 
-// newTenant makes a namespace that has identities, and a tenant of it.
+// newTenant creates a namespace with identities, and a tenant of it.
 func newTenant(t *testing.T, namespace, injection, ceilings, rights string) *tenant {
 	t.Helper()
 	newNamespace(t, namespace, injection, documents(identities+`---
@@ -97,7 +98,7 @@ subjects: [{kind: ServiceAccount, name: tenant, namespace: `+namespace+`}]
 	user := "system:serviceaccount:" + namespace + ":tenant"
 	config := rest.CopyConfig(plane.Config)
 	config.WarningHandlerWithContext = rest.NoWarnings{}
-	config.ContentType = runtime.ContentTypeProtobuf // in which text need not be UTF-8
+	config.ContentType = runtime.ContentTypeProtobuf // protobuf strings need not be valid UTF-8
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	config.Impersonate = rest.ImpersonationConfig{UserName: user, Groups: []string{"system:serviceaccounts", "system:serviceaccounts:" + namespace, "system:authenticated"}}
 	n := &tenant{namespace: namespace}
@@ -118,7 +119,7 @@ subjects: [{kind: ServiceAccount, name: tenant, namespace: `+namespace+`}]
 	return n
 }
 
-// may is an error unless the tenant has a right.
+// may returns an error unless the tenant has a right.
 func (n *tenant) may(ctx context.Context, verb, group, resource, namespace string) error {
 	review := &authorizationv1.SelfSubjectAccessReview{Spec: authorizationv1.SelfSubjectAccessReviewSpec{
 		ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: verb, Group: group, Resource: resource, Namespace: namespace},
@@ -130,7 +131,7 @@ func (n *tenant) may(ctx context.Context, verb, group, resource, namespace strin
 	return err
 }
 
-// setNamespace sets all that is ours of a namespace, as its admin.
+// setNamespace sets all labels and annotations of the injector on a namespace, as its admin.
 func setNamespace(t *testing.T, name, injection, annotations string) {
 	t.Helper()
 	if annotations == "" {
@@ -142,7 +143,7 @@ func setNamespace(t *testing.T, name, injection, annotations string) {
 	}
 }
 
-// changed is a copy of annotations, or whatever else, with some that differ; those that become empty are left out.
+// changed returns a copy of a map with some values changed. Keys with an empty value are removed.
 func changed(all map[string]string, by map[string]string) map[string]string {
 	all = maps.Clone(all)
 	maps.Copy(all, by)
@@ -150,13 +151,13 @@ func changed(all map[string]string, by map[string]string) map[string]string {
 	return all
 }
 
-// named makes a sentence the name of an object, and of a secret.
+// named turns a sentence into the name of an object, which is also used as the name of a secret.
 func named(sentence string) string {
 	return strings.ToLower(strings.NewReplacer(" ", "-", "'", "", ",", "").Replace(sentence))
 }
 
-// honest are annotations that a tenant's namespace allows, and amount to the class of honestRequest. Pods that differ by item differ by
-// their class.
+// honest returns annotations that the ceilings allow and that give the class of honestRequest. Each
+// item gives another class.
 func honest(item string) map[string]string {
 	return map[string]string{
 		"identity.io/name": "blob", "identity.io/mode": "workload-identity", "keyvault.io/vault": "team-kv", "keyvault.io/secrets": "PASSWORD=" + item,
@@ -170,7 +171,7 @@ func honestRequest(item string) spc.Request {
 	}
 }
 
-// create makes a pod of the tenant, as anybody does who is not up to anything.
+// create creates a pod as the tenant.
 func (n *tenant) create(ctx context.Context, name, serviceAccount string, annotations map[string]string, also ...func(*corev1.Pod)) (*corev1.Pod, error) {
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: annotations},
@@ -182,7 +183,8 @@ func (n *tenant) create(ctx context.Context, name, serviceAccount string, annota
 	return n.CoreV1().Pods(n.namespace).Create(ctx, pod, metav1.CreateOptions{})
 }
 
-// mounting writes by hand what the injector would, for classes of those names.
+// mounting returns a function that adds the volumes and mounts that the injector would add for the
+// named classes.
 func mounting(names ...string) func(*corev1.Pod) {
 	return func(pod *corev1.Pod) {
 		for i, name := range names {
@@ -196,19 +198,19 @@ func mounting(names ...string) func(*corev1.Pod) {
 	}
 }
 
-// labelledInjected gives a pod the label and the status that are the injector's to give.
+// labelledInjected adds the label and the status annotation that only the injector may set.
 func labelledInjected(pod *corev1.Pod) {
 	pod.Labels = map[string]string{"keyvault.io/injected": "true"}
 	pod.Annotations = changed(pod.Annotations, map[string]string{"keyvault.io/status": `{"classes":["kv-0000000000"],"vault":"other-kv"}`})
 }
 
-// ownedBy gives a pod a controller.
+// ownedBy returns a function that gives a pod a controller.
 func ownedBy(owner metav1.OwnerReference) func(*corev1.Pod) {
 	owner.Controller = new(true)
 	return func(pod *corev1.Pod) { pod.OwnerReferences = append(pod.OwnerReferences, owner) }
 }
 
-// patch changes a pod as the tenant. A nil value takes an annotation or label away.
+// patch changes a pod as the tenant. A nil value removes an annotation or label.
 func (n *tenant) patch(t *testing.T, pod string, annotations, labels map[string]*string) {
 	t.Helper()
 	text, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": annotations, "labels": labels}})
@@ -228,12 +230,13 @@ func pointers(all map[string]string) map[string]*string {
 	return to
 }
 
-// classNamed is the class of that name, or an error.
+// classNamed returns the class of that name, or an error.
 func classNamed(ctx context.Context, namespace, name string) (*unstructured.Unstructured, error) {
 	return objects.Resource(spc.Resource).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
 }
 
-// waitForRequested waits for the class that a request amounts to, to the letter.
+// waitForRequested waits until the class of a request exists and has exactly the spec that the
+// injector renders.
 func waitForRequested(t *testing.T, namespace string, request spc.Request) *unstructured.Unstructured {
 	t.Helper()
 	want := spc.Managed(request)
@@ -283,7 +286,8 @@ func removeClass(t *testing.T, namespace string, request spc.Request) {
 	}
 }
 
-// eventOf waits for what the injector tells of a pod. By then it has looked at what the pod asks for.
+// eventOf waits for the injector's event for a pod. By then the injector has evaluated the pod's
+// request.
 func eventOf(t *testing.T, namespace, pod, reason string) (note string) {
 	t.Helper()
 	waitFor(t, "event "+reason+" of pod "+pod, func(ctx context.Context) error {
@@ -297,13 +301,14 @@ func eventOf(t *testing.T, namespace, pod, reason string) (note string) {
 				return nil
 			}
 		}
-		return errors.New("there is none")
+		return errors.New("no such event")
 	})
 	return note
 }
 
-// TestTenantAsksForMore sends requests that a namespace does not allow, or that try to write more than the contract has, by two ways: to the
-// webhook, and around it, by annotations that a pod gets after its creation.
+// TestTenantAsksForMore sends requests that the namespace does not allow, or that try to inject
+// other fields into a class. It sends each in two ways: to the webhook, and around it, by
+// annotations that are added to a pod after its creation.
 func TestTenantAsksForMore(t *testing.T) {
 	t.Parallel()
 	n := newTenant(t, "tenant-asks", "enabled", "", toWorkloads)
@@ -314,25 +319,26 @@ func TestTenantAsksForMore(t *testing.T) {
 	}
 	requests := map[string]struct {
 		change         map[string]string
-		serviceAccount string // blob, unless it says otherwise
-		// reason is why the webhook refuses the pod; none for one that it lets pass and that gets nothing.
+		serviceAccount string // default: blob
+		// reason is the Reason of the rejection. If empty, the webhook admits the pod and no class
+		// is created.
 		reason api.Reason
-		// forged is what class there would be if nobody looked.
+		// forged changes the request to the class that a missing check would create.
 		forged func(*spc.Request)
 	}{
 		"a vault above the ceiling": {
 			change: map[string]string{"keyvault.io/vault": "other-kv"}, reason: api.VaultNotAllowed, forged: func(r *spc.Request) { r.Vault = "other-kv" },
 		},
-		"one in an item": {
+		"a vault above the ceiling, in an item": {
 			change: map[string]string{"keyvault.io/secrets": "PASSWORD=other-kv/secret-425"}, reason: api.VaultNotAllowed, forged: func(r *spc.Request) { r.Vault = "other-kv" },
 		},
-		"one in a structured item": {
+		"a vault above the ceiling, in a structured item": {
 			change: item(`"env": "PASSWORD", "vault": "other-kv"`), reason: api.VaultNotAllowed, forged: func(r *spc.Request) { r.Vault = "other-kv" },
 		},
 		"an identity above the ceiling": {
 			change: map[string]string{"identity.io/name": "admin"}, serviceAccount: "admin", reason: api.IdentityNotAllowed,
 		},
-		"the ServiceAccount's, not named": {
+		"a ServiceAccount above the ceiling, without a name": {
 			change: map[string]string{"identity.io/name": ""}, serviceAccount: "admin", reason: api.IdentityNotAllowed,
 		},
 		"a pod identity above the ceiling": {
@@ -342,7 +348,7 @@ func TestTenantAsksForMore(t *testing.T) {
 		"the identity of the node": {
 			change: map[string]string{"identity.io/mode": "none"}, reason: api.IdentityRequired, forged: func(r *spc.Request) { r.Mode = api.ModeNone },
 		},
-		"that of the node by an empty client": {
+		"the identity of the node, by an empty client id": {
 			change: map[string]string{"identity.io/mode": "none", "identity.io/name": ""}, reason: api.IdentityRequired,
 			forged: func(r *spc.Request) { r.Mode, r.ClientID = api.ModeNone, "" },
 		},
@@ -351,7 +357,7 @@ func TestTenantAsksForMore(t *testing.T) {
 		"a namespace as an annotation":         {change: map[string]string{"keyvault.io/namespace": other.namespace}, reason: api.UnknownKey},
 		"a class of another namespace":         {change: map[string]string{"keyvault.io/class": other.namespace + "/key-vault-secret"}, reason: api.InvalidValue},
 		"a path in place of a class":           {change: map[string]string{"keyvault.io/class": "../" + other.namespace}, reason: api.InvalidValue},
-		"a ceiling of its own":                 {change: map[string]string{"keyvault.io/allowed-vaults": "*"}, reason: api.UnknownKey},
+		"a ceiling on the pod":                 {change: map[string]string{"keyvault.io/allowed-vaults": "*"}, reason: api.UnknownKey},
 		"useVMManagedIdentity in an item":      {change: item(`"useVMManagedIdentity": "true"`), reason: api.InvalidItem},
 		"nodePublishSecretRef in an item":      {change: item(`"nodePublishSecretRef": "root"`), reason: api.InvalidItem},
 		"cloudName in an item":                 {change: item(`"cloudName": "AzureStackCloud"`), reason: api.InvalidItem},
@@ -363,7 +369,7 @@ func TestTenantAsksForMore(t *testing.T) {
 		"a line break in an object's name":     {change: item(`"objectName": "a\n  objectType: key"`), reason: api.InvalidItem},
 		"a line break in a path":               {change: item(`"objectAlias": "a\n- |\n  objectName: other"`), reason: api.InvalidItem},
 		"another kind of line break in a path": {change: item(`"objectAlias": "a\u2028- |\u2028  objectName: other"`), reason: api.InvalidItem},
-		"a way out of the mount":               {change: item(`"objectAlias": "../../etc/passwd"`), reason: api.InvalidItem},
+		"a path out of the mount":              {change: item(`"objectAlias": "../../etc/passwd"`), reason: api.InvalidItem},
 		"a line break in a version":            {change: item(`"objectVersion": "6a1f0c00000000000000000000abcdef\n"`), reason: api.InvalidItem},
 		"a line break in a permission":         {change: item(`"filePermission": "0400\n  objectType: key"`), reason: api.InvalidItem},
 		"a line break in a type":               {change: item(`"objectType": "secret\n  objectName: other"`), reason: api.InvalidItem},
@@ -372,22 +378,22 @@ func TestTenantAsksForMore(t *testing.T) {
 		"a line break in an env var":           {change: item(`"env": "A\nB"`), reason: api.InvalidItem},
 		"a line break in a tenant":             {change: map[string]string{"identity.io/tenant-id": someTenant + "\nx: y"}, reason: api.InvalidValue},
 		"a line break in a client":             {change: map[string]string{"identity.io/client-id": someClient + "\nx: y"}, reason: api.InvalidValue},
-		"a ServiceAccount's client that is none": {
+		"an invalid client id of the ServiceAccount": {
 			change: map[string]string{"identity.io/name": "crooked-client"}, serviceAccount: "crooked-client", reason: api.ClientIDRequired,
 			forged: func(r *spc.Request) { r.ClientID = strings.ReplaceAll(crooked, `\n`, "\n") },
 		},
-		"a ServiceAccount's tenant that is none": {
+		"an invalid tenant id of the ServiceAccount": {
 			change: map[string]string{"identity.io/name": "crooked-tenant"}, serviceAccount: "crooked-tenant", reason: api.TenantIDRequired,
 			forged: func(r *spc.Request) { r.TenantID = strings.ReplaceAll(crooked, `\n`, "\n") },
 		},
-		"one with pod identity": {
+		"an invalid tenant id with pod identity": {
 			change: changed(podIdentity, map[string]string{"identity.io/tenant-id": ""}), serviceAccount: "crooked-tenant", reason: api.TenantIDRequired,
 			forged: func(r *spc.Request) {
 				r.Mode, r.ClientID, r.TenantID = api.ModePodIdentity, "", strings.ReplaceAll(crooked, `\n`, "\n")
 			},
 		},
-		"something, being opted out": {change: map[string]string{"keyvault.io/inject": "false"}},
-		"nothing":                    {change: map[string]string{"keyvault.io/secrets": ""}},
+		"a request of an opted-out pod": {change: map[string]string{"keyvault.io/inject": "false"}},
+		"nothing":                       {change: map[string]string{"keyvault.io/secrets": ""}},
 	}
 	forge := func(behaviour string) (serviceAccount, class string) {
 		test, request := requests[behaviour], honestRequest("secret-425")
@@ -399,7 +405,7 @@ func TestTenantAsksForMore(t *testing.T) {
 		}
 		return serviceAccount, spc.Managed(request).Name
 	}
-	// Under a ceiling the webhook would reject most of these pods. It does not see updates.
+	// Under a ceiling the webhook would reject most of these pods. It is not called for updates.
 	for behaviour := range requests {
 		serviceAccount, class := forge(behaviour)
 		if _, err := n.create(t.Context(), named(behaviour), serviceAccount, nil, mounting(class)); err != nil {
@@ -417,10 +423,10 @@ func TestTenantAsksForMore(t *testing.T) {
 			forge := mounting(class)
 			_, err := n.create(t.Context(), "asking-"+name, serviceAccount, annotations, forge, labelledInjected)
 			switch {
-			case test.reason == "" && err != nil: // nothing is enforced, and no class is made for it
+			case test.reason == "" && err != nil: // no class is created for it
 				t.Errorf("the pod is rejected: %v", err)
 			case test.reason != "" && (!apierrors.IsForbidden(err) && !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), "["+string(test.reason)+"]")):
-				t.Errorf("the pod is answered %v, want [%s]", err, test.reason)
+				t.Errorf("the answer is %v, want [%s]", err, test.reason)
 			}
 			n.patch(t, name, pointers(annotations), pointers(map[string]string{"keyvault.io/injected": "true"}))
 			if note := eventOf(t, n.namespace, name, string(api.ClassOutdated)); !strings.Contains(note, string(test.reason)) {
@@ -428,7 +434,7 @@ func TestTenantAsksForMore(t *testing.T) {
 			}
 		})
 	}
-	// What is allowed passes both ways.
+	// A request within the ceilings succeeds in both ways.
 	if _, err := n.create(t.Context(), "honest", "blob", honest("secret-426")); err != nil {
 		t.Fatal(err)
 	}
@@ -439,7 +445,8 @@ func TestTenantAsksForMore(t *testing.T) {
 	checkClasses(t, other.namespace)
 }
 
-// TestTenantForgesPods makes by hand what the injector makes, where the webhook is not called.
+// TestTenantForgesPods creates pods by hand as the injector would write them, in namespaces where
+// the webhook is not called.
 func TestTenantForgesPods(t *testing.T) {
 	t.Parallel()
 	request := honestRequest("secret-425")
@@ -450,9 +457,9 @@ func TestTenantForgesPods(t *testing.T) {
 		also                 func(*corev1.Pod)
 		says                 string
 	}{
-		"in a namespace without a label":         {namespace: "tenant-unlabelled", says: "has no label keyvault.io/injection: enabled"},
-		"in a namespace that is opted out":       {namespace: "tenant-opted-out", injection: "disabled", says: "has no label keyvault.io/injection: enabled"},
-		"in a namespace of a label that is none": {namespace: "tenant-mislabelled", injection: "true", says: "has no label keyvault.io/injection: enabled"},
+		"in a namespace without a label":             {namespace: "tenant-unlabelled", says: "has no label keyvault.io/injection: enabled"},
+		"in a namespace that is opted out":           {namespace: "tenant-opted-out", injection: "disabled", says: "has no label keyvault.io/injection: enabled"},
+		"in a namespace with an invalid label value": {namespace: "tenant-mislabelled", injection: "true", says: "has no label keyvault.io/injection: enabled"},
 		"by generateName": {
 			namespace: "tenant-generates", also: func(pod *corev1.Pod) { pod.GenerateName, pod.Name = "forged-", "" }, says: "has no label keyvault.io/injection: enabled",
 		},
@@ -472,7 +479,7 @@ func TestTenantForgesPods(t *testing.T) {
 				t.Errorf("the event says %q, want %q", note, test.says)
 			}
 			checkClasses(t, n.namespace)
-			// Once the namespace opts in, such a pod has what a new one would have, and no more.
+			// After the namespace opts in, such a pod gets the class of a new pod, and no more.
 			tooMuch := request
 			tooMuch.Vault = "other-kv"
 			if test.injection != "enabled" {
@@ -501,7 +508,8 @@ func TestTenantForgesPods(t *testing.T) {
 	}
 }
 
-// TestTenantWritesNoText hands the injector bytes that are no UTF-8, which the API server takes in its own encoding, and JSON has no form for.
+// TestTenantWritesNoText sends the injector strings that are not UTF-8. The API server accepts them
+// in protobuf, and JSON cannot represent them.
 func TestTenantWritesNoText(t *testing.T) {
 	t.Parallel()
 	n := newTenant(t, "tenant-bytes", "enabled", "", toWorkloads)
@@ -528,7 +536,7 @@ func TestTenantWritesNoText(t *testing.T) {
 		t.Run(behaviour, func(t *testing.T) {
 			name := named(behaviour)
 			if _, err := n.create(t.Context(), "asking-"+name, test.serviceAccount, test.annotations); err == nil || !strings.Contains(err.Error(), "["+string(test.reason)+"]") {
-				t.Errorf("the pod is answered %v, want [%s]", err, test.reason)
+				t.Errorf("the answer is %v, want [%s]", err, test.reason)
 			}
 			pod, err := n.create(t.Context(), name, test.serviceAccount, nil, mounting(spc.Managed(honestRequest("secret-425")).Name))
 			if err != nil {
@@ -550,8 +558,8 @@ func TestTenantWritesNoText(t *testing.T) {
 	checkClasses(t, n.namespace, honestRequest("secret-425"))
 }
 
-// TestTenantChangesPods changes what an injected pod asks for, which no webhook hears of. The class that it mounts stays as it is, and is put
-// back only for as long as the pod still asks for it.
+// TestTenantChangesPods changes the request of an injected pod, for which no webhook is called. The
+// class that the pod mounts stays as it is. It is recreated only while the pod requests it.
 func TestTenantChangesPods(t *testing.T) {
 	t.Parallel()
 	n := newTenant(t, "tenant-changes", "enabled", ceilings, toWorkloads)
@@ -569,24 +577,25 @@ func TestTenantChangesPods(t *testing.T) {
 	for behaviour, test := range map[string]struct {
 		annotations, labels map[string]string
 		client              string
-		// says is part of the event; empty where there is none, since the pod is not followed any more.
+		// says is part of the event's note. If empty, no event is expected, since the injector no
+		// longer watches the pod.
 		says string
-		// kept is true where the pod asks for the same all the while.
+		// kept is true if the pod's request stays the same.
 		kept bool
 	}{
-		"a vault above the ceiling":       {annotations: map[string]string{"keyvault.io/vault": "other-kv"}, says: "VaultNotAllowed"},
-		"another vault":                   {annotations: map[string]string{"keyvault.io/vault": "team-b"}, says: "by now ask for kv-"},
-		"other secrets":                   {annotations: map[string]string{"keyvault.io/secrets": "PASSWORD=root"}, says: "by now ask for kv-"},
-		"a class":                         {annotations: map[string]string{"keyvault.io/class": "key-vault-secret"}, says: "ask for no managed class"},
-		"an identity above the ceiling":   {annotations: map[string]string{"identity.io/mode": "pod-identity", "identity.io/name": "other"}, says: "IdentityNotAllowed"},
-		"the identity of the node":        {annotations: map[string]string{"identity.io/mode": "none"}, says: "IdentityRequired"},
-		"another client":                  {annotations: map[string]string{"identity.io/client-id": someTenant}, says: "by now ask for kv-"},
-		"another ServiceAccount's client": {client: someTenant, says: "by now ask for kv-"},
-		"a client that is no id":          {client: crooked, says: "ClientIDRequired"},
-		"an unknown key":                  {annotations: map[string]string{"keyvault.io/cloudName": "AzureStackCloud"}, says: "UnknownKey"},
-		"nothing, being opted out":        {annotations: map[string]string{"keyvault.io/inject": "false"}, says: "ask for no managed class"},
-		"not to be followed":              {labels: map[string]string{"keyvault.io/injected": ""}},
-		"the same by another status":      {annotations: map[string]string{"keyvault.io/status": `{"vault":"other-kv","classes":["kv-0000000000"]}`}, kept: true},
+		"a vault above the ceiling":               {annotations: map[string]string{"keyvault.io/vault": "other-kv"}, says: "VaultNotAllowed"},
+		"another vault":                           {annotations: map[string]string{"keyvault.io/vault": "team-b"}, says: "by now ask for kv-"},
+		"other secrets":                           {annotations: map[string]string{"keyvault.io/secrets": "PASSWORD=root"}, says: "by now ask for kv-"},
+		"an existing class":                       {annotations: map[string]string{"keyvault.io/class": "key-vault-secret"}, says: "ask for no managed class"},
+		"an identity above the ceiling":           {annotations: map[string]string{"identity.io/mode": "pod-identity", "identity.io/name": "other"}, says: "IdentityNotAllowed"},
+		"the identity of the node":                {annotations: map[string]string{"identity.io/mode": "none"}, says: "IdentityRequired"},
+		"another client id":                       {annotations: map[string]string{"identity.io/client-id": someTenant}, says: "by now ask for kv-"},
+		"another client id of the ServiceAccount": {client: someTenant, says: "by now ask for kv-"},
+		"an invalid client id":                    {client: crooked, says: "ClientIDRequired"},
+		"an unknown key":                          {annotations: map[string]string{"keyvault.io/cloudName": "AzureStackCloud"}, says: "UnknownKey"},
+		"an opt-out":                              {annotations: map[string]string{"keyvault.io/inject": "false"}, says: "ask for no managed class"},
+		"no injected label":                       {labels: map[string]string{"keyvault.io/injected": ""}},
+		"another status annotation":               {annotations: map[string]string{"keyvault.io/status": `{"vault":"other-kv","classes":["kv-0000000000"]}`}, kept: true},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			name := named(behaviour)
@@ -605,7 +614,7 @@ func TestTenantChangesPods(t *testing.T) {
 			n.patch(t, name, pointers(test.annotations), pointers(test.labels))
 			n.awaitAnother(t, name+"-1")
 			if now := waitForRequested(t, n.namespace, request); now.GetResourceVersion() != class.GetResourceVersion() {
-				t.Error("the class was written again")
+				t.Error("the class was changed")
 			}
 			removeClass(t, n.namespace, request)
 			switch {
@@ -620,9 +629,9 @@ func TestTenantChangesPods(t *testing.T) {
 				}
 			}
 			if _, err := classNamed(t.Context(), n.namespace, class.GetName()); !apierrors.IsNotFound(err) {
-				t.Errorf("the class is put back: %v", err)
+				t.Errorf("the class was recreated: %v", err)
 			}
-			// What the pod asked for before, it may ask for again.
+			// The pod may request the first class again.
 			if test.client != "" {
 				setClient(t, someClient)
 			}
@@ -652,8 +661,8 @@ func TestTenantChangesPods(t *testing.T) {
 	}
 }
 
-// awaitAnother makes an honest pod, waits for its class, deletes that and waits until it is put back: by then whatever happened before has been
-// looked at.
+// awaitAnother creates an honest pod, deletes its class, and waits until the class is recreated. By
+// then the injector has processed all earlier changes.
 func (n *tenant) awaitAnother(t *testing.T, name string) {
 	t.Helper()
 	if _, err := n.create(t.Context(), name, "blob", honest(name)); err != nil {
@@ -664,15 +673,15 @@ func (n *tenant) awaitAnother(t *testing.T, name string) {
 	waitForRequested(t, n.namespace, honestRequest(name))
 }
 
-// TestTenantUnderLoweredCeiling takes away what pods were admitted with. A class that is there stays, one that goes is not put back until it is allowed
-// again.
+// TestTenantUnderLoweredCeiling lowers a ceiling below what pods were admitted with. An existing
+// class stays. A deleted class is not recreated until it is allowed again.
 func TestTenantUnderLoweredCeiling(t *testing.T) {
 	t.Parallel()
 	for behaviour, test := range map[string]struct{ namespace, ceilings, injection, says string }{
-		"a vault is not allowed any more":    {"tenant-vault-lowered", `{keyvault.io/allowed-vaults: "other-*"}`, "enabled", "VaultNotAllowed"},
-		"no vault is":                        {"tenant-vaults-lowered", `{keyvault.io/allowed-vaults: ""}`, "enabled", "VaultNotAllowed"},
-		"an identity is not allowed":         {"tenant-identity-lowered", `{identity.io/allowed-names: "other"}`, "enabled", "IdentityNotAllowed"},
-		"the namespace has no label anymore": {"tenant-label-lowered", ceilings, "", "has no label keyvault.io/injection: enabled"},
+		"the vault is no longer allowed":        {"tenant-vault-lowered", `{keyvault.io/allowed-vaults: "other-*"}`, "enabled", "VaultNotAllowed"},
+		"no vault is allowed":                   {"tenant-vaults-lowered", `{keyvault.io/allowed-vaults: ""}`, "enabled", "VaultNotAllowed"},
+		"the identity is no longer allowed":     {"tenant-identity-lowered", `{identity.io/allowed-names: "other"}`, "enabled", "IdentityNotAllowed"},
+		"the namespace no longer has the label": {"tenant-label-lowered", ceilings, "", "has no label keyvault.io/injection: enabled"},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			t.Parallel()
@@ -694,7 +703,7 @@ func TestTenantUnderLoweredCeiling(t *testing.T) {
 	}
 }
 
-// writesOf counts what happens to each class of a namespace within a time.
+// writesOf counts the events of each class of a namespace within a time.
 func writesOf(t *testing.T, namespace string, within time.Duration) func() map[string]int {
 	t.Helper()
 	events, err := objects.Resource(spc.Resource).Namespace(namespace).Watch(t.Context(), metav1.ListOptions{TimeoutSeconds: new(int64(within / time.Second))})
@@ -713,8 +722,9 @@ func writesOf(t *testing.T, namespace string, within time.Duration) func() map[s
 	}
 }
 
-// TestTenantForgesOwners gives pods controllers that don't exist, or are others. Neither do classes go astray, nor do the injector and the
-// garbage collector fight over them.
+// TestTenantForgesOwners gives pods controllers that do not exist or belong elsewhere. Classes must
+// get valid owners, and the injector and the garbage collector must not alternately create and
+// delete them.
 func TestTenantForgesOwners(t *testing.T) {
 	t.Parallel()
 	other := newTenant(t, "tenant-owned", "enabled", "", toWorkloads)
@@ -743,7 +753,7 @@ func TestTenantForgesOwners(t *testing.T) {
 	for name, test := range map[string]struct {
 		controller metav1.OwnerReference
 		also       []metav1.OwnerReference
-		stays      bool // the pod, and so its class
+		stays      bool // the pod, and so its class, is not collected
 	}{
 		"nowhere":          {controller: nowhere},
 		"foreign":          {controller: foreign},
@@ -779,7 +789,8 @@ func TestTenantForgesOwners(t *testing.T) {
 	checkClasses(t, other.namespace)
 }
 
-// TestTenantOfManyOwners lets hundreds of bare pods own one class, and one pod have hundreds of controllers in turn.
+// TestTenantOfManyOwners creates hundreds of pods without a controller that own one class, and
+// gives one pod hundreds of controllers in turn.
 func TestTenantOfManyOwners(t *testing.T) {
 	t.Parallel()
 	const pods, atOnce = 300, 8
@@ -826,8 +837,9 @@ func TestTenantOfManyOwners(t *testing.T) {
 	}
 }
 
-// TestTenantWritesClasses is about tenants who may write classes, and take the names of managed ones for others. They are put right where
-// they claim to be the injector's, and else left alone.
+// TestTenantWritesClasses uses tenants who may write classes, and who create classes with the names
+// of managed ones. The injector must correct classes that have its label or field manager, and
+// leave all others alone.
 func TestTenantWritesClasses(t *testing.T) {
 	t.Parallel()
 	n := newTenant(t, "tenant-classes", "enabled", "", toClasses)
@@ -846,14 +858,14 @@ func TestTenantWritesClasses(t *testing.T) {
 		deleted  bool
 		taken    bool
 	}{
-		"a class of its own":            {taken: true},
-		"one of somebody else's tool":   {metadata: map[string]any{"labels": map[string]any{"app.kubernetes.io/managed-by": "Helm", "argocd.argoproj.io/instance": "app"}}, taken: true},
-		"one with our label":            {metadata: map[string]any{"labels": ours}},
-		"one by our field manager":      {manager: spc.ManagedBy},
-		"one that is of a thousand":     {metadata: map[string]any{"labels": ours, "ownerReferences": many}},
-		"one that has an owner twice":   {metadata: map[string]any{"labels": ours, "ownerReferences": twice}},
-		"one that does not go":          {metadata: map[string]any{"labels": ours, "finalizers": []any{"tenant.example/never"}}, deleted: true},
-		"one of its own that stays put": {metadata: map[string]any{"finalizers": []any{"tenant.example/never"}}, deleted: true, taken: true},
+		"a class of the tenant":                   {taken: true},
+		"a class of another tool":                 {metadata: map[string]any{"labels": map[string]any{"app.kubernetes.io/managed-by": "Helm", "argocd.argoproj.io/instance": "app"}}, taken: true},
+		"a class with the injector's label":       {metadata: map[string]any{"labels": ours}},
+		"a class by the injector's field manager": {manager: spc.ManagedBy},
+		"a class with a thousand owners":          {metadata: map[string]any{"labels": ours, "ownerReferences": many}},
+		"a class with two owners of one UID":      {metadata: map[string]any{"labels": ours, "ownerReferences": twice}},
+		"a labelled class with a finalizer":       {metadata: map[string]any{"labels": ours, "finalizers": []any{"tenant.example/never"}}, deleted: true},
+		"a class of the tenant with a finalizer":  {metadata: map[string]any{"finalizers": []any{"tenant.example/never"}}, deleted: true, taken: true},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			t.Parallel()
@@ -892,10 +904,10 @@ func TestTenantWritesClasses(t *testing.T) {
 			} else {
 				now := waitForRequested(t, n.namespace, request)
 				if !slices.ContainsFunc(now.GetOwnerReferences(), func(o metav1.OwnerReference) bool { return o.UID == pod.UID }) {
-					t.Errorf("pod %s is no owner of the class", pod.UID)
+					t.Errorf("pod %s is not an owner of the class", pod.UID)
 				}
 			}
-			if test.deleted { // and goes at last
+			if test.deleted { // and is finally deleted
 				if _, err := mine.Patch(t.Context(), made.GetName(), types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{}); err != nil {
 					t.Fatal(err)
 				}
@@ -903,7 +915,7 @@ func TestTenantWritesClasses(t *testing.T) {
 			}
 		})
 	}
-	t.Run("the very class, and edits it", func(t *testing.T) {
+	t.Run("the exact managed class, edited later", func(t *testing.T) {
 		request := honestRequest("secret-425")
 		content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(spc.Managed(request))
 		if err != nil {
@@ -920,7 +932,7 @@ func TestTenantWritesClasses(t *testing.T) {
 		}
 		n.awaitAnother(t, "another")
 		if now := waitForRequested(t, n.namespace, request); len(now.GetOwnerReferences()) > 0 {
-			t.Errorf("it has owners: %v", now.GetOwnerReferences())
+			t.Errorf("the class has owners: %v", now.GetOwnerReferences())
 		}
 		edit := []byte(`{"spec":{"parameters":{"keyvaultName":"other-kv"}}}`)
 		if _, err := mine.Patch(t.Context(), class.GetName(), types.MergePatchType, edit, metav1.PatchOptions{}); err != nil {
@@ -943,7 +955,8 @@ func changedMetadata(metadata map[string]any, name string) map[string]any {
 	return metadata
 }
 
-// TestTenantFloods has hundreds of pods ask for what they don't mount, at great length, and sees that others get their classes meanwhile.
+// TestTenantFloods creates hundreds of pods with very long requests for classes that they do not
+// mount. Pods of other tenants must get their classes meanwhile.
 func TestTenantFloods(t *testing.T) {
 	const pods, atOnce, honestPods = 200, 8, 20
 	bystander := newTenant(t, "tenant-bystander", "enabled", "", toPods)
@@ -961,7 +974,7 @@ func TestTenantFloods(t *testing.T) {
 			all = append(all, time.Since(begin))
 		}
 		slices.Sort(all)
-		t.Logf("from asking for a pod to its class: p50 %s, most %s", all[len(all)/2].Round(time.Millisecond), all[len(all)-1].Round(time.Millisecond))
+		t.Logf("time from pod to class: p50 %s, max %s", all[len(all)/2].Round(time.Millisecond), all[len(all)-1].Round(time.Millisecond))
 	}
 	var items strings.Builder
 	items.WriteString(strings.Repeat("# "+strings.Repeat("x", 200)+"\n", 50))
@@ -974,12 +987,12 @@ func TestTenantFloods(t *testing.T) {
 	}
 	for behaviour, test := range map[string]struct {
 		namespace, injection string
-		classes              int // that each pod mounts
+		classes              int // mounted by each pod
 	}{
-		"one class, in a namespace that is not injected": {"tenant-floods-one", "", 1},
-		"one class, in one that is":                      {"tenant-floods-injected", "enabled", 1},
-		"a hundred classes, in a namespace that is not":  {"tenant-floods-hundred", "", 100},
-		"a hundred classes, in one that is":              {"tenant-floods-hundred-injected", "enabled", 100},
+		"one class, in a namespace that is not injected":         {"tenant-floods-one", "", 1},
+		"one class, in an injected namespace":                    {"tenant-floods-injected", "enabled", 1},
+		"a hundred classes, in a namespace that is not injected": {"tenant-floods-hundred", "", 100},
+		"a hundred classes, in an injected namespace":            {"tenant-floods-hundred-injected", "enabled", 100},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			n := newTenant(t, test.namespace, test.injection, "", toPods)
@@ -1012,7 +1025,7 @@ func TestTenantFloods(t *testing.T) {
 			}
 			t.Logf("%d events", len(list.Items))
 			if len(list.Items) > 5*pods {
-				t.Errorf("there are %d events, want five for a pod at most", len(list.Items))
+				t.Errorf("there are %d events, want at most five for each pod", len(list.Items))
 			}
 			if err := client.CoreV1().Pods(n.namespace).DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
 				t.Fatal(err)

@@ -21,7 +21,7 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
-// class is a SecretProviderClass like the one that the product's story starts with.
+// class is a handwritten SecretProviderClass for AAD pod identity.
 const class = `
 apiVersion: secrets-store.csi.x-k8s.io/v1
 kind: SecretProviderClass
@@ -48,7 +48,7 @@ metadata: {name: access-blob-binding}
 spec: {azureIdentity: access-blob, selector: access-blob}
 `
 
-// annotations ask for all that class and binding have.
+// annotations request everything in class and binding.
 const annotations = `{identity.io/name: access-blob, keyvault.io/class: key-vault-secret, keyvault.io/secrets: KEYVAULT_SECRET=secret-425}`
 
 const template = `{metadata: {labels: {app: app}}, spec: {containers: [{name: app, image: nginx}]}}`
@@ -67,12 +67,12 @@ metadata: {name: app, annotations: ` + annotations + `}
 spec: {containers: [{name: app, image: nginx}]}
 `
 
-// surroundings returns the objects that the annotations name.
+// surroundings returns the objects that annotations refer to.
 func surroundings() []*unstructured.Unstructured {
 	return documents(class + "---" + binding)
 }
 
-// injected is an error unless the pod has everything that annotations ask for.
+// injected returns an error unless the pod has everything that annotations request.
 func injected(pod *corev1.Pod) error {
 	var mounted, set bool
 	for _, c := range pod.Spec.Containers {
@@ -93,7 +93,7 @@ func injected(pod *corev1.Pod) error {
 	return fmt.Errorf("pod %s/%s is not injected: labels %v, volumes %v, containers %v", pod.Namespace, pod.Name, pod.Labels, pod.Spec.Volumes, pod.Spec.Containers)
 }
 
-// waitForPods waits until a namespace has n pods that match, and returns them.
+// waitForPods waits until n pods of a namespace match, and returns them.
 func waitForPods(t *testing.T, namespace string, n int, match func(*corev1.Pod) bool) []corev1.Pod {
 	t.Helper()
 	var pods []corev1.Pod
@@ -104,7 +104,7 @@ func waitForPods(t *testing.T, namespace string, n int, match func(*corev1.Pod) 
 		}
 		pods = slices.DeleteFunc(list.Items, func(p corev1.Pod) bool { return !match(&p) })
 		if len(pods) != n {
-			return fmt.Errorf("there are %d", len(pods))
+			return fmt.Errorf("found %d", len(pods))
 		}
 		return nil
 	})
@@ -115,9 +115,10 @@ func anyPod(*corev1.Pod) bool { return true }
 
 func labelled(pod *corev1.Pod) bool { return pod.Labels["keyvault.io/injected"] == "true" }
 
-// TestWorkloads sees an annotated workload of every kind become injected pods, by the controllers of a cluster.
+// TestWorkloads applies an annotated workload of every kind. The cluster's controllers must create
+// injected pods.
 func TestWorkloads(t *testing.T) {
-	// A DaemonSet makes a pod for each node that has no taints; a new one has that of not being ready.
+	// A DaemonSet needs a node without taints. A new node has the taint not-ready.
 	if err := apply(t.Context(), "", document(`{apiVersion: v1, kind: Node, metadata: {name: node}}`)); err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +158,8 @@ func TestWorkloads(t *testing.T) {
 	}
 }
 
-// trigger does what `kubectl create job --from=cronjob/NAME` does: a minute is long to wait for.
+// trigger does what `kubectl create job --from=cronjob/NAME` does, since the schedule takes a
+// minute.
 func trigger(t *testing.T, namespace, name string) {
 	t.Helper()
 	out, err := plane.Kubectl(t.Context(), "--namespace="+namespace, "create", "job", "--from=cronjob/"+name, name).CombinedOutput()
@@ -166,8 +168,8 @@ func trigger(t *testing.T, namespace, name string) {
 	}
 }
 
-// replicaSets waits until the Deployment's controller has seen the latest Deployment and has as many pods of it as it should, and
-// returns all of its ReplicaSets, oldest first.
+// replicaSets waits until the Deployment's rollout is complete, and returns all its ReplicaSets,
+// oldest first.
 func replicaSets(t *testing.T, namespace string) []appsv1.ReplicaSet {
 	t.Helper()
 	waitFor(t, "the rollout in "+namespace, func(ctx context.Context) error {
@@ -199,7 +201,8 @@ func revision(set *appsv1.ReplicaSet) int {
 	return n
 }
 
-// makeAllReady makes all pods of a namespace ready, and returns them. There is no kubelet that would, and no rollout goes on before they are.
+// makeAllReady makes all pods of a namespace ready, and returns them. No kubelet runs, and rollouts
+// wait for ready pods.
 func makeAllReady(ctx context.Context, namespace string) ([]corev1.Pod, error) {
 	pods, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -213,7 +216,8 @@ func makeAllReady(ctx context.Context, namespace string) ([]corev1.Pod, error) {
 	return pods.Items, nil
 }
 
-// makeReady does what a kubelet does; a pod that is being deleted is gone at once.
+// makeReady sets a pod's status to ready, as a kubelet does. It may return NotFound: without a
+// kubelet a deleted pod is removed at once.
 func makeReady(ctx context.Context, pod *corev1.Pod) error {
 	if pod.Status.Phase == corev1.PodRunning {
 		return nil
@@ -223,7 +227,7 @@ func makeReady(ctx context.Context, pod *corev1.Pod) error {
 	return err
 }
 
-// TestRollout sees a changed annotation of a Deployment reach its pods by one rollout.
+// TestRollout changes an annotation of a Deployment, which must reach its pods with one rollout.
 func TestRollout(t *testing.T) {
 	t.Parallel()
 	const namespace = "rollout"
@@ -250,17 +254,18 @@ func TestRollout(t *testing.T) {
 		t.Fatal(err)
 	}
 	if sets := replicaSets(t, namespace); len(sets) != 3 {
-		t.Fatalf("%d ReplicaSets after the annotations went away, want 3", len(sets))
+		t.Fatalf("%d ReplicaSets after the annotations were removed, want 3", len(sets))
 	}
 	for _, pod := range waitForPods(t, namespace, 1, anyPod) {
 		if len(pod.Spec.Containers[0].Env) != 0 || pod.Labels["keyvault.io/injected"] != "" {
-			t.Errorf("the pod is injected still: labels %v, env %v", pod.Labels, pod.Spec.Containers[0].Env)
+			t.Errorf("the pod is still injected: labels %v, env %v", pod.Labels, pod.Spec.Containers[0].Env)
 		}
 	}
 }
 
-// TestOptInLater opts in a namespace whose Deployment is there already. From then on its controllers' own updates pass through the
-// injector: they may bring about one rollout, and must not fight over templates.
+// TestOptInLater opts in a namespace that has a Deployment. From then on the updates by the
+// cluster's controllers reach the injector. They may cause one rollout, and must not change the
+// template repeatedly.
 func TestOptInLater(t *testing.T) {
 	t.Parallel()
 	const namespace = "opt-in-later"
@@ -286,7 +291,8 @@ func TestOptInLater(t *testing.T) {
 			t.Fatalf("%d ReplicaSets after scaling to %d, want at most one more", len(sets), 2+replicas)
 		}
 	}
-	// An update of the Deployment itself hands its annotations down, once.
+	// After an update of the Deployment itself, its template inherits the annotations. This happens
+	// once.
 	for _, color := range []string{"red", "blue"} {
 		patch := []byte(`{"metadata":{"labels":{"color":"` + color + `"}}}`)
 		if _, err := client.AppsV1().Deployments(namespace).Patch(t.Context(), "app", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
@@ -303,7 +309,8 @@ func TestOptInLater(t *testing.T) {
 	}
 }
 
-// TestLateClass applies what a Deployment needs after its pods have been refused. Its ReplicaSet tries again until they pass.
+// TestLateClass applies the objects that a Deployment needs after its pods were rejected. Its
+// ReplicaSet must succeed on a retry.
 func TestLateClass(t *testing.T) {
 	t.Parallel()
 	const namespace = "late-class"
@@ -324,13 +331,14 @@ func TestLateClass(t *testing.T) {
 	}
 }
 
-// TestCacheRace applies a namespace, what it holds and an annotated Deployment in one breath, many times at once.
+// TestCacheRace applies a namespace, its objects and an annotated Deployment as fast as possible,
+// in many namespaces at the same time.
 func TestCacheRace(t *testing.T) {
 	t.Parallel()
 	const times, atOnce = 200, 8
 	for name, test := range map[string]struct {
 		order   []string
-		refused bool // what the Deployment needs comes after it, so that pods may be refused at first
+		refused bool // the needed objects come last, so pods may be rejected at first
 	}{
 		"the-class-first":      {order: []string{class, binding, deployment}},
 		"the-deployment-first": {order: []string{deployment, class, binding}, refused: true},
@@ -364,7 +372,7 @@ func TestCacheRace(t *testing.T) {
 					allowed := outcome == "Pod injected" || outcome == "Deployment injected" || outcome == "Deployment unchanged" ||
 						test.refused && outcome == "Pod invalid"
 					if !allowed {
-						t.Errorf("a review ended otherwise than it may: %v", review)
+						t.Errorf("unexpected outcome of a review: %v", review)
 					}
 				}
 			}
@@ -376,7 +384,8 @@ func TestCacheRace(t *testing.T) {
 	}
 }
 
-// race applies objects to a new namespace, and waits for the Deployment's pod. Every pod that there is has to be injected.
+// race applies objects to a new namespace, and waits for the Deployment's pod. Every pod must be
+// injected.
 func race(ctx context.Context, namespace string, order []string) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()

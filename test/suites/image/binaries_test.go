@@ -18,7 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// limit is how large a binary may be, in bytes.
+// limit is the maximum size of a binary, in bytes.
 const limit = 60_000_000
 
 func TestABinaryNeedsNothingButAKernel(t *testing.T) {
@@ -35,7 +35,7 @@ func TestABinaryNeedsNothingButAKernel(t *testing.T) {
 			}
 			for _, p := range f.Progs {
 				if p.Type == elf.PT_INTERP || p.Type == elf.PT_DYNAMIC {
-					t.Errorf("has a program header %s: it is not static", p.Type)
+					t.Errorf("has a program header %s, so it is not static", p.Type)
 				}
 			}
 			libraries, err := f.ImportedLibraries()
@@ -43,7 +43,7 @@ func TestABinaryNeedsNothingButAKernel(t *testing.T) {
 				t.Errorf("libraries: got %q, %v, want none", libraries, err)
 			}
 			if f.Section(".debug_info") != nil || f.Section(".symtab") != nil {
-				t.Error("carries debug information or symbols")
+				t.Error("has debug information or symbols")
 			}
 		})
 	}
@@ -71,11 +71,11 @@ func TestABinaryTellsItsVersionAndNothingOfWhereItWasBuilt(t *testing.T) {
 				t.Fatal(err)
 			}
 			if !bytes.Contains(content, []byte(version)) {
-				t.Error("its version is not in it")
+				t.Error("does not contain its version")
 			}
 			for what, path := range places {
 				if bytes.Contains(content, []byte(path)) {
-					t.Errorf("has the path of %s in it", what)
+					t.Errorf("contains the path of %s", what)
 				}
 			}
 			info, err := buildinfo.Read(bytes.NewReader(content))
@@ -104,7 +104,7 @@ func TestABinaryTellsItsVersionAndNothingOfWhereItWasBuilt(t *testing.T) {
 func TestTheProgramSaysItsVersion(t *testing.T) {
 	for _, arch := range architectures {
 		if runtime.GOOS != "linux" || runtime.GOARCH != arch {
-			continue // nothing here runs it
+			continue // this machine cannot run it
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
@@ -157,7 +157,7 @@ func TestTheSBOMListsWhatIsInTheBinary(t *testing.T) {
 				t.Errorf("subject: got %+v", got)
 			}
 			if sbom.SerialNumber != "" || sbom.Metadata.Timestamp != "" {
-				t.Error("has a serial number or a time in it: it would differ at each build")
+				t.Error("has a serial number or a time, so it differs at each build")
 			}
 			var got []string
 			for _, c := range sbom.Components {
@@ -176,7 +176,7 @@ func TestTheSBOMListsWhatIsInTheBinary(t *testing.T) {
 	}
 }
 
-// modules are those that a binary says it is linked with, as PATH@VERSION.
+// modules returns the modules in a binary's build information, as PATH@VERSION.
 func modules(t *testing.T, arch string) []string {
 	t.Helper()
 	info, err := buildinfo.ReadFile(binary(arch))
@@ -186,14 +186,14 @@ func modules(t *testing.T, arch string) []string {
 	var out []string
 	for _, m := range info.Deps {
 		if m.Replace != nil {
-			t.Errorf("%s: must not be replaced in what is shipped", m.Path)
+			t.Errorf("%s: must not be replaced in a release", m.Path)
 		}
 		out = append(out, m.Path+"@"+m.Version)
 	}
 	return out
 }
 
-// toolchain is the version of Go that a binary was built by, such as go1.26.8.
+// toolchain returns the version of Go that built a binary, such as go1.26.8.
 func toolchain(t *testing.T, arch string) string {
 	t.Helper()
 	info, err := buildinfo.ReadFile(binary(arch))

@@ -29,9 +29,9 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// dockerfile is what BuildKit makes of the Dockerfile.
+// dockerfile is the Dockerfile as BuildKit parses it.
 type dockerfile struct {
-	arguments    []string // those before the first stage, NAME or NAME=DEFAULT
+	arguments    []string // before the first stage, NAME or NAME=DEFAULT
 	build, final instructions.Stage
 	warnings     []string // of BuildKit's linter
 }
@@ -78,7 +78,7 @@ func TestTheDockerfileHasNothingThatBuildKitWarnsOf(t *testing.T) {
 func TestBothImagesArePinnedByDigest(t *testing.T) {
 	d := parse(t)
 	if diff := cmp.Diff([]string{"DISTROLESS"}, d.arguments); diff != "" {
-		t.Errorf("arguments that change what it is built on (-want +got):\n%s", diff)
+		t.Errorf("arguments for base images (-want +got):\n%s", diff)
 	}
 	pinned := regexp.MustCompile(`^[a-zA-Z0-9./_-]+(:[a-zA-Z0-9._-]+)?@sha256:[0-9a-f]{64}$`)
 	lex := shell.NewLex('\\')
@@ -88,12 +88,12 @@ func TestBothImagesArePinnedByDigest(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !pinned.MatchString(name.Result) {
-			t.Errorf("%s: must be an image by its digest", name.Result)
+			t.Errorf("%s: must be an image with a digest", name.Result)
 		}
 	}
 	for _, without := range [][]string{nil, {"DISTROLESS="}} {
 		if name, err := lex.ProcessWordWithMatches(d.final.BaseName, shell.EnvsFromSlice(without)); err == nil {
-			t.Errorf("%q: builds on %s, must be refused", without, name.Result)
+			t.Errorf("%q: builds on %s, must be rejected", without, name.Result)
 		}
 	}
 }
@@ -110,7 +110,7 @@ func TestTheImageIsBuiltByTheGoThatTheModuleAsksFor(t *testing.T) {
 	}
 	got := regexp.MustCompile(`^golang:(\d+\.\d+)(\.\d+)@`).FindStringSubmatch(build.BaseName)
 	if got == nil {
-		t.Fatalf("%s: must name a version of Go to the last digit", build.BaseName)
+		t.Fatalf("%s: must have a complete version of Go", build.BaseName)
 	}
 	if !strings.HasPrefix(module.Go.Version+".", got[1]+".") {
 		t.Errorf("the image is built by Go %s%s, go.mod says %s", got[1], got[2], module.Go.Version)
@@ -120,8 +120,8 @@ func TestTheImageIsBuiltByTheGoThatTheModuleAsksFor(t *testing.T) {
 	}
 }
 
-// TestTheImageRunsTheBinaryAsNobody also says that there is no shell in the image: nothing runs in the final stage, so nothing could
-// have been installed there.
+// TestTheImageRunsTheBinaryAsNobody also checks that the image has no shell: the final stage runs
+// no command, so nothing can be installed there.
 func TestTheImageRunsTheBinaryAsNobody(t *testing.T) {
 	final := parse(t).final
 	var (
@@ -151,14 +151,14 @@ func TestTheImageRunsTheBinaryAsNobody(t *testing.T) {
 			}
 			entrypoint = c.CmdLine
 		default:
-			t.Errorf("%s: has no place in the final stage", c.Name())
+			t.Errorf("%s: must not be in the final stage", c.Name())
 		}
 	}
 	if want := runAs(t); user != want {
 		t.Errorf("USER: got %q; the Deployment runs it as %q", user, want)
 	}
 	if !regexp.MustCompile(`^[1-9]\d*:[1-9]\d*$`).MatchString(user) {
-		t.Errorf("USER: must be numbers, so that kubelet can tell that it is not root, is %q", user)
+		t.Errorf("USER: must be numbers, so that the kubelet can check that it is not root, is %q", user)
 	}
 	if diff := cmp.Diff([]string{"/akv-injector"}, entrypoint); diff != "" {
 		t.Errorf("ENTRYPOINT (-want +got):\n%s", diff)
@@ -176,7 +176,7 @@ func TestTheImageRunsTheBinaryAsNobody(t *testing.T) {
 	}
 }
 
-// runAs is USER:GROUP of the injector's Deployment.
+// runAs returns USER:GROUP of the injector's Deployment.
 func runAs(t *testing.T) string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(root, "deploy", "kustomize", "deployment.yaml"))
@@ -202,7 +202,7 @@ func runAs(t *testing.T) string {
 			return fmt.Sprintf("%d:%d", as.RunAsUser, as.RunAsGroup)
 		}
 	}
-	t.Fatal("there is no Deployment")
+	t.Fatal("no Deployment")
 	return ""
 }
 
@@ -221,18 +221,18 @@ func TestTheContextIsWhatTheBinaryIsMadeOf(t *testing.T) {
 	files := given(t)
 	for _, name := range slices.Sorted(maps.Keys(needed)) {
 		if !slices.Contains(files, name) {
-			t.Errorf("%s: goes into the binary, and .dockerignore leaves it out", name)
+			t.Errorf("%s: is needed for the binary, and .dockerignore excludes it", name)
 		}
 	}
 	for _, name := range files {
 		source := folders[path.Dir(name)] && strings.HasSuffix(name, ".go") && !strings.HasSuffix(name, "_test.go")
 		if !needed[name] && !source {
-			t.Errorf("%s: has nothing to do with the image, and .dockerignore lets it in", name)
+			t.Errorf("%s: is not needed for the image, and .dockerignore includes it", name)
 		}
 	}
 }
 
-// given are the files that an engine is given, by .dockerignore.
+// given returns the files of the build context, according to .dockerignore.
 func given(t *testing.T) []string {
 	t.Helper()
 	f, err := os.Open(filepath.Join(root, ".dockerignore"))
@@ -251,7 +251,7 @@ func given(t *testing.T) []string {
 	var files []string
 	if err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil // what a build leaves comes and goes
+			return nil // files of a concurrent build
 		}
 		if err != nil || d.IsDir() {
 			return err
@@ -268,8 +268,8 @@ func given(t *testing.T) []string {
 	return files
 }
 
-// TestTheDockerfileBuildsWhatMakeBuilds proves three things at once: flags are the same in both, what is copied is enough, and the
-// folder that it is built in doesn't matter.
+// TestTheDockerfileBuildsWhatMakeBuilds checks that the Dockerfile and make use the same flags,
+// that the copied files are sufficient, and that the build does not depend on its folder.
 func TestTheDockerfileBuildsWhatMakeBuilds(t *testing.T) {
 	build := parse(t).build
 	for _, arch := range architectures {
@@ -284,8 +284,8 @@ func TestTheDockerfileBuildsWhatMakeBuilds(t *testing.T) {
 	}
 }
 
-// run goes through a stage with a folder for its file system. Its commands are those of this machine, so they must keep to their
-// working folder.
+// run executes a stage on this machine, with a folder as its file system. The stage's commands must
+// only use their working folder.
 func run(t *testing.T, stage instructions.Stage, dir string, args map[string]string) {
 	t.Helper()
 	files := given(t)
@@ -318,7 +318,7 @@ func run(t *testing.T, stage instructions.Stage, dir string, args map[string]str
 				t.Fatalf("%s: %v\n%s", c, err, out)
 			}
 		default:
-			t.Fatalf("%s: the test does not know how to run this", c.Name())
+			t.Fatalf("%s: not supported by this test", c.Name())
 		}
 	}
 }
@@ -338,7 +338,7 @@ func place(t *testing.T, from, to string) {
 	}
 }
 
-// sum is a file's SHA-256.
+// sum returns a file's SHA-256.
 func sum(t *testing.T, path string) string {
 	t.Helper()
 	f, err := os.Open(path)

@@ -1,6 +1,7 @@
-// Package image_test holds the Dockerfile and the binaries of a release against each other, without an engine: BuildKit's own parser
-// reads the Dockerfile, and the commands of its build stage run on this machine, over just the files that an engine would be given. It
-// knows nothing of what the injector does.
+// Package image_test checks the Dockerfile and the binaries, SBOMs and notices of a release,
+// without a container engine. BuildKit's parser reads the Dockerfile, and the commands of its build
+// stage run on this machine, with only the files of the build context. It does not test what the
+// injector does.
 package image_test
 
 import (
@@ -17,13 +18,14 @@ import (
 	"time"
 )
 
-// version is stamped into what the tests build.
+// version is the version in the binaries under test.
 const version = "v0.0.0-image-check"
 
-// architectures are those that a release is built for, on Linux.
+// architectures are the Linux architectures of a release.
 var architectures = []string{"amd64", "arm64"}
 
-// root is the repository; release is where `make sbom` has put binaries and SBOMs for all tests.
+// root is the repository. release is the folder where `make sbom` writes binaries and SBOMs for all
+// tests.
 var root, release string
 
 func TestMain(m *testing.M) {
@@ -47,17 +49,18 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// binary is the path of a release's binary.
+// binary returns the path of a release's binary.
 func binary(arch string) string { return filepath.Join(release, "akv-injector-linux-"+arch) }
 
-// linked is a package of the module that the binary is made of; paths of files are below Dir.
+// linked is a package of the root module that is part of the binary. File names are relative to
+// Dir.
 type linked struct {
 	ImportPath, Dir     string
 	GoFiles, EmbedFiles []string
 	Module              *struct{ Main bool }
 }
 
-// linkedPackages are the packages of the root module that the binary for an architecture is made of.
+// linkedPackages returns the packages of the root module in the binary for an architecture.
 func linkedPackages(t *testing.T, arch string) []linked {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "-json=ImportPath,Dir,GoFiles,EmbedFiles,Module", ".")
@@ -82,7 +85,7 @@ func linkedPackages(t *testing.T, arch string) []linked {
 	}
 }
 
-// within is a path below the repository, with slashes.
+// within returns a path relative to the repository, with slashes.
 func within(t *testing.T, path string) string {
 	t.Helper()
 	below, err := filepath.Rel(root, path)
@@ -92,7 +95,7 @@ func within(t *testing.T, path string) string {
 	return filepath.ToSlash(below)
 }
 
-// goEnv is what the go command says of itself.
+// goEnv returns a variable of `go env`.
 func goEnv(t *testing.T, key string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", "env", key)

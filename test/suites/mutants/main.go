@@ -1,9 +1,11 @@
-// Command mutants weakens policy, one condition at a time, and requires the tests to notice:
+// Command mutants weakens policy, one condition at a time, and requires that a unit test fails each
+// time. Run it from test/:
 //
-//	go run ./mutants
+//	go run ./suites/mutants
 //
-// It prints a line for each mutant, and fails if one survives, doesn't compile or no longer fits the code. The tree is left as it is:
-// the compiler is told to read the changed file from elsewhere.
+// It prints a line for each mutant, and fails if a mutant survives, does not compile, or does not
+// match the code any more. It does not change the tree: `go test -overlay` replaces the changed
+// file.
 package main
 
 import (
@@ -21,16 +23,16 @@ import (
 	"time"
 )
 
-// limit bounds the whole run, compilation included.
+// limit is the time limit of the whole run, with compilation.
 const limit = 30 * time.Minute
 
-// packages are those whose tests have to notice, the likeliest first.
+// packages are the packages whose tests must fail, the most likely first.
 var packages = []string{"./core/policy"}
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, errors.New("it takes too long"))
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, errors.New("the time limit is exceeded"))
 	defer cancel()
 	if err := run(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "mutants:", err)
@@ -69,7 +71,7 @@ func run(ctx context.Context) error {
 	return nil
 }
 
-// verdict is what became of a mutant.
+// verdict is the result for a mutant.
 type verdict string
 
 const (
@@ -79,12 +81,12 @@ const (
 	misfit    verdict = "DOES NOT FIT"
 )
 
-// overlay is what go's flag of that name reads: which files to read instead of others.
+// overlay is the content of the file for the flag -overlay of the go command.
 type overlay struct {
 	Replace map[string]string
 }
 
-// try has the tests judge one mutant. The output explains any verdict but that it was killed.
+// try runs the tests with one mutant. The output explains every verdict except killed.
 func try(ctx context.Context, root, folder string, m *mutant) (verdict, string) {
 	path := filepath.Join(root, m.file)
 	text, err := os.ReadFile(path)
@@ -92,7 +94,7 @@ func try(ctx context.Context, root, folder string, m *mutant) (verdict, string) 
 		return misfit, err.Error() + "\n"
 	}
 	if n := strings.Count(string(text), m.old); n != 1 {
-		return misfit, fmt.Sprintf("%q is there %d times, must be once\n", m.old, n)
+		return misfit, fmt.Sprintf("%q was found %d times, want once\n", m.old, n)
 	}
 	changed := filepath.Join(folder, filepath.Base(path))
 	if err := os.WriteFile(changed, []byte(strings.Replace(string(text), m.old, m.new, 1)), 0o600); err != nil {
@@ -101,7 +103,7 @@ func try(ctx context.Context, root, folder string, m *mutant) (verdict, string) 
 	return test(ctx, root, filepath.Join(folder, "overlay.json"), overlay{map[string]string{path: changed}})
 }
 
-// test runs the tests of one package after the other until one fails.
+// test runs the tests of each package until one fails.
 func test(ctx context.Context, root, config string, files overlay) (verdict, string) {
 	text, err := json.Marshal(files)
 	if err == nil {

@@ -16,11 +16,12 @@ import (
 	"k8s.io/component-base/metrics/legacyregistry"
 )
 
-// targetLabels are what Prometheus itself, or its operator, adds to each series.
+// targetLabels are the labels that Prometheus or its operator adds to each series.
 var targetLabels = []string{"cluster", "namespace", "pod", "job", "instance"}
 
-// known are the metrics that expressions may ask for: what an injector exposes before anybody calls it, what an API server exposes, by its
-// own code, of a webhook that was called, refused and passed over.
+// known returns the metrics that expressions may use: those that an injector exposes before its
+// first review, and those that the API server's code exposes for a webhook that it called, that
+// failed and that was skipped.
 func known(t *testing.T) map[string]*dto.MetricFamily {
 	t.Helper()
 	families := scrape(t)
@@ -41,7 +42,7 @@ func known(t *testing.T) map[string]*dto.MetricFamily {
 	return families
 }
 
-// check says what an expression asks for that there is not.
+// check returns an error for each series and label that an expression uses and that no metric has.
 func check(expression string, families map[string]*dto.MetricFamily) []error {
 	parsed, err := parser.NewParser(parser.Options{}).ParseExpr(expression)
 	if err != nil {
@@ -52,12 +53,12 @@ func check(expression string, families map[string]*dto.MetricFamily) []error {
 		switch node := node.(type) {
 		case *parser.VectorSelector:
 			if !slices.ContainsFunc(series(families, node.Name), func(s map[string]string) bool { return matches(s, node.LabelMatchers) }) {
-				errs = append(errs, fmt.Errorf("%s: there is no such series", node))
+				errs = append(errs, fmt.Errorf("%s: no such series", node))
 			}
 		case *parser.AggregateExpr:
 			for _, label := range node.Grouping {
 				if !slices.Contains(targetLabels, label) && !hasLabel(node.Expr, label, families) {
-					errs = append(errs, fmt.Errorf("%s: nothing in it has label %s", node, label))
+					errs = append(errs, fmt.Errorf("%s: no series in it has label %s", node, label))
 				}
 			}
 		}
@@ -66,7 +67,7 @@ func check(expression string, families map[string]*dto.MetricFamily) []error {
 	return errs
 }
 
-// series are the labels of each series of a metric, or of the part of a histogram that has that name.
+// series returns the labels of each series of a metric, or of the buckets of a histogram.
 func series(families map[string]*dto.MetricFamily, name string) []map[string]string {
 	family := families[name]
 	if base, ok := strings.CutSuffix(name, "_bucket"); ok && families[base].GetType() == dto.MetricType_HISTOGRAM {
@@ -86,7 +87,7 @@ func series(families map[string]*dto.MetricFamily, name string) []map[string]str
 	return list
 }
 
-// matches reports whether matchers find a series, whatever its target.
+// matches reports whether matchers select a series. Target labels are ignored.
 func matches(of map[string]string, matchers []*labels.Matcher) bool {
 	return !slices.ContainsFunc(matchers, func(m *labels.Matcher) bool {
 		_, has := of[m.Name]

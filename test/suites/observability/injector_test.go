@@ -23,7 +23,7 @@ import (
 	"github.com/prometheus/common/model"
 )
 
-// root is the folder of the injector's own module.
+// root is the folder of the root module.
 const root = "../../.."
 
 // program is the injector, built once for all tests.
@@ -46,17 +46,19 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// configurations are the path of webhook configurations, and what the API server has of them.
+// configurations is the path of webhook configurations, and noConfigurations the API server's
+// answer at it.
 const configurations, noConfigurations = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations",
 	`{"apiVersion":"admissionregistration.k8s.io/v1","kind":"MutatingWebhookConfigurationList","metadata":{"resourceVersion":"1"},"items":[]}`
 
-// injector is a running injector. It is told to stop, and waited for, when the test ends at the latest.
+// injector is a running injector. It stops when stop is called or the test ends.
 type injector struct {
 	metrics, webhooks string
 	stop              func()
 }
 
-// startInjector runs the injector with an API server that has no webhook configurations and refuses all else.
+// startInjector runs the injector with an API server that has no webhook configurations and rejects
+// all other requests.
 func startInjector(t *testing.T, args ...string) *injector {
 	t.Helper()
 	apiserver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -90,7 +92,7 @@ func startInjector(t *testing.T, args ...string) *injector {
 	i := &injector{metrics: "http://" + metrics + "/metrics", webhooks: "https://" + webhooks, stop: sync.OnceFunc(func() {
 		defer cancel()
 		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait() // its exit status says how it was ended
+		_ = cmd.Wait() // the exit status only shows that it was stopped
 	})}
 	t.Cleanup(func() {
 		i.stop()
@@ -101,7 +103,7 @@ func startInjector(t *testing.T, args ...string) *injector {
 	return i
 }
 
-// writeCertificate writes the certificate for loopback that net/http/httptest has.
+// writeCertificate writes the loopback certificate of net/http/httptest.
 func writeCertificate(t *testing.T, dir string) {
 	t.Helper()
 	server := httptest.NewTLSServer(nil)
@@ -118,7 +120,7 @@ func writeCertificate(t *testing.T, dir string) {
 	}
 }
 
-// freeAddress is a loopback address that nobody listens on.
+// freeAddress returns an unused loopback address.
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -129,7 +131,7 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// fetch asks until somebody answers.
+// fetch retries until the server answers.
 func fetch(t *testing.T, url string) *http.Response {
 	t.Helper()
 	for end := time.Now().Add(30 * time.Second); ; {
@@ -144,7 +146,8 @@ func fetch(t *testing.T, url string) *http.Response {
 	}
 }
 
-// scrape reads the metrics of an injector that nobody has called yet, once it has looked for configurations that would have it called.
+// scrape returns the metrics of an injector without reviews, after it has looked up its webhook
+// configurations.
 func scrape(t *testing.T) map[string]*dto.MetricFamily {
 	t.Helper()
 	url := startInjector(t).metrics

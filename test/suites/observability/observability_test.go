@@ -1,4 +1,5 @@
-// Package observability_test holds the alerts and the dashboard against what the injector and an API server really expose.
+// Package observability_test checks the alerts and the dashboard against the metrics that the
+// injector and an API server expose.
 package observability_test
 
 import (
@@ -30,7 +31,7 @@ const (
 	runbook       = "https://github.com/akv-injector/akv-injector/blob/main/docs/metrics.md#"
 )
 
-// alerts reads the rules as Prometheus does.
+// alerts reads the rules with Prometheus' parser.
 func alerts(t *testing.T) []rulefmt.Rule {
 	t.Helper()
 	groups, errs := rulefmt.ParseFile(alertsFile, false, model.LegacyValidation, parser.NewParser(parser.Options{}), slog.New(slog.DiscardHandler))
@@ -44,7 +45,7 @@ func alerts(t *testing.T) []rulefmt.Rule {
 	return rules
 }
 
-// TestAlertsAskForWhatThereIs looks for each series in the metrics of those who expose it.
+// TestAlertsAskForWhatThereIs checks that some component exposes each series that an alert uses.
 func TestAlertsAskForWhatThereIs(t *testing.T) {
 	families := known(t)
 	for _, rule := range alerts(t) {
@@ -54,7 +55,8 @@ func TestAlertsAskForWhatThereIs(t *testing.T) {
 	}
 }
 
-// TestAlertsSayWhatToDo wants each alert to be explained, and to be tried.
+// TestAlertsSayWhatToDo checks that each alert has a description, a section in docs/metrics.md and
+// a test case.
 func TestAlertsSayWhatToDo(t *testing.T) {
 	page, err := os.ReadFile(filepath.Join(root, "docs", "metrics.md"))
 	if err != nil {
@@ -80,12 +82,12 @@ func TestAlertsSayWhatToDo(t *testing.T) {
 			t.Errorf("%s: docs/metrics.md has no such heading", rule.Alert)
 		}
 		if !bytes.Contains(cases, []byte(rule.Alert)) {
-			t.Errorf("%s: no case of testdata/alerts.yaml has it fire", rule.Alert)
+			t.Errorf("%s: no case in testdata/alerts.yaml", rule.Alert)
 		}
 	}
 }
 
-// TestAlertsFire runs Prometheus' own unit tests of rules.
+// TestAlertsFire runs `promtool test rules` and `promtool check rules`.
 func TestAlertsFire(t *testing.T) {
 	program := promtool(t)
 	for _, args := range [][]string{{"check", "rules", "--lint-fatal", alertsFile}, {"test", "rules", "testdata/alerts.yaml"}} {
@@ -95,7 +97,8 @@ func TestAlertsFire(t *testing.T) {
 	}
 }
 
-// promtool is the program that make builds into the user's cache folder, at the version that tools/promtool pins.
+// promtool returns the path of the program that make builds into the user's cache folder, at the
+// version that tools/promtool pins.
 func promtool(t *testing.T) string {
 	t.Helper()
 	list := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Version}}", "github.com/prometheus/prometheus")
@@ -110,12 +113,13 @@ func promtool(t *testing.T) string {
 	}
 	program := filepath.Join(cache, "akv-injector", "tools", "promtool-"+strings.TrimSpace(string(version))+"-"+runtime.Version())
 	if _, err := os.Stat(program); err != nil {
-		t.Fatalf("%v; make tools builds it", err)
+		t.Fatalf("%v; run make tools to build it", err)
 	}
 	return program
 }
 
-// TestDashboard looks for each series that the dashboard shows, and for a data source that is not the reader's choice.
+// TestDashboard checks that some component exposes each series of the dashboard, and that the
+// reader selects the data source.
 func TestDashboard(t *testing.T) {
 	text, err := os.ReadFile(dashboardFile)
 	if err != nil {
@@ -143,19 +147,19 @@ func TestDashboard(t *testing.T) {
 	ids, shown := map[int]bool{}, 0
 	for _, panel := range dashboard.Panels {
 		if ids[panel.ID] {
-			t.Errorf("%s: id %d is taken", panel.Title, panel.ID)
+			t.Errorf("%s: id %d is used twice", panel.Title, panel.ID)
 		}
 		ids[panel.ID] = true
 		if panel.Type == "row" {
 			continue
 		}
 		if panel.DataSource == nil || panel.DataSource.UID != "${datasource}" || len(panel.Targets) == 0 {
-			t.Errorf("%s: must show something of the data source that the reader chose", panel.Title)
+			t.Errorf("%s: must use the data source variable", panel.Title)
 		}
 		for _, target := range panel.Targets {
 			shown++
 			if target.DataSource.UID != "${datasource}" {
-				t.Errorf("%s: data source %q is not the reader's choice", panel.Title, target.DataSource.UID)
+				t.Errorf("%s: data source %q is not the data source variable", panel.Title, target.DataSource.UID)
 			}
 			for _, err := range check(variables.Replace(target.Expr), families) {
 				t.Errorf("%s: %v", panel.Title, err)
@@ -167,7 +171,7 @@ func TestDashboard(t *testing.T) {
 	}
 }
 
-// TestPprof serves profiles where a flag asks for them, and nowhere else.
+// TestPprof checks that profiles are served only with the flag.
 func TestPprof(t *testing.T) {
 	address := freeAddress(t)
 	startInjector(t, "--pprof-bind-address="+address)
@@ -180,7 +184,8 @@ func TestPprof(t *testing.T) {
 	}
 }
 
-// TestTracing has a review's span below its caller's, though the injector ends before it would have sent it.
+// TestTracing checks that a review's span is a child of its caller's, and that the injector exports
+// it when it stops.
 func TestTracing(t *testing.T) {
 	var mu sync.Mutex
 	var sent []byte
@@ -200,12 +205,13 @@ func TestTracing(t *testing.T) {
 	defer mu.Unlock()
 	for _, want := range []string{string(traceID), string(spanID), "POST /mutate/pods", "akv_injector.review.outcome"} {
 		if !bytes.Contains(sent, []byte(want)) {
-			t.Errorf("the collector got no %q", want)
+			t.Errorf("the collector did not get %q", want)
 		}
 	}
 }
 
-// TestTracingWithoutACollector starts, reviews and ends as ever.
+// TestTracingWithoutACollector checks that the injector starts, reviews and stops without a
+// collector.
 func TestTracingWithoutACollector(t *testing.T) {
 	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://"+freeAddress(t))
 	injector := startInjector(t, "--tracing")
@@ -213,14 +219,15 @@ func TestTracingWithoutACollector(t *testing.T) {
 	start := time.Now()
 	injector.stop()
 	if took := time.Since(start); took > 15*time.Second {
-		t.Errorf("to stop took %s", took)
+		t.Errorf("stopping took %s", took)
 	}
 }
 
-// traceID and spanID are the caller's.
+// traceID and spanID are the ids of the caller's span.
 var traceID, spanID = []byte("trace-of-16-byte"), []byte("span-of8")
 
-// review sends a review of a pod as soon as the injector answers. The answer is an error: there is no cluster to look anything up in.
+// review sends a review of a pod as soon as the injector accepts connections. The answer is an
+// error, since the API server rejects all lookups.
 func review(t *testing.T, i *injector) {
 	t.Helper()
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}, Timeout: 20 * time.Second}

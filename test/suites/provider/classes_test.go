@@ -30,7 +30,8 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/keyvault"
 )
 
-// TestCorpus mounts every managed class that an archive's pod, or the pod of its workload's template, gets.
+// TestCorpus mounts every managed class of the corpus: the classes of each archive's pod, or of the
+// pod of its workload's template.
 func TestCorpus(t *testing.T) {
 	archives, err := corpus.Load()
 	if err != nil {
@@ -56,11 +57,11 @@ func TestCorpus(t *testing.T) {
 		})
 	}
 	if mounted < 20 {
-		t.Errorf("%d managed classes were mounted, which is too few to say anything", mounted)
+		t.Errorf("%d managed classes were mounted, want at least 20", mounted)
 	}
 }
 
-// podOf is the pod that an archive's subject is or makes.
+// podOf returns the pod in an archive's subject, or in its template.
 func podOf(a *corpus.Archive) ([]byte, error) {
 	text := corpus.JSON(a.Subject)
 	if a.IsPod() {
@@ -91,18 +92,19 @@ func podOf(a *corpus.Archive) ([]byte, error) {
 	return corpus.JSON(&pod), nil
 }
 
-// subject is a pod as it was injected, and what its author asked for.
+// subject is an injected pod, with its author's request.
 type subject struct {
 	namespace string
 	pod       corev1.Pod
 	classes   []*class.SecretProviderClass
 	request   api.Request
-	// identity is whom the provider has to sign in as; without client it is the virtual machine's own, or NMI's to say.
+	// identity is the identity with which the provider must sign in. ClientID is empty if it is the
+	// virtual machine's default identity, or if NMI chooses it.
 	identity keyvault.Identity
 	mode     api.Mode
 }
 
-// injected asks the core about a pod.
+// injected decides with the core whether and how a pod is injected, and returns the injected pod.
 func injected(ctx context.Context, source facts.Source, text []byte, namespaceName string, defaults inject.Defaults) (*subject, error) {
 	s := &subject{namespace: namespaceName}
 	var pod pods.Pod
@@ -140,7 +142,8 @@ func injected(ctx context.Context, source facts.Source, text []byte, namespaceNa
 	}
 	s.mode = s.boundBy()
 	var account facts.ServiceAccount
-	if found.ServiceAccount != nil && s.mode != api.ModeNone { // whose ids are an application's, not a virtual machine's
+	// These ids are an application's, not a virtual machine's.
+	if found.ServiceAccount != nil && s.mode != api.ModeNone {
 		account = *found.ServiceAccount
 	}
 	s.identity = keyvault.Identity{
@@ -157,7 +160,7 @@ func (s *subject) serviceAccount() string {
 	return s.pod.Spec.ServiceAccountName
 }
 
-// precedence is that of contract section 1: pod, ServiceAccount, namespace, flag.
+// precedence returns the first value that is set, of pod, ServiceAccount, namespace and flag.
 func (s *subject) precedence(key, requested, account, flag string) string {
 	switch {
 	case requested != "" && (s.request.OriginOf(key) == api.FromPod || account == ""):
@@ -168,7 +171,7 @@ func (s *subject) precedence(key, requested, account, flag string) string {
 	return flag
 }
 
-// boundBy is the mode that the pod has, by its labels where it asked for none.
+// boundBy returns the mode of the request, or for mode auto the mode that the pod's labels give.
 func (s *subject) boundBy() api.Mode {
 	_, podIdentity := s.pod.Labels[api.PodIdentityBinding]
 	switch {
@@ -182,7 +185,7 @@ func (s *subject) boundBy() api.Mode {
 	return api.ModeWorkloadIdentity
 }
 
-// check mounts the subject's managed classes, one for each vault that it names.
+// check mounts the subject's managed classes, one for each vault of the request.
 func (s *subject) check(t *testing.T) {
 	t.Helper()
 	if len(s.classes) == 0 {
@@ -206,7 +209,7 @@ func (s *subject) check(t *testing.T) {
 	}
 }
 
-// classAt is the managed class that is mounted at a path, and the attributes of its volume.
+// classAt returns the managed class that is mounted at a path, and the attributes of its volume.
 func (s *subject) classAt(path string) (*class.SecretProviderClass, map[string]string) {
 	for _, container := range slices.Concat(s.pod.Spec.InitContainers, s.pod.Spec.Containers) {
 		for _, mount := range container.VolumeMounts {
@@ -225,7 +228,7 @@ func (s *subject) classAt(path string) (*class.SecretProviderClass, map[string]s
 	return nil, nil
 }
 
-// token is the one that the provider has to get.
+// token returns the token that the provider must request.
 func (s *subject) token() keyvault.Token {
 	token := keyvault.Token{For: s.identity}
 	switch s.mode {
@@ -249,7 +252,8 @@ func (s *subject) podName() string {
 	return s.pod.Name + s.pod.GenerateName + "x"
 }
 
-// mount has the provider mount a class, and holds what it asked for and what was written against the items.
+// mount has the provider mount a class, and compares its requests to Azure and the mounted files
+// with the items.
 func (s *subject) mount(t *testing.T, share *share, spc *class.SecretProviderClass, attributes map[string]string) {
 	t.Helper()
 	token, objects := s.token(), share.stock()
@@ -262,7 +266,7 @@ func (s *subject) mount(t *testing.T, share *share, spc *class.SecretProviderCla
 	dir := t.TempDir()
 	from := sender{namespace: s.namespace, pod: s.podName(), serviceAccount: s.serviceAccount(), audiences: audiences}
 	if _, err := from.publish(t.Context(), spc.Spec.Parameters, attributes, dir); err != nil {
-		t.Fatalf("the provider refuses class %s: %v\n%s", spc.Name, err, spc.Spec.Parameters["objects"])
+		t.Fatalf("the provider rejects class %s: %v\n%s", spc.Name, err, spc.Spec.Parameters["objects"])
 	}
 	checkRecord(t, cloud.Take(), share.reads(objects, token.For), token)
 	want, err := share.files(objects)
@@ -278,12 +282,12 @@ func (s *subject) mount(t *testing.T, share *share, spc *class.SecretProviderCla
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("files of class %s (-asked for +mounted):\n%s", spc.Name, diff)
+		t.Errorf("files of class %s (-requested +mounted):\n%s", spc.Name, diff)
 	}
 	s.checkSecrets(t, share, spc, paths, want)
 }
 
-// checkRecord sees that Azure was asked for what was wanted by whom it was wanted, and for nothing else.
+// checkRecord checks that Azure got exactly the wanted requests, with the wanted token.
 func checkRecord(t *testing.T, record keyvault.Record, want []keyvault.Read, token keyvault.Token) {
 	t.Helper()
 	var got []keyvault.Read
@@ -292,19 +296,19 @@ func checkRecord(t *testing.T, record keyvault.Record, want []keyvault.Read, tok
 			got = append(got, read)
 			continue
 		}
-		// A client's first request carries no token: the answer says where to get one.
+		// A client's first request has no token: the answer names the server that issues tokens.
 		read.By, read.Status = token.For, 200
 		if !slices.Contains(want, read) {
-			t.Errorf("the vault was asked without a token for %+v", read)
+			t.Errorf("the vault got a request without a token that is not wanted: %+v", read)
 		}
 	}
 	slices.SortFunc(got, compareReads)
 	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("what the vault was asked for (-asked for +got):\n%s", diff)
+		t.Errorf("requests to the vault (-want +got):\n%s", diff)
 	}
-	// The provider's library keeps the machine's tokens as long as the process lives.
+	// The provider's library caches the virtual machine's tokens in the process.
 	if len(record.Tokens) == 0 && token.Source != keyvault.Metadata {
-		t.Error("nobody was asked for a token")
+		t.Error("no token was requested")
 	}
 	for _, got := range record.Tokens {
 		if diff := cmp.Diff(token, got); diff != "" {
@@ -312,11 +316,11 @@ func checkRecord(t *testing.T, record keyvault.Record, want []keyvault.Read, tok
 		}
 	}
 	if len(record.Strays)+len(record.Refused) > 0 {
-		t.Errorf("Azure refused %q and does not know %q", record.Refused, record.Strays)
+		t.Errorf("the fake Azure rejected %q and does not know %q", record.Refused, record.Strays)
 	}
 }
 
-// filesAt reads files, and leaves them readable for whoever is not root, as the driver is.
+// filesAt reads files. It makes them readable for users other than root first, as the driver does.
 func filesAt(paths map[string]string) (map[string]file, error) {
 	files := make(map[string]file)
 	for name, path := range paths {
@@ -336,7 +340,8 @@ func filesAt(paths map[string]string) (map[string]file, error) {
 	return files, nil
 }
 
-// checkSecrets syncs a class's Secrets as the driver does, and holds the pod's env vars against them.
+// checkSecrets syncs a class's Secrets as the driver does, and compares the pod's env vars with
+// them.
 func (s *subject) checkSecrets(t *testing.T, share *share, spc *class.SecretProviderClass, paths map[string]string, files map[string]file) {
 	t.Helper()
 	want := make(map[string]string) // content by key
@@ -348,7 +353,7 @@ func (s *subject) checkSecrets(t *testing.T, share *share, spc *class.SecretProv
 	got := make(map[string]string)
 	for _, synced := range theirs(t, spc).Spec.SecretObjects {
 		if err := secretutil.ValidateSecretObject(*synced); err != nil {
-			t.Errorf("the driver refuses a Secret of class %s: %v", spc.Name, err)
+			t.Errorf("the driver rejects a Secret of class %s: %v", spc.Name, err)
 		}
 		if synced.SecretName != spc.Name || len(validation.IsDNS1123Subdomain(synced.SecretName)) > 0 {
 			t.Errorf("class %s syncs Secret %s", spc.Name, synced.SecretName)
@@ -365,15 +370,16 @@ func (s *subject) checkSecrets(t *testing.T, share *share, spc *class.SecretProv
 		}
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("keys of Secret %s (-asked for +synced):\n%s", spc.Name, diff)
+		t.Errorf("keys of Secret %s (-requested +synced):\n%s", spc.Name, diff)
 	}
 	s.checkEnv(t, share, spc, got, files)
 }
 
-// checkEnv sees that the env vars which the items ask for are there, and that those which come from a class's Secret hold their items.
+// checkEnv checks that all env vars of the items exist, and that those from a class's Secret have
+// the values of their items.
 func (s *subject) checkEnv(t *testing.T, share *share, spc *class.SecretProviderClass, secret map[string]string, files map[string]file) {
 	t.Helper()
-	asked := make(map[string][]string) // contents by env var; containers may have one each
+	asked := make(map[string][]string) // wanted contents by env var, one for each container
 	for _, item := range share.items {
 		if name := item.EnvFor(s.request.EnvMode); name != "" {
 			asked[name] = append(asked[name], files[item.File()].Content)

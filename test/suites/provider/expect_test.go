@@ -34,7 +34,7 @@ type file struct {
 	Content string
 }
 
-// share is what a request asks of one vault.
+// share is the part of a request for one vault.
 type share struct {
 	vault string
 	items []api.Item
@@ -60,12 +60,13 @@ func kindOf(item api.Item) keyvault.Kind {
 	}[item.Type]
 }
 
-// same reports whether two items name one object. Key Vault takes names in either case.
+// same reports whether two items name the same object. Key Vault ignores the case of names.
 func same(a, b api.Item) bool {
 	return kindOf(a) == kindOf(b) && strings.EqualFold(a.Name, b.Name)
 }
 
-// stock makes the objects that a share's items name, each with the versions that they name, newer ones and older ones.
+// stock returns the objects that a share's items name, each with the requested versions, newer and
+// older ones.
 func (s *share) stock() []keyvault.Object {
 	var objects []keyvault.Object
 	for _, item := range s.items {
@@ -94,7 +95,8 @@ func (s *share) stock() []keyvault.Object {
 	return objects
 }
 
-// version makes a version of an item's object. An id that is none stands for one.
+// version returns a version of an item's object. If id is not a version, a version is derived from
+// it.
 func (s *share) version(item api.Item, id string) keyvault.Version {
 	content := hashOf(s.vault, string(kindOf(item)), item.Name, id)
 	v := keyvault.Version{ID: id, Disabled: id == "disabled"}
@@ -110,7 +112,7 @@ func (s *share) version(item api.Item, id string) keyvault.Version {
 	case keyvault.Certificates:
 		v.DER = []byte(content)
 	case keyvault.Secrets:
-		v.Value = content // which can be read as hex and as base64, too
+		v.Value = content // valid hex and valid base64, too
 		if s.isCertified(item) {
 			v.Value, v.Certified, v.ContentType = material().pfx, true, "application/x-pkcs12"
 		}
@@ -118,8 +120,8 @@ func (s *share) version(item api.Item, id string) keyvault.Version {
 	return v
 }
 
-// isCertified decides whether a secret is the hidden half of a certificate: where an item wants it in a format, and none wants an
-// encoding that a certificate does not have.
+// isCertified decides whether a secret is the secret of a certificate: if an item requests a format
+// for it, and none requests an encoding that does not fit a certificate.
 func (s *share) isCertified(item api.Item) bool {
 	formatted := false
 	for _, other := range s.items {
@@ -144,7 +146,7 @@ func objectOf(objects []keyvault.Object, item api.Item) *keyvault.Object {
 	return &objects[at]
 }
 
-// files are what the items become, by path relative to the mount.
+// files returns the expected files of the items, by path relative to the mount.
 func (s *share) files(objects []keyvault.Object) (map[string]file, error) {
 	files := make(map[string]file)
 	for _, item := range s.items {
@@ -172,8 +174,8 @@ func (s *share) files(objects []keyvault.Object) (map[string]file, error) {
 	return files, nil
 }
 
-// versionsOf are the versions that an item names, newest first. A history of N gives N+1 of them, by the provider's way of counting
-// (upstream: getLatestNKeyVaultObjects in pkg/provider).
+// versionsOf returns the versions that an item requests, newest first. The provider mounts N+1
+// versions for a history of N (upstream: getLatestNKeyVaultObjects in pkg/provider).
 func versionsOf(object *keyvault.Object, item api.Item) []keyvault.Version {
 	versions := object.Versions
 	if item.Version != "" {
@@ -186,7 +188,7 @@ func versionsOf(object *keyvault.Object, item api.Item) []keyvault.Version {
 	return enabled[:min(item.History+1, len(enabled))]
 }
 
-// contentOf is a version as an item wants it.
+// contentOf returns the expected file content of a version.
 func contentOf(version *keyvault.Version, item api.Item) (string, error) {
 	switch kindOf(item) {
 	case keyvault.Keys:
@@ -219,7 +221,7 @@ func contentOf(version *keyvault.Version, item api.Item) (string, error) {
 	return string(content), nil
 }
 
-// reads are what a vault is to be asked for, sorted.
+// reads returns the requests that a vault must get, sorted.
 func (s *share) reads(objects []keyvault.Object, by keyvault.Identity) []keyvault.Read {
 	var reads []keyvault.Read
 	for _, item := range s.items {
@@ -247,7 +249,7 @@ func compareReads(a, b keyvault.Read) int {
 	return cmp.Compare(fmt.Sprintf("%+v", a), fmt.Sprintf("%+v", b))
 }
 
-// hashOf is 64 hex digits that stand for all of parts.
+// hashOf returns 64 hex digits, a hash of all parts.
 func hashOf(parts ...string) string {
 	sum := sha256.Sum256([]byte(strings.ToLower(strings.Join(parts, "\x00"))))
 	return hex.EncodeToString(sum[:])
@@ -269,7 +271,8 @@ func ecKey() *ecdsa.PrivateKey {
 	return key
 }
 
-// forms are a certificate and its key as Key Vault holds them, in base64, and as the provider prints them.
+// forms are a certificate and its key in the form that Key Vault stores, base64, and in the form
+// that the provider writes.
 type forms struct {
 	pfx, pem string
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/keyvault"
 )
 
-// TestFailures holds what the documentation says of mounts that fail against what the provider says.
+// TestFailures compares the provider's errors with those in the documentation.
 func TestFailures(t *testing.T) {
 	const reader = "reader"
 	for name, test := range map[string]struct {
@@ -22,7 +22,7 @@ func TestFailures(t *testing.T) {
 		items   []api.Item
 		readers []string
 		tenant  string
-		// without are audiences that the CSIDriver object asks for no token for.
+		// without are the audiences for which the driver passes no token.
 		without []string
 		want    []string
 	}{
@@ -34,23 +34,23 @@ func TestFailures(t *testing.T) {
 			mode: api.ModeWorkloadIdentity, items: []api.Item{{Name: "db"}}, readers: []string{client}, tenant: machine,
 			want: []string{"401 Unauthorized", "AKV10032"},
 		},
-		"a secret that is not there, beside one that is": {
+		"a missing secret and an existing one": {
 			mode: api.ModeWorkloadIdentity, items: []api.Item{{Name: "db"}, {Name: "missing"}}, readers: []string{client},
 			want: []string{"objectType:secret, objectName:missing", "404 Not Found", "ERROR CODE: SecretNotFound"},
 		},
-		"a key that is not there": {
+		"a missing key": {
 			mode: api.ModeWorkloadIdentity, items: []api.Item{{Name: "db", Type: api.TypeKey}}, readers: []string{client},
 			want: []string{"objectType:key, objectName:db", "ERROR CODE: KeyNotFound"},
 		},
-		"a certificate that is not there": {
+		"a missing certificate": {
 			mode: api.ModeWorkloadIdentity, items: []api.Item{{Name: "db", Type: api.TypeCert}}, readers: []string{client},
 			want: []string{"objectType:cert, objectName:db", "ERROR CODE: CertificateNotFound"},
 		},
-		"a version that is not there": {
+		"a missing version": {
 			mode: api.ModeWorkloadIdentity, items: []api.Item{{Name: "db", Version: version}}, readers: []string{client},
 			want: []string{"objectVersion:" + version, "ERROR CODE: SecretNotFound"},
 		},
-		"a text that is not in the encoding": {
+		"a value with another encoding": {
 			mode: api.ModeWorkloadIdentity, items: []api.Item{{Name: "text", Encoding: "base64"}}, readers: []string{client},
 			want: []string{"illegal base64 data"},
 		},
@@ -58,15 +58,15 @@ func TestFailures(t *testing.T) {
 			mode: api.ModePodIdentity, items: []api.Item{{Name: "db"}}, readers: []string{client},
 			want: []string{"nmi response failed with status code: 404", "getting assigned identities for pod team-a/web"},
 		},
-		"an identity binding of a pod whose identity nobody may read with": {
+		"an identity binding without access to the vault": {
 			mode: api.ModeIdentityBinding, items: []api.Item{{Name: "db"}},
 			want: []string{"403 Forbidden"},
 		},
-		"a workload identity where the CSIDriver object asks for no tokens": {
+		"workload identity without tokenRequests in the CSIDriver object": {
 			mode: api.ModeWorkloadIdentity, items: []api.Item{{Name: "db"}}, readers: []string{client}, without: audiences,
 			want: []string{"failed to parse workload identity tokens"},
 		},
-		"an identity binding where the CSIDriver object asks for tokens of workload identity alone": {
+		"an identity binding with tokenRequests for workload identity only": {
 			mode: api.ModeIdentityBinding, items: []api.Item{{Name: "db"}}, readers: []string{client}, without: audiences[1:],
 			want: []string{"failed to parse service account token for identity binding", auth.IdentityBindingTokenAudience},
 		},
@@ -108,7 +108,8 @@ func TestFailures(t *testing.T) {
 	}
 }
 
-// TestBadPermission shows why admission is strict: what the provider itself makes of a mode that is none.
+// TestBadPermission documents what the provider does with an invalid mode, and so why admission
+// rejects it: the file gets mode 0.
 func TestBadPermission(t *testing.T) {
 	cloud.Clear()
 	cloud.Put("team-kv", keyvault.Vault{Tenant: tenant, Readers: []string{client}, Objects: []keyvault.Object{

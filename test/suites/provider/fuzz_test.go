@@ -18,7 +18,7 @@ import (
 	"github.com/akv-injector/akv-injector/internal/corpus"
 )
 
-// surroundings are what the fuzzed pod's namespace holds.
+// surroundings are the objects in the fuzzed pod's namespace.
 const surroundings = `
 apiVersion: v1
 kind: Namespace
@@ -37,19 +37,19 @@ metadata: {name: blob, namespace: fuzz}
 spec: {azureIdentity: blob, selector: access-blob}
 `
 
-// version and other are versions of whatever object.
+// version and other are versions of objects.
 const (
 	version = "6a1f0c6a1f0c6a1f0c6a1f0c6a1f0c6a"
 	other   = "00000000000000000000000000000001"
 )
 
-// requests are what the fuzzing starts from, and each is one that is met.
+// requests are seeds of the fuzz tests. Each of them can be mounted.
 var requests = map[string]string{
 	"one line":                            "KEYVAULT_SECRET=secret-425",
 	"paths, several vaults and all types": "A=a as p/q/r.txt, B=other-kv/b, cert:edge-ca as tls/ca.pem, Third-KV/key:signing, other-kv/key:b as keys/b",
 	"versions of one secret, and its name in capitals": "a@" + version + ", a as older/a, A as upper, secret:a@" + other + " as other",
-	"a version in capitals, and those before it":       "- {objectName: a, objectVersion: 6A1F0C6A1F0C6A1F0C6A1F0C6A1F0C6A, objectVersionHistory: 3}",
-	"names that YAML takes for something else":         "1e3, 0123, true, null, no, -a as 0x10, 12345678901234567890",
+	"a version in capitals, with a history":            "- {objectName: a, objectVersion: 6A1F0C6A1F0C6A1F0C6A1F0C6A1F0C6A, objectVersionHistory: 3}",
+	"names that YAML reads as other types":             "1e3, 0123, true, null, no, -a as 0x10, 12345678901234567890",
 	"a certificate in every form, in several modes": `
 - {objectName: edge, objectFormat: pem, objectAlias: tls/edge.pem, filePermission: "0400", env: EDGE}
 - {objectName: edge, objectFormat: pfx, objectAlias: tls/edge.pfx.base64, filePermission: 440}
@@ -60,7 +60,7 @@ var requests = map[string]string{
 	"a secret in every encoding, as JSON": `[
 {"objectName": "raw", "objectEncoding": "hex", "objectAlias": "hex"}, {"objectName": "raw", "objectEncoding": "base64", "objectAlias": "b64"},
 {"objectName": "raw", "objectEncoding": "utf-8", "objectAlias": "text", "env": "RAW"}, {"objectName": "raw", "objectFormat": "pem", "objectEncoding": "hex"}]`,
-	"histories, of several pages and from a version on": `
+	"histories, with several pages and from a version": `
 - {objectName: old, objectVersionHistory: 1}
 - {objectName: old, objectVersionHistory: 2, objectAlias: two, env: TWO}
 - {objectName: old, objectVersionHistory: 30, objectAlias: deep/er, filePermission: "0600"}
@@ -68,7 +68,7 @@ var requests = map[string]string{
 - {objectName: signing, objectType: key, objectVersionHistory: 2}
 - {objectName: edge, objectType: cert, objectVersionHistory: 2, objectVersion: ` + other + `}
 `,
-	"paths that YAML takes for something else": `
+	"paths that YAML reads as other types": `
 - {objectName: z, objectAlias: "a b/ü \"q\" '# é.txt"}
 - {objectName: y, objectAlias: "%TAG 😀 - |"}
 - {objectName: x, objectAlias: "{{ .x }}$(Y)&*!?@` + "`" + `"}
@@ -79,17 +79,17 @@ var requests = map[string]string{
 	"paths in another order than names": "z=z, y=y, x=x as b, w=w as a/b, v as a/a, u as A/a, t as a.b",
 }
 
-// everySecret is the request that makes an env var of each.
+// everySecret is the name of the request with keyvault.io/env: auto.
 const everySecret = "an env var of every secret"
 
-// TestRequests mounts what requests ask for in every mode.
+// TestRequests mounts the classes of each request in each mode.
 func TestRequests(t *testing.T) {
 	for name, secrets := range requests {
 		for _, mode := range modes {
 			t.Run(name+" by "+string(mode), func(t *testing.T) {
 				s := fuzzed(t, secrets, "team-kv", string(mode), name == everySecret, true)
 				if len(s.classes) == 0 {
-					t.Fatal("there is no managed class")
+					t.Fatal("no managed class")
 				}
 				s.check(t)
 			})
@@ -99,11 +99,11 @@ func TestRequests(t *testing.T) {
 
 var modes = []api.Mode{api.ModeAuto, api.ModePodIdentity, api.ModeWorkloadIdentity, api.ModeIdentityBinding, api.ModeNone}
 
-// maxVersions bounds what one input of the fuzzing asks for.
+// maxVersions limits the versions in one fuzz input.
 const maxVersions = 100
 
-// FuzzManagedClass writes annotations, and mounts whatever classes come of them. No request that admission takes may fail at the node,
-// nor give a pod anything but what it asked for.
+// FuzzManagedClass mounts the classes of arbitrary annotations. A request that admission accepts
+// must never fail at the node, and the pod must get exactly what it requests.
 func FuzzManagedClass(f *testing.F) {
 	for _, name := range slices.Sorted(maps.Keys(requests)) {
 		for _, mode := range modes {
@@ -128,8 +128,8 @@ func FuzzManagedClass(f *testing.F) {
 	})
 }
 
-// FuzzItems lets choices pick among what the fields of items may say, all of it well formed, and alias say where the last one is
-// written, which need not be.
+// FuzzItems makes items from valid values of each field, selected by choices. alias is the path of
+// the last item and may be invalid.
 func FuzzItems(f *testing.F) {
 	for seed := range 48 {
 		choices := make([]byte, 64)
@@ -154,7 +154,7 @@ func FuzzItems(f *testing.F) {
 		}
 		s := fuzzed(t, string(text), "team-kv", mode, false, anonymous)
 		if alias == "" && len(s.classes) == 0 {
-			t.Error("there is no managed class")
+			t.Error("no managed class")
 		}
 		s.check(t)
 		slices.Reverse(items)
@@ -171,7 +171,7 @@ func FuzzItems(f *testing.F) {
 	})
 }
 
-// names are those of a subject's managed classes, sorted.
+// names returns the names of a subject's managed classes, sorted.
 func names(s *subject) []string {
 	var names []string
 	for _, spc := range s.classes {
@@ -181,7 +181,8 @@ func names(s *subject) []string {
 	return names
 }
 
-// generator makes items as its choices say; where they end, the first of everything.
+// generator selects values by its choices. After the last choice it selects the first value of
+// everything.
 type generator struct {
 	choices []byte
 }
@@ -195,7 +196,7 @@ func (g *generator) pick(values ...string) string {
 	return values[choice]
 }
 
-// items are up to eight, each with a path and an env var of its own.
+// items returns up to eight items, each with its own path and env var.
 func (g *generator) items() []map[string]any {
 	var items []map[string]any
 	for len(items) == 0 || (len(items) < 8 && len(g.choices) > 0) {
@@ -214,7 +215,7 @@ func (g *generator) items() []map[string]any {
 			fields["objectFormat"] = g.pick("", "pem", "pfx")
 			fields["objectEncoding"] = g.pick("", "utf-8", "base64", "hex")
 		}
-		if fields["env"] != "" { // whose path becomes a key of a Secret
+		if fields["env"] != "" { // the path becomes a key of a Secret
 			fields["objectAlias"] = strings.ReplaceAll(fields["objectAlias"], "~", "")
 		}
 		item := make(map[string]any)
@@ -231,7 +232,7 @@ func (g *generator) items() []map[string]any {
 	return items
 }
 
-// fuzzed is a pod with annotations; one that is anonymous names no client.
+// fuzzed returns an injected pod with annotations. If anonymous, it names no client id.
 func fuzzed(t *testing.T, secrets, vault, mode string, everyEnv, anonymous bool) *subject {
 	t.Helper()
 	annotations := map[string]string{api.Secrets: secrets, api.Vault: vault, api.IdentityMode: mode, api.IdentityTenantID: tenant}

@@ -1,6 +1,7 @@
-// Package provider_test lets the Azure provider judge the managed classes that requests amount to: its own code reads them, signs in
-// and asks Key Vaults on loopback, and the driver's own code writes and syncs what it gets. All that is expected comes from the
-// request's items, never from the class.
+// Package provider_test mounts managed classes with the code of the Azure provider and of the
+// driver. The provider's code reads the class, signs in and sends requests to fake Key Vaults on
+// loopback. The driver's code writes the files and syncs the Secrets. All expected results are
+// computed from the request's items, never from the class.
 package provider_test
 
 import (
@@ -32,10 +33,10 @@ import (
 const (
 	tenant  = "72f988bf-86f1-41af-91ab-2d7cd011db47"
 	client  = "0f9f0d6e-3a5a-4b6c-9d44-6f3c2b1a0e55"
-	machine = "c0ffee00-1111-4222-8333-444455556666" // the virtual machine's own identity
+	machine = "c0ffee00-1111-4222-8333-444455556666" // the virtual machine's default identity
 )
 
-// cloud is what the provider takes for Azure. Tests share it, and so run one after the other.
+// cloud is the fake Azure that the provider calls. The tests share it and so are not parallel.
 var cloud = &keyvault.Azure{
 	Trusts:  trusts,
 	Bound:   boundTo,
@@ -51,9 +52,10 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-// run sends the whole process to loopback before anything in it reads the environment, and runs the tests.
+// run redirects all of the process's connections to loopback, before anything reads the
+// environment, and runs the tests.
 func run(m *testing.M) (status int, err error) {
-	klog.SetLogger(klog.Logger{}) // which is silent; errors come back to the tests
+	klog.SetLogger(klog.Logger{}) // silent: the tests get the errors
 	authority, err := keyvault.NewAuthority()
 	if err != nil {
 		return 0, err
@@ -81,7 +83,7 @@ func run(m *testing.M) (status int, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("read address of proxy: %w", err)
 	}
-	// The environment's proxy is passed over for localhost, where the provider looks for NMI.
+	// The environment's proxy is not used for localhost, where the provider looks for NMI.
 	http.DefaultTransport = &http.Transport{Proxy: http.ProxyURL(address), ForceAttemptHTTP2: true}
 	auth.SetProxyTransport(tokenProxy{&http.Transport{
 		Proxy:             http.ProxyURL(address),
@@ -91,9 +93,9 @@ func run(m *testing.M) (status int, err error) {
 	return m.Run(), nil
 }
 
-// tokenProxy is what the provider's main function makes of its flags for identity bindings, in a package that it keeps to itself: a
-// request to Microsoft Entra goes to the API server's address, under the server name of the cluster's token proxy and with the Host that
-// it had.
+// tokenProxy repeats an internal package of the provider, which its main function uses for identity
+// bindings: a request to Microsoft Entra goes to the API server's address, with the server name of
+// the cluster's token proxy and with its original Host.
 type tokenProxy struct {
 	transport *http.Transport
 }
@@ -103,12 +105,12 @@ func (p tokenProxy) Do(request *http.Request) (*http.Response, error) {
 	return p.transport.RoundTrip(request)
 }
 
-// assertion stands for a ServiceAccount's token for an audience.
+// assertion returns a fake ServiceAccount token for an audience.
 func assertion(namespace, serviceAccount, audience string) string {
 	return "system:serviceaccount:" + namespace + ":" + serviceAccount + " for " + audience
 }
 
-// trusts holds an assertion's audience against who is asked.
+// trusts returns an error unless an assertion has the audience of the server that received it.
 func trusts(_ context.Context, federation keyvault.Federation) error {
 	want := auth.DefaultTokenAudience
 	if federation.Proxied {
@@ -120,7 +122,7 @@ func trusts(_ context.Context, federation keyvault.Federation) error {
 	return nil
 }
 
-// bound are the identities that NMI gives to pods.
+// bound maps pods to the identities that NMI gives them.
 var bound sync.Map
 
 func boundTo(_ context.Context, namespace, pod string) (keyvault.Identity, error) {
@@ -132,20 +134,21 @@ func boundTo(_ context.Context, namespace, pod string) (keyvault.Identity, error
 	return keyvault.Identity{}, fmt.Errorf("getting assigned identities for pod %s/%s in ASSIGNED state failed", namespace, pod)
 }
 
-// judge is the provider as its main function makes it.
+// judge is the provider's server, created as its main function does.
 var judge = server.New(true, false, azure.PublicCloud)
 
-// sender is the pod that a volume is published for.
+// sender is the pod for which a volume is published.
 type sender struct {
 	namespace, pod, serviceAccount string
-	// audiences are those of the tokens that the CSIDriver object asks for.
+	// audiences are the audiences for which the driver passes tokens.
 	audiences []string
 }
 
-// audiences are those that the provider needs tokens for, in one mode or another.
+// audiences are all audiences for which the provider needs tokens in some mode.
 var audiences = []string{auth.DefaultTokenAudience, auth.IdentityBindingTokenAudience}
 
-// publish has the provider fetch what a class's parameters ask for, as the driver does in NodePublishVolume, and writes it to dir.
+// publish has the provider fetch the objects of a class's parameters, as the driver does in
+// NodePublishVolume, and writes them to dir.
 func (s sender) publish(ctx context.Context, parameters, attributes map[string]string, dir string) ([]*v1alpha1.File, error) {
 	sent := maps.Clone(parameters)
 	maps.Copy(sent, attributes)
@@ -182,5 +185,6 @@ func (s sender) publish(ctx context.Context, parameters, attributes map[string]s
 	return response.GetFiles(), nil
 }
 
-// defaultMode is the mode that the driver asks for where an object has none (upstream: pkg/secrets-store/nodeserver.go).
+// defaultMode is the mode that the driver requests for objects without one (upstream:
+// pkg/secrets-store/nodeserver.go).
 const defaultMode fs.FileMode = 0o644

@@ -11,7 +11,7 @@ import (
 	"github.com/akv-injector/akv-injector/core/class"
 )
 
-// theirs is a class as the driver reads it, which knows each of its fields.
+// theirs returns a class decoded into the driver's type. All fields must be known.
 func theirs(t *testing.T, spc *class.SecretProviderClass) *secretsstorev1.SecretProviderClass {
 	t.Helper()
 	var read secretsstorev1.SecretProviderClass
@@ -19,19 +19,20 @@ func theirs(t *testing.T, spc *class.SecretProviderClass) *secretsstorev1.Secret
 	return &read
 }
 
-// checkTypes sees that a class loses nothing on its way to the driver's types and back.
+// checkTypes checks that a class keeps all fields when it is converted to the driver's types and
+// back.
 func checkTypes(t *testing.T, spc *class.SecretProviderClass) {
 	t.Helper()
 	there := encode(t, theirs(t, spc))
 	var fields map[string]any
 	decode(t, there, &fields)
 	if status, ok := fields["status"].(map[string]any); ok && len(status) == 0 {
-		delete(fields, "status") // the driver's, which it prints even where it says nothing
+		delete(fields, "status") // the driver's type prints an empty status
 	}
 	var back class.SecretProviderClass
 	decode(t, encode(t, fields), &back)
 	if diff := cmp.Diff(spc, &back); diff != "" {
-		t.Errorf("class %s by way of the driver's types (-ours +back):\n%s", spc.Name, diff)
+		t.Errorf("class %s through the driver's types (-ours +back):\n%s", spc.Name, diff)
 	}
 	var ours map[string]any
 	decode(t, encode(t, spc), &ours)
@@ -49,7 +50,7 @@ func encode(t *testing.T, value any) []byte {
 	return text
 }
 
-// decode reads JSON of which every field has to be known.
+// decode decodes JSON and rejects unknown fields.
 func decode(t *testing.T, text []byte, into any) {
 	t.Helper()
 	decoder := json.NewDecoder(bytes.NewReader(text))

@@ -1,5 +1,6 @@
-// Package validation_test holds every pod that the corpus brings about against the API server's own pod validation. The API
-// server would say the same in test/suites/e2e; here it is said without one, pod by pod and before the admission chain has its turn.
+// Package validation_test checks every pod of the corpus, before and after injection, with the pod
+// validation of the API server. It needs no API server, and runs no other admission plugin.
+// test/suites/e2e sends the same pods to a real API server.
 package validation_test
 
 import (
@@ -14,13 +15,13 @@ import (
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	podutil "k8s.io/kubernetes/pkg/api/pod"
 	"k8s.io/kubernetes/pkg/apis/core"
-	_ "k8s.io/kubernetes/pkg/apis/core/install" // conversion and defaults of v1
+	_ "k8s.io/kubernetes/pkg/apis/core/install" // registers conversion and defaults of v1
 	"k8s.io/kubernetes/pkg/apis/core/validation"
 
 	"github.com/akv-injector/akv-injector/internal/corpus"
 )
 
-// TestCorpus shows that a valid pod stays valid, and that the corpus has no others.
+// TestCorpus checks that the pods of the corpus are valid before and after injection.
 func TestCorpus(t *testing.T) {
 	archives, err := corpus.Load()
 	if err != nil {
@@ -31,7 +32,7 @@ func TestCorpus(t *testing.T) {
 		t.Run(a.Name, func(t *testing.T) {
 			object := corpus.JSON(a.Subject)
 			if errs := validate(t, podOf(t, object)); len(errs) > 0 {
-				t.Fatalf("the API server refuses the author's own pod:\n%s", strings.Join(errs, "\n"))
+				t.Fatalf("validation rejects the author's pod:\n%s", strings.Join(errs, "\n"))
 			}
 			if a.Wanted["patch"]+a.Wanted["pod-patch"] == "" {
 				return
@@ -39,7 +40,7 @@ func TestCorpus(t *testing.T) {
 			patched++
 			object = apply(t, apply(t, object, a.Wanted["patch"]), a.Wanted["pod-patch"])
 			if errs := validate(t, podOf(t, object)); len(errs) > 0 {
-				t.Errorf("the API server refuses the patched pod:\n%s", strings.Join(errs, "\n"))
+				t.Errorf("validation rejects the patched pod:\n%s", strings.Join(errs, "\n"))
 			}
 		})
 	}
@@ -48,15 +49,15 @@ func TestCorpus(t *testing.T) {
 	}
 }
 
-// TestSeesAWrongPatch shows that the validation above is awake.
+// TestSeesAWrongPatch checks that the validation detects wrong patches.
 func TestSeesAWrongPatch(t *testing.T) {
 	const pod = `{"kind":"Pod","metadata":{"name":"app"},"spec":{"containers":[{"name":"app","image":"i"}]}}`
 	for name, test := range map[string]struct{ patch, want string }{
-		"a volume that no CSI driver is named for": {
+		"a CSI volume without a driver": {
 			`{"op":"add","path":"/spec/volumes","value":[{"name":"keyvault","csi":{"readOnly":true}}]}`,
 			`spec.volumes[0].csi.driver: Required value`,
 		},
-		"a mount of no volume": {
+		"a mount of a missing volume": {
 			`{"op":"add","path":"/spec/containers/0/volumeMounts","value":[{"name":"keyvault","mountPath":"/mnt/secrets-store"}]}`,
 			`spec.containers[0].volumeMounts[0].name: Not found: "keyvault"`,
 		},
@@ -72,13 +73,13 @@ func TestSeesAWrongPatch(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			got := validate(t, podOf(t, apply(t, []byte(pod), test.patch)))
 			if len(got) != 1 || !strings.HasPrefix(got[0], test.want) {
-				t.Errorf("the API server says %q, want one thing that starts with %q", got, test.want)
+				t.Errorf("validation says %q, want one error that starts with %q", got, test.want)
 			}
 		})
 	}
 }
 
-// apply applies a patch, an operation a line.
+// apply applies a JSON Patch that has one operation in each line.
 func apply(t *testing.T, object []byte, lines string) []byte {
 	t.Helper()
 	if lines == "" {
@@ -91,7 +92,7 @@ func apply(t *testing.T, object []byte, lines string) []byte {
 	return patched
 }
 
-// podOf is the pod that an object is, or that its template makes.
+// podOf returns the pod in an object, or in its pod template.
 func podOf(t *testing.T, object []byte) *corev1.Pod {
 	t.Helper()
 	var u unstructured.Unstructured
@@ -118,7 +119,8 @@ func podOf(t *testing.T, object []byte) *corev1.Pod {
 	return &pod
 }
 
-// validate is what the API server says of a pod that is created, after it has filled in defaults and a name.
+// validate returns the errors of pod validation for a create, after defaults and a name are filled
+// in.
 func validate(t *testing.T, pod *corev1.Pod) []string {
 	t.Helper()
 	pod.Namespace = corpus.DefaultNamespace

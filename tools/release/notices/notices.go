@@ -1,5 +1,10 @@
-// Package notices collects the licences of what is linked into a Go program, and refuses those that it may not be shipped with. It knows
-// nothing of the program.
+// Package notices collects the licences of the modules that are linked into a Go program, and
+// rejects licences under which the program must not be distributed.
+//
+//	modules, err := notices.Linked(ctx, root, "linux/amd64", "linux/arm64")
+//	text, err := notices.Render(modules)
+//
+// It does not know the program.
 package notices
 
 import (
@@ -21,28 +26,29 @@ import (
 	"github.com/google/licensecheck"
 )
 
-// allowed are the licences under which a module may be linked, by SPDX identifier. All of them let the binary be passed on under
-// Apache-2.0, as long as their texts go with it.
+// allowed are the SPDX identifiers of the licences under which a module may be linked. All of them
+// allow distribution of the binary under Apache-2.0 together with their texts.
 var allowed = []string{"Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MIT", "MPL-2.0", "Unlicense"}
 
-// recognized is how much of a licence's words must be those of known licences, in percent. The rest is names, and what surrounds
-// the text proper.
+// recognized is the minimum share of a file's words that must belong to known licences, in percent.
+// The other words are names and text around the licence.
 const recognized = 75
 
-// Module is a module of which packages are linked, or Go's standard library.
+// Module is a module with linked packages, or Go's standard library.
 type Module struct {
 	Path    string
-	Version string // empty for the standard library: it is the toolchain's
+	Version string // empty for the standard library, which has the toolchain's version
 	Files   []File
 }
 
-// File is a text that must go with the binary.
+// File is a text that must be distributed with the binary.
 type File struct {
-	Path string // below the module, with slashes
+	Path string // relative to the module, with slashes
 	Text string
 }
 
-// licence tells a licence from other texts, such as NOTICE, which have to be passed on as they are.
+// licence reports whether the file is a licence. Other files, such as NOTICE, are distributed
+// unchanged.
 func (f File) licence() bool { return licenceName.MatchString(filepath.Base(f.Path)) }
 
 var (
@@ -50,7 +56,7 @@ var (
 	noticeName  = regexp.MustCompile(`(?i)^(notice|copyright|patents)s?([._-].*)?$`)
 )
 
-// listed is what Linked reads of `go list -json`.
+// listed has the fields of `go list -json` that Linked uses.
 type listed struct {
 	ImportPath, Dir string
 	Standard        bool
@@ -60,8 +66,9 @@ type listed struct {
 	}
 }
 
-// Linked is what the program in a folder is linked of on any of the platforms, such as linux/amd64, without the program's own module. The
-// modules are in the order of their paths; texts are those of a package's folder and of all above it in its module.
+// Linked returns the modules that are linked into the program in dir on at least one of the
+// platforms, such as linux/amd64, sorted by path. It omits the program's own module. The texts of a
+// package are those in its folder and in all parent folders within the module.
 func Linked(ctx context.Context, dir string, platforms ...string) ([]Module, error) {
 	modules := map[string]*Module{}
 	for _, platform := range platforms {
@@ -110,7 +117,7 @@ func list(ctx context.Context, dir, platform string) ([]listed, error) {
 	}
 }
 
-// add puts the texts that hold for a package among those of its module.
+// add adds the texts that apply to a package to its module.
 func add(modules map[string]*Module, p listed) error {
 	if p.Standard || p.Module == nil || p.Module.Main {
 		return nil
@@ -134,7 +141,7 @@ func add(modules map[string]*Module, p listed) error {
 	}
 }
 
-// read adds a folder's texts, once.
+// read adds the texts in a folder, unless they were added before.
 func (m *Module) read(folder, below string) error {
 	entries, err := os.ReadDir(folder)
 	if err != nil {
@@ -158,7 +165,7 @@ func (m *Module) read(folder, below string) error {
 	return nil
 }
 
-// tidy makes texts equal that differ in nothing but how lines end.
+// tidy normalizes line endings and trailing spaces, so that equal texts are equal strings.
 func tidy(text string) string {
 	lines := strings.Split(strings.ReplaceAll(text, "\r\n", "\n"), "\n")
 	for i, line := range lines {
@@ -181,7 +188,7 @@ func standardLibrary(ctx context.Context, dir string) (*Module, error) {
 	return m, nil
 }
 
-// output is what a command prints, or an error with what it says on standard error.
+// output returns the standard output of a command. Errors contain its standard error.
 func output(cmd *exec.Cmd) ([]byte, error) {
 	out, err := cmd.Output()
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
@@ -190,8 +197,9 @@ func output(cmd *exec.Cmd) ([]byte, error) {
 	return out, err
 }
 
-// Render is the text that goes with a binary: a table of modules and their licences, then each text once. It is an error if a module
-// has no licence, or has one that is not recognized or not among those allowed; all such modules are named.
+// Render returns the text that is distributed with a binary: a list of modules and their licences,
+// then each text once. It returns an error that names all modules without a licence, with an
+// unrecognized licence, or with a licence that is not allowed.
 func Render(modules []Module) ([]byte, error) {
 	var (
 		table, texts strings.Builder
@@ -220,11 +228,12 @@ func Render(modules []Module) ([]byte, error) {
 	for _, text := range order {
 		fmt.Fprintf(&texts, "\n%s\n%s\n\n%s", strings.Repeat("=", 80), strings.Join(holders[text], "\n"), text)
 	}
-	return []byte("akv-injector is linked with the modules below, each under the licence beside it. The texts follow, each after the files that have it.\n\n" +
+	return []byte("akv-injector is linked with the modules below. Each line names a module and its licences. " +
+		"The texts follow, each after the files that contain it.\n\n" +
 		table.String() + texts.String()), nil
 }
 
-// identify is the SPDX identifiers of a module's licences.
+// identify returns the SPDX identifiers of a module's licences.
 func identify(m Module) ([]string, error) {
 	var ids []string
 	for _, f := range m.Files {
@@ -233,7 +242,7 @@ func identify(m Module) ([]string, error) {
 		}
 		coverage := licensecheck.Scan([]byte(f.Text))
 		if coverage.Percent < recognized {
-			return nil, fmt.Errorf("%s: is not recognized as a licence; look at it", f.Path)
+			return nil, fmt.Errorf("%s: is not recognized as a licence; check it by hand", f.Path)
 		}
 		for _, match := range coverage.Match {
 			if match.IsURL {

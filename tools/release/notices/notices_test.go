@@ -13,7 +13,7 @@ import (
 
 const mit = `MIT License
 
-Copyright (c) 2026 Somebody
+Copyright (c) 2026 Jane Doe
 
 Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated documentation files (the "Software"), to deal
 in the Software without restriction, including without limitation the rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
@@ -43,7 +43,7 @@ func module(path string, files ...notices.File) notices.Module {
 	return notices.Module{Path: path, Version: "v1.0.0", Files: files}
 }
 
-func TestRenderRefusesWhatMayNotBeShipped(t *testing.T) {
+func TestRenderRejectsLicences(t *testing.T) {
 	for sentence, test := range map[string]struct {
 		modules []notices.Module
 		want    string
@@ -52,19 +52,19 @@ func TestRenderRefusesWhatMayNotBeShipped(t *testing.T) {
 			[]notices.Module{module("a.example/a")},
 			"a.example/a v1.0.0: has no licence",
 		},
-		"a NOTICE is no licence": {
+		"a module with a NOTICE only": {
 			[]notices.Module{module("a.example/a", notices.File{Path: "NOTICE", Text: mit})},
 			"a.example/a v1.0.0: has no licence",
 		},
-		"a licence that nobody knows": {
-			[]notices.Module{module("a.example/a", notices.File{Path: "LICENSE", Text: "Do as you are told.\n"})},
-			"a.example/a v1.0.0: LICENSE: is not recognized as a licence; look at it",
+		"an unknown licence": {
+			[]notices.Module{module("a.example/a", notices.File{Path: "LICENSE", Text: "Do what you like.\n"})},
+			"a.example/a v1.0.0: LICENSE: is not recognized as a licence; check it by hand",
 		},
-		"a licence that is not allowed, beside one that is": {
+		"a licence that is not allowed next to one that is": {
 			[]notices.Module{module("a.example/a", notices.File{Path: "LICENSE", Text: mit}, notices.File{Path: "b/COPYING", Text: zlib})},
 			"a.example/a v1.0.0: b/COPYING: must be one of Apache-2.0, BSD-2-Clause, BSD-3-Clause, ISC, MIT, MPL-2.0, Unlicense, is Zlib",
 		},
-		"every module that is refused is named": {
+		"several rejected modules": {
 			[]notices.Module{module("a.example/a"), module("a.example/b", notices.File{Path: "LICENSE", Text: mit}), module("a.example/c")},
 			"a.example/a v1.0.0: has no licence\na.example/c v1.0.0: has no licence",
 		},
@@ -81,25 +81,26 @@ func TestRenderRefusesWhatMayNotBeShipped(t *testing.T) {
 	}
 }
 
-func TestRenderHasEachTextOnce(t *testing.T) {
+func TestRenderPrintsEachTextOnce(t *testing.T) {
 	text, err := notices.Render([]notices.Module{
 		module("a.example/a", notices.File{Path: "LICENSE", Text: mit}),
-		module("a.example/b", notices.File{Path: "LICENSE.txt", Text: mit}, notices.File{Path: "NOTICE", Text: "b was made by Somebody.\n"}),
+		module("a.example/b", notices.File{Path: "LICENSE.txt", Text: mit}, notices.File{Path: "NOTICE", Text: "b was made by Jane Doe.\n"}),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	rule := strings.Repeat("=", 80)
-	want := "akv-injector is linked with the modules below, each under the licence beside it. The texts follow, each after the files that have it.\n\n" +
+	want := "akv-injector is linked with the modules below. Each line names a module and its licences. " +
+		"The texts follow, each after the files that contain it.\n\n" +
 		"  a.example/a v1.0.0: MIT\n  a.example/b v1.0.0: MIT\n" +
 		"\n" + rule + "\na.example/a v1.0.0, LICENSE\na.example/b v1.0.0, LICENSE.txt\n\n" + mit +
-		"\n" + rule + "\na.example/b v1.0.0, NOTICE\n\nb was made by Somebody.\n"
+		"\n" + rule + "\na.example/b v1.0.0, NOTICE\n\nb was made by Jane Doe.\n"
 	if diff := cmp.Diff(want, string(text)); diff != "" {
 		t.Errorf("notices (-want +got):\n%s", diff)
 	}
 }
 
-func TestLinkedIsWhatTheProgramImportsOnAnyPlatform(t *testing.T) {
+func TestLinkedCoversAllPlatforms(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{
 		"go.mod": "module a.example/program\n\ngo 1.26.0\n\nrequire (\n\ta.example/everywhere v0.0.0\n\ta.example/arm v0.0.0\n\ta.example/unused v0.0.0\n)\n\n" +
@@ -110,7 +111,7 @@ func TestLinkedIsWhatTheProgramImportsOnAnyPlatform(t *testing.T) {
 		"everywhere/go.mod":         "module a.example/everywhere\n",
 		"everywhere/LICENSE":        mit,
 		"everywhere/licence.go":     "package everywhere\n",
-		"everywhere/part/NOTICE":    "made by Somebody  \r\n",
+		"everywhere/part/NOTICE":    "made by Jane Doe  \r\n",
 		"everywhere/part/of/of.go":  "package of\n",
 		"everywhere/other/LICENSE":  "not linked",
 		"everywhere/other/other.go": "package other\n",
@@ -138,7 +139,7 @@ func TestLinkedIsWhatTheProgramImportsOnAnyPlatform(t *testing.T) {
 	}
 	want := []notices.Module{
 		{Path: "a.example/arm", Version: "v0.0.0", Files: []notices.File{{Path: "COPYING", Text: mit}}},
-		{Path: "a.example/everywhere", Version: "v0.0.0", Files: []notices.File{{Path: "LICENSE", Text: mit}, {Path: "part/NOTICE", Text: "made by Somebody\n"}}},
+		{Path: "a.example/everywhere", Version: "v0.0.0", Files: []notices.File{{Path: "LICENSE", Text: mit}, {Path: "part/NOTICE", Text: "made by Jane Doe\n"}}},
 	}
 	if diff := cmp.Diff(want, got[1:]); diff != "" {
 		t.Errorf("modules (-want +got):\n%s", diff)

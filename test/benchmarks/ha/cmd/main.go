@@ -1,12 +1,13 @@
-// Command ha shows that the injector stays available: two replicas behind a Service, and a real API server at which pods are created at a
-// steady rate.
+// Command ha measures the availability of the injector: two replicas behind a Service, and a real
+// API server in which pods are created at a steady rate.
 //
-//	go run ./benchmarks/ha/cmd faults  while replicas are replaced, killed and frozen, API server and etcd restarted, and all replicas gone
-//	go run ./benchmarks/ha/cmd soak    for long, and without faults: neither goroutines nor memory may grow
-//	go run ./benchmarks/ha/cmd attacks while tenants and pods send what is meant to take the injector down
+//	go run ./benchmarks/ha/cmd faults   replaces, kills and freezes replicas, restarts the API server
+//	                                    and etcd, and stops all replicas for a while
+//	go run ./benchmarks/ha/cmd soak     runs for long without faults; goroutines and memory must not grow
+//	go run ./benchmarks/ha/cmd attacks  sends requests that tenants and pods could send to overload replicas
 //
-// It prints the tables that docs/performance.md shows, and ends with status 1 where something came otherwise than promised.
-// Everything it starts listens on loopback and ends with it.
+// It prints the tables of docs/performance.md. It exits with status 1 if a promise is broken. All
+// servers that it starts listen on loopback and end with it.
 package main
 
 import (
@@ -15,48 +16,42 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/akv-injector/akv-injector/test/benchmarks/ha"
 	"github.com/akv-injector/akv-injector/test/harness/controlplane"
 	"github.com/akv-injector/akv-injector/test/harness/injector"
 	"github.com/akv-injector/akv-injector/test/harness/measure"
+	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "ha:", err)
-		os.Exit(1)
-	}
+	process.Main("ha", run)
 }
 
 func run(ctx context.Context) error {
-	// As what is shipped.
+	// The defaults are those of the shipped manifests.
 	o := ha.Options{
 		DrainPeriod: 15 * time.Second,
 		Probe:       ha.Probe{Period: 2 * time.Second, Failures: 2, Delay: time.Second},
 		Progress:    os.Stderr,
 	}
-	flag.IntVar(&o.Rate, "rate", 20, "how many pods are created a second")
-	flag.IntVar(&o.Rounds, "rounds", 4, "how often each fault comes")
-	flag.DurationVar(&o.Calm, "calm", 5*time.Second, "how long pods are created before each fault and after it")
+	flag.IntVar(&o.Rate, "rate", 20, "`number` of pods created per second")
+	flag.IntVar(&o.Rounds, "rounds", 4, "`number` of times that each fault is caused")
+	flag.DurationVar(&o.Calm, "calm", 5*time.Second, "how long pods are created before and after each fault")
 	flag.DurationVar(&o.Frozen, "frozen", 20*time.Second, "how long a replica is frozen")
-	flag.DurationVar(&o.Outage, "outage", 20*time.Second, "how long all replicas are gone")
-	flag.DurationVar(&o.DrainPeriod, "drain-period", o.DrainPeriod, "that of the replicas")
-	flag.DurationVar(&o.Probe.Delay, "delay", o.Probe.Delay, "how much later than readiness new connections go elsewhere")
-	duration := flag.Duration("duration", 10*time.Minute, "how long a soak is")
-	senders := flag.Int("senders", 64, "how many attack at the same time")
+	flag.DurationVar(&o.Outage, "outage", 20*time.Second, "how long no replica runs")
+	flag.DurationVar(&o.DrainPeriod, "drain-period", o.DrainPeriod, "drain period of the replicas")
+	flag.DurationVar(&o.Probe.Delay, "delay", o.Probe.Delay, "time from a change of readiness until the Service follows it")
+	duration := flag.Duration("duration", 10*time.Minute, "how long a soak lasts")
+	senders := flag.Int("senders", 64, "`number` of connections that attack at the same time")
 	attack := flag.Duration("attack", time.Minute, "how long each attack lasts")
 	flag.Parse()
 	command := flag.Arg(0)
 	if flag.NArg() != 1 || (command != "faults" && command != "soak" && command != "attacks") {
 		flag.Usage()
-		return fmt.Errorf("must be called with faults, soak or attacks, not %q", strings.Join(flag.Args(), " "))
+		return fmt.Errorf("the argument must be faults, soak or attacks, not %q", strings.Join(flag.Args(), " "))
 	}
 	if o.Rate < 1 || o.Rounds < 1 {
 		return errors.New("-rate and -rounds must be positive")
