@@ -20,10 +20,10 @@ import (
 
 var update = flag.Bool("update", false, "rewrite what the archives of testdata want")
 
-// TestArchives runs over the files of each archive, in their order. Those under want/ say what
-// comes of it: stdout, stderr and status of inject, diff of inject --diff, and lint, lint.json and
-// lint.github. Without diff, stdout is compared. A file named level has what --level says; one
-// named skip-classes stands for --skip-classes.
+// TestArchives runs inject and lint on the files of each archive, in their order. The files under
+// want/ are the expected results: stdout, stderr and status of inject, diff of inject --diff, and
+// lint, lint.json and lint.github. If there is no diff, stdout is compared. The file level has the
+// value of --level; the file skip-classes sets --skip-classes.
 func TestArchives(t *testing.T) {
 	paths, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(paths) == 0 {
@@ -81,14 +81,15 @@ func TestArchives(t *testing.T) {
 	}
 }
 
-// checkInjectedAgain checks that kubectl can read what is injected, and that it stays as it is.
+// checkInjectedAgain checks that kubectl can parse the output, and that injecting it again changes
+// nothing.
 func checkInjectedAgain(t *testing.T, text, namespace string) {
 	t.Helper()
 	if text == "" {
 		return
 	}
 	if _, err := corpus.Decode([]byte(text)); err != nil {
-		t.Errorf("kubectl can't read it: %v", err)
+		t.Errorf("kubectl cannot parse the output: %v", err)
 	}
 	var stdout, stderr bytes.Buffer
 	options := cli.Options{Files: []string{"-"}, Stdin: strings.NewReader(text), Namespace: namespace}
@@ -96,12 +97,11 @@ func checkInjectedAgain(t *testing.T, text, namespace string) {
 		t.Fatalf("injecting again: status %d, error %v\n%s", status, err, &stderr)
 	}
 	if diff := cmp.Diff(text, stdout.String()); diff != "" {
-		t.Errorf("injecting again changes it (-once +twice):\n%s", diff)
+		t.Errorf("injecting again changes the output (-once +twice):\n%s", diff)
 	}
 }
 
-// outcomes is what every command makes of the files, by the names of an archive; empty ones are
-// left out.
+// outcomes returns the results of all commands by the names in an archive, without empty results.
 func outcomes(t *testing.T, options cli.Options) map[string]string {
 	t.Helper()
 	got := map[string]string{}

@@ -10,8 +10,8 @@ import (
 	"github.com/akv-injector/akv-injector/internal/corpus/attacks"
 )
 
-// TestAttacks shows that manifests which are small as they are written, and large as they are
-// processed, end in an error before memory is used for them.
+// TestAttacks shows that small manifests that would take much memory are rejected before they use
+// it.
 func TestAttacks(t *testing.T) {
 	const limit = 200 << 20
 	manifests := map[string]string{}

@@ -17,9 +17,8 @@ import (
 
 var workloads = regexp.MustCompile(`(?m)^[\s-]*"?kind"?: "?(?:Deployment|StatefulSet|DaemonSet|ReplicaSet|Job|CronJob|Pod)"?,?\r?$`)
 
-// TestCharts injects manifests that have the shapes of those of well-known charts, with every
-// workload annotated. They are equal but for what is injected, and injecting them again changes
-// nothing.
+// TestCharts injects manifests like those of well-known charts, with every workload annotated. Only
+// the injection changes, and injecting again changes nothing.
 func TestCharts(t *testing.T) {
 	files, err := filepath.Glob("testdata/charts/*")
 	if err != nil || len(files) < 15 {
@@ -59,7 +58,7 @@ func injected(t *testing.T, text string) string {
 	return stdout.String()
 }
 
-// objects are those of a text, without what is injected.
+// objects returns the objects of a text, without what is injected.
 func objects(t *testing.T, text string) []map[string]any {
 	t.Helper()
 	list, err := corpus.Decode([]byte(text))
@@ -84,7 +83,7 @@ func objects(t *testing.T, text string) []map[string]any {
 	return all
 }
 
-// strip takes away what is injected, and what is empty without it.
+// strip removes what is injected, and values that are empty without it.
 func strip(value any) bool {
 	switch value := value.(type) {
 	case map[string]any:
@@ -110,7 +109,7 @@ func strip(value any) bool {
 	return false
 }
 
-// kept are the elements of a list that were not injected.
+// kept returns the elements of a list that were not injected.
 func kept(list []any) []any {
 	var left []any
 	for _, element := range list {

@@ -15,9 +15,9 @@ import (
 	"github.com/akv-injector/akv-injector/internal/corpus"
 )
 
-// TestCorpus walks the archives of internal/corpus/testdata through the command line: what it
-// prints is what the webhook makes of the object and, for a workload, of the pod that its template
-// makes.
+// TestCorpus runs the archives of internal/corpus/testdata on the command line. The output must be
+// the object after the patches of the webhook: that of the object and, for a workload, that of a
+// pod of its template.
 func TestCorpus(t *testing.T) {
 	archives, err := corpus.Load()
 	if err != nil {
@@ -25,7 +25,7 @@ func TestCorpus(t *testing.T) {
 	}
 	for _, a := range archives {
 		if a.Old != nil {
-			continue // the command line sees creations alone
+			continue // the command line reviews only creations
 		}
 		t.Run(a.Name, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer
@@ -39,24 +39,25 @@ func TestCorpus(t *testing.T) {
 				errs = append(errs, strings.FieldsFunc(a.Wanted[name], func(r rune) bool { return r == '\n' })...)
 			}
 			for _, text := range errs {
-				// A pod names its workload's annotation, which is among the files here.
+				// The review of a pod has the path of its workload's annotation; here the workload
+				// is a file.
 				own := strings.ReplaceAll(ofOthers.ReplaceAllString(text, ""), "workload.metadata", "metadata")
 				if !strings.Contains(strings.ReplaceAll(stderr.String(), "workload.metadata", "metadata"), own) {
-					t.Errorf("it doesn't tell of\n%s\nbut of\n%s", text, &stderr)
+					t.Errorf("want the finding\n%s\ngot\n%s", text, &stderr)
 				}
 			}
 			for _, text := range strings.FieldsFunc(a.Wanted["policy-errors"], func(r rune) bool { return r == '\n' }) {
-				// What an annotation brings about, the command line shows there, and a pod's review
-				// at what came of it.
+				// The command line reports a violation at the annotation that causes it. The review
+				// of the injected pod reports it at the injected label or volume.
 				reason, message, _ := strings.Cut(text, " ")
 				_, message, _ = strings.Cut(message, ": ")
 				if !strings.Contains(stderr.String(), reason) || !strings.Contains(stderr.String(), message) {
-					t.Errorf("it doesn't tell of\n%s\nbut of\n%s", text, &stderr)
+					t.Errorf("want the finding\n%s\ngot\n%s", text, &stderr)
 				}
 				errs = append(errs, text)
 			}
 			if refused.MatchString(a.Wanted["policy-warnings"]) && !a.IsPod() {
-				errs = append(errs, a.Wanted["policy-warnings"]) // of the workload; the command line refuses it as its pods will be
+				errs = append(errs, a.Wanted["policy-warnings"]) // of the workload; the command line rejects it, since its pods would be rejected
 			}
 			if rejected := status == cli.Rejected; status == cli.Unusable || rejected != (len(errs) > 0) {
 				t.Fatalf("status %d, want errors %q, got\n%s", status, errs, &stderr)
@@ -74,11 +75,11 @@ func TestCorpus(t *testing.T) {
 	}
 }
 
-// ofOthers is the start of a path into a Namespace or ServiceAccount, which the command line shows
-// at that object.
+// ofOthers matches the start of a path in a Namespace or ServiceAccount. The command line reports
+// the finding at that object.
 var ofOthers = regexp.MustCompile(`(namespaces|serviceaccounts)\[[^]]*\]\.`)
 
-// refused ends the errors for which policy rejects pods: a level that is enforced, or a ceiling.
+// refused matches the end of errors that reject a pod: an enforced level, or a ceiling.
 var refused = regexp.MustCompile(`; (required by namespace label identity\.io/enforce=|namespace annotation )`)
 
 func input(t *testing.T, path string) []byte {
@@ -96,7 +97,7 @@ func input(t *testing.T, path string) []byte {
 	return nil
 }
 
-// applied is an object after a patch that has an operation a line.
+// applied returns an object after a patch with one operation a line.
 func applied(t *testing.T, object []byte, patch string) []byte {
 	t.Helper()
 	if patch == "" {
@@ -109,8 +110,8 @@ func applied(t *testing.T, object []byte, patch string) []byte {
 	return patched
 }
 
-// checkHolds checks that among the objects that kubectl would read from text is want, an object of
-// subject's kind and name.
+// checkHolds checks that the object with subject's kind and name in text is want, as kubectl parses
+// it.
 func checkHolds(t *testing.T, text []byte, subject *unstructured.Unstructured, want []byte) {
 	t.Helper()
 	objects, err := corpus.Decode(text)
@@ -125,7 +126,7 @@ func checkHolds(t *testing.T, text []byte, subject *unstructured.Unstructured, w
 			return
 		}
 	}
-	t.Errorf("it is not among what was printed:\n%s", text)
+	t.Errorf("the output does not have the object:\n%s", text)
 }
 
 func value(t *testing.T, text []byte) any {

@@ -11,6 +11,6 @@
 // only what injection needs: comments, quotes and the order of keys stay, and documents without
 // injection stay byte for byte the same.
 //
-// The package parses no flags and does not connect to a cluster. All rules are in package core and
-// its subpackages.
+// The package parses no flags and does not connect to a cluster. All rules are in the packages below
+// core/.
 package cli

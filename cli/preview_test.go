@@ -18,7 +18,7 @@ import (
 	"github.com/akv-injector/akv-injector/core/facts"
 )
 
-// asking is a pod that asks for something, indented for the name to be put in.
+// asking is the format of a pod with a request, for its name.
 const asking = `apiVersion: v1
 kind: Pod
 metadata:
@@ -39,10 +39,10 @@ func TestInjectLeavesTheRestByteForByte(t *testing.T) {
 		"a byte order mark":              {"\uFEFFkind:  ConfigMap\n---\n", ""},
 		"empty documents":                {"---\n---\n\n---\n", "---\n---\n"},
 		"JSON":                           {"---\n{ \"kind\":\"ConfigMap\" }\n---\n", "---\n{\"kind\" : \"ConfigMap\"}\n"},
-		"what is no Kubernetes object":   {"- op: add\n---\nimage:   x\n---\njust text\n---\n", "---\n[]\n"},
-		"block scalars with looks":       {"kind: ConfigMap\ndata:\n  a: |+\n    x  \n\n     ---\n  b: >-\n    folded\n    text\n---\n", "---\nkind: ConfigMap\ndata: {on: yes, mode: 0400}\n"},
+		"other YAML values":              {"- op: add\n---\nimage:   x\n---\njust text\n---\n", "---\n[]\n"},
+		"block scalars":                  {"kind: ConfigMap\ndata:\n  a: |+\n    x  \n\n     ---\n  b: >-\n    folded\n    text\n---\n", "---\nkind: ConfigMap\ndata: {on: yes, mode: 0400}\n"},
 		"aliases and merges":             {"x: &x {a: 1}\ny:\n  <<: *x\nkind: ConfigMap\n---\n", ""},
-		"pods that ask for nothing":      {"kind:   Pod\napiVersion: v1\nspec:   {containers: []}\n---\n", ""},
+		"pods without a request":         {"kind:   Pod\napiVersion: v1\nspec:   {containers: []}\n---\n", ""},
 		"pods of other kinds and groups": {"kind:   Deployment\napiVersion: example.com/v1\nspec: 7\n---\n", ""},
 	}
 	for name, tt := range tests {
@@ -55,7 +55,7 @@ func TestInjectLeavesTheRestByteForByte(t *testing.T) {
 	}
 }
 
-// injectText is the output of inject over text from the standard input.
+// injectText returns the output of inject for a text on standard input.
 func injectText(t *testing.T, text string) string {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
@@ -85,12 +85,12 @@ func TestFiles(t *testing.T) {
 		recursive bool
 		want      string
 	}{
-		"a directory, in the order of names":      {[]string{"dir"}, false, "kind: a.yml\n---\nkind: b.yaml\n---\n{\"kind\":\"c.json\"}"},
-		"a directory and those below":             {[]string{"dir"}, true, "kind: a.yml\n---\nkind: b.yaml\n---\n{\"kind\":\"c.json\"}\n---\nkind: sub/.e.yaml\n---\nkind: sub/d.yaml\n"},
-		"any name that is given":                  {[]string{"dir/note.txt"}, false, "kind: note.txt\n"},
+		"a directory, sorted by name":             {[]string{"dir"}, false, "kind: a.yml\n---\nkind: b.yaml\n---\n{\"kind\":\"c.json\"}"},
+		"a directory with subdirectories":         {[]string{"dir"}, true, "kind: a.yml\n---\nkind: b.yaml\n---\n{\"kind\":\"c.json\"}\n---\nkind: sub/.e.yaml\n---\nkind: sub/d.yaml\n"},
+		"a file with any name":                    {[]string{"dir/note.txt"}, false, "kind: note.txt\n"},
 		"files in their order, and stdin":         {[]string{"marked.yaml", "-", "bom.yaml"}, false, "---\nkind: marked\n---\nkind: stdin\n---\nkind: bom\n"},
-		"a file that was read already":            {[]string{"dir/note.txt", "bom.yaml", "./dir/note.txt", "bom.yaml"}, false, "kind: note.txt\n---\nkind: bom\n"},
-		"JSON alone has no markers":               {[]string{"x.json", "y.json"}, false, "{\"kind\":\"x\"}\n{\"kind\":\"y\"}\n{\"kind\":\"z\"}\n"},
+		"a file that is given twice":              {[]string{"dir/note.txt", "bom.yaml", "./dir/note.txt", "bom.yaml"}, false, "kind: note.txt\n---\nkind: bom\n"},
+		"only JSON has no markers":                {[]string{"x.json", "y.json"}, false, "{\"kind\":\"x\"}\n{\"kind\":\"y\"}\n{\"kind\":\"z\"}\n"},
 		"JSON next to YAML has a marker for each": {[]string{"y.json", "bom.yaml"}, false, "---\n{\"kind\":\"y\"}\n---\n{\"kind\":\"z\"}\n---\nkind: bom\n"},
 		"an empty file":                           {[]string{"empty.yaml", "bom.yaml", "empty.yaml"}, false, "kind: bom\n"},
 	}
@@ -123,17 +123,17 @@ func TestStatus(t *testing.T) {
 	tests := map[string]struct {
 		files []string
 		want  cli.Status
-		// usage is true where there is an error instead of findings.
+		// usage is true if there is an error instead of findings.
 		usage bool
 	}{
-		"warnings alone":                  {[]string{fine}, cli.Fine, false},
-		"a rejection":                     {[]string{fine, rejected}, cli.Rejected, false},
-		"a rejection and a broken file":   {[]string{rejected, broken}, cli.Unusable, false},
-		"a file that isn't there":         {[]string{fine, filepath.Join(dir, "missing.yaml")}, cli.Unusable, false},
-		"a directory without manifests":   {[]string{empty}, cli.Unusable, false},
-		"no files":                        {nil, cli.Unusable, true},
-		"the standard input twice":        {[]string{"-", "-"}, cli.Unusable, true},
-		"a standard input that isn't set": {[]string{"-"}, cli.Unusable, true},
+		"only warnings":                  {[]string{fine}, cli.Fine, false},
+		"a rejection":                    {[]string{fine, rejected}, cli.Rejected, false},
+		"a rejection and a broken file":  {[]string{rejected, broken}, cli.Unusable, false},
+		"a file that does not exist":     {[]string{fine, filepath.Join(dir, "missing.yaml")}, cli.Unusable, false},
+		"a directory without manifests":  {[]string{empty}, cli.Unusable, false},
+		"no files":                       {nil, cli.Unusable, true},
+		"standard input twice":           {[]string{"-", "-"}, cli.Unusable, true},
+		"standard input that is not set": {[]string{"-"}, cli.Unusable, true},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -144,10 +144,10 @@ func TestStatus(t *testing.T) {
 					t.Errorf("inject: status %d, error %v, want status %d, error %t", status, err, tt.want, tt.usage)
 				}
 				if status != cli.Fine && stdout.Len() > 0 {
-					t.Errorf("inject printed half of it: %s", &stdout)
+					t.Errorf("inject printed manifests despite an error: %s", &stdout)
 				}
 				if !tt.usage && stderr.Len() == 0 {
-					t.Error("inject told nothing")
+					t.Error("inject printed no findings")
 				}
 			}
 			var stdout bytes.Buffer
@@ -165,9 +165,9 @@ func TestLintFormats(t *testing.T) {
 		text   string
 		want   string
 	}{
-		"text that is fine":   {cli.Text, "kind: X\n", ""},
-		"JSON that is fine":   {cli.JSON, "kind: X\n", "[]\n"},
-		"GitHub that is fine": {cli.GitHub, "kind: X\n", ""},
+		"text, no findings":   {cli.Text, "kind: X\n", ""},
+		"JSON, no findings":   {cli.JSON, "kind: X\n", "[]\n"},
+		"GitHub, no findings": {cli.GitHub, "kind: X\n", ""},
 		"GitHub's escapes": {
 			cli.GitHub, bad,
 			`::error title=akv-injector%3A InvalidValue::Pod a: metadata.annotations[identity.io/mode]: Unsupported value: "x\r\n,%25:": supported values: ` +
@@ -231,16 +231,16 @@ func TestCluster(t *testing.T) {
 		findings []string
 		injected bool
 	}{
-		"a class of the cluster":                    {online, pod("open", "theirs", "in-cluster"), cli.Fine, nil, true},
-		"a class that is in neither":                {online, pod("open", "thiers", "in-cluster"), cli.Rejected, []string{"did you mean theirs?\n"}, false},
-		"a class of the files wins":                 {online, strings.ReplaceAll(classes, "both}", "both, namespace: open}") + pod("open", "both", "in-file"), cli.Fine, nil, true},
-		"a namespace of the cluster that is closed": {online, pod("closed", "theirs", "in-cluster"), cli.Fine, []string{"[NoEffect]", "lacks label keyvault.io/injection"}, false},
-		"a namespace that is in neither":            {online, pod("new", "theirs", "in-cluster"), cli.Fine, nil, true},
+		"a class of the cluster":          {online, pod("open", "theirs", "in-cluster"), cli.Fine, nil, true},
+		"a class that is in neither":      {online, pod("open", "thiers", "in-cluster"), cli.Rejected, []string{"did you mean theirs?\n"}, false},
+		"a class of the files wins":       {online, strings.ReplaceAll(classes, "both}", "both, namespace: open}") + pod("open", "both", "in-file"), cli.Fine, nil, true},
+		"a namespace that did not opt in": {online, pod("closed", "theirs", "in-cluster"), cli.Fine, []string{"[NoEffect]", "lacks label keyvault.io/injection"}, false},
+		"a namespace that is in neither":  {online, pod("new", "theirs", "in-cluster"), cli.Fine, nil, true},
 		"a namespace of the files wins": {
 			online, "apiVersion: v1\nkind: Namespace\nmetadata: {name: closed, labels: {keyvault.io/injection: enabled}}\n---\n" + pod("closed", "theirs", "in-cluster"), cli.Fine, nil, true,
 		},
 		"offline, a class that may be in the cluster": {offline, pod("open", "theirs", "in-cluster"), cli.Rejected, []string{"add the class to the files, or use --cluster"}, false},
-		"offline, a class beside others":              {offline, strings.ReplaceAll(classes, "both}", "both, namespace: open}") + pod("open", "boht", "x"), cli.Rejected, []string{"did you mean both?\n"}, false},
+		"offline, a class with a similar name":        {offline, strings.ReplaceAll(classes, "both}", "both, namespace: open}") + pod("open", "boht", "x"), cli.Rejected, []string{"did you mean both?\n"}, false},
 		"objects without a namespace":                 {cli.Options{Namespace: "open"}, classes + pod("open", "both", "in-file"), cli.Fine, nil, true},
 		"a class of another namespace":                {offline, classes + pod("open", "both", "in-file"), cli.Rejected, []string{"in namespace open"}, false},
 	}

@@ -237,15 +237,13 @@ func (c *controller) Reconcile(ctx context.Context, key types.NamespacedName) (r
 		}
 	}
 	switch {
-	case ctx.Err() != nil:
-		return reconcile.Result{}, nil // the program ends
 	case err == nil:
 		c.failing.Delete(key)
 		if more {
 			return reconcile.Result{RequeueAfter: time.Millisecond}, nil
 		}
 		return reconcile.Result{}, nil
-	case !errors.Is(err, errSkipped):
+	case ctx.Err() == nil && !errors.Is(err, errSkipped): // an error because the program ends is not logged
 		if _, logged := c.failing.LoadOrStore(key, true); !logged {
 			c.log.Info("Class is not as its pods need it",
 				"namespace", key.Namespace, "class", key.Name, "why", err.Error())

@@ -17,11 +17,12 @@ const module = "github.com/akv-injector/akv-injector/"
 // core are the packages below core/, in the order in which they may import each other.
 var core = []string{"core/jsonstream", "core/api", "core/pods", "core/class", "core/facts", "core/policy", "core/inject", "core/review"}
 
-// asking are the packages that call a facts.Source, which takes a context.
-var asking = []string{"core/facts", "core/review"}
+// sourceCallers are the packages that call a facts.Source, which takes a context.
+var sourceCallers = []string{"core/facts", "core/review"}
 
-// TestDependencies checks that the core does not depend on clients, servers or loggers. The Kubernetes API types import net/http and
-// klog themselves; TestImports checks that no file of the core imports them.
+// TestDependencies checks that the core does not depend on clients, servers or loggers. The
+// Kubernetes API types import net/http and klog themselves; TestImports checks that no file of the
+// core imports them.
 func TestDependencies(t *testing.T) {
 	args := []string{"list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}"}
 	for _, pkg := range core {
@@ -50,8 +51,8 @@ func TestDependencies(t *testing.T) {
 	}
 }
 
-// TestImports checks that the core uses no clock, random numbers, environment, files, network or logs, and that its packages import
-// each other in one direction.
+// TestImports checks that the core uses no clock, random numbers, environment, files, network or
+// logs, and that its packages import each other in one direction.
 func TestImports(t *testing.T) {
 	denied := []string{
 		"context", "log", "math/rand", "net", "net/http", "os", "runtime", "sync", "syscall", "testing", "time", "unsafe",
@@ -75,7 +76,7 @@ func TestImports(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if path == "context" && slices.Contains(asking, pkg) {
+				if path == "context" && slices.Contains(sourceCallers, pkg) {
 					continue
 				}
 				if slices.ContainsFunc(denied, func(d string) bool { return path == d || strings.HasPrefix(path, d+"/") }) {

@@ -30,15 +30,15 @@ import (
 	"github.com/akv-injector/akv-injector/webhook"
 )
 
-// BenchmarkHandler reviews a pod's creation from the HTTP body in to the HTTP body out, by us and
-// by what we compare with:
+// BenchmarkHandler reviews the creation of a pod, from the HTTP request to the HTTP response, by
+// the injector and by other handlers for comparison:
 //
-//	echo       looks for the UID and allows: the floor
+//	echo       finds the UID and allows the pod: the least possible work
 //	decode     controller-runtime's admission.Webhook: decodes the pod and allows it
-//	customary  the same, and changes the typed pod as we do, marshals it and diffs the two: how webhooks are commonly written.
-//	           What to change it knows beforehand
+//	customary  decode, and it changes the typed pod as the injector does, marshals it and diffs the two:
+//	           the usual way to write webhooks. The change is known before
 //	ours       decides, patches, counts and logs
-//	unlogged   ours without its log line, which none of the others writes
+//	unlogged   ours without its log line, which the other handlers do not write either
 func BenchmarkHandler(b *testing.B) {
 	for _, recorded := range reviews.All() {
 		handlers := []struct {
@@ -76,7 +76,7 @@ func BenchmarkHandler(b *testing.B) {
 	}
 }
 
-// ours is the product's handler, with facts at hand.
+// ours returns the injector's handler, with facts in memory.
 func ours(b *testing.B, log logr.Logger) http.Handler {
 	b.Helper()
 	source, err := reviews.Facts()
@@ -88,15 +88,15 @@ func ours(b *testing.B, log logr.Logger) http.Handler {
 	return mux
 }
 
-// jsonLog encodes its lines as the server's log does, and drops them.
+// jsonLog returns a logger that encodes lines as the server does, and drops them.
 func jsonLog() logr.Logger {
 	encoder := zap.NewProductionEncoderConfig()
 	encoder.EncodeTime = zapcore.RFC3339NanoTimeEncoder
 	return zapr.NewLogger(zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(encoder), zapcore.Lock(zapcore.AddSync(io.Discard)), zapcore.InfoLevel)))
 }
 
-// controllerRuntime is controller-runtime's handler around one that decodes the pod, and patches it
-// if change is to.
+// controllerRuntime returns controller-runtime's handler. It decodes the pod, and patches it if
+// change is not nil.
 func controllerRuntime(change func(*corev1.Pod)) http.Handler {
 	decoder := admission.NewDecoder(scheme.Scheme)
 	return &admission.Webhook{Handler: admission.HandlerFunc(func(_ context.Context, r admission.Request) admission.Response {
@@ -116,7 +116,7 @@ func controllerRuntime(change func(*corev1.Pod)) http.Handler {
 	})}
 }
 
-// knownChange does to the pod of a review, and to no other, what we would.
+// knownChange returns a function that changes the pod of this review as the injector does.
 func knownChange(b *testing.B, recorded reviews.Review) func(*corev1.Pod) {
 	b.Helper()
 	source, err := reviews.Facts()
@@ -141,7 +141,7 @@ func knownChange(b *testing.B, recorded reviews.Review) func(*corev1.Pod) {
 	}
 }
 
-// patchedBy is the pod of a review as a handler's patch leaves it.
+// patchedBy returns the pod of a review after the patch of a handler.
 func patchedBy(b *testing.B, recorded reviews.Review, handler http.Handler) *corev1.Pod {
 	b.Helper()
 	response := decode(b, post(handler, webhook.MutatePods, recorded.Body))
@@ -167,7 +167,7 @@ func patchedBy(b *testing.B, recorded reviews.Review, handler http.Handler) *cor
 	return &pod
 }
 
-// responseWriter keeps the last answer, in memory that it uses again.
+// responseWriter keeps the last response, and reuses its memory.
 type responseWriter struct {
 	header http.Header
 	body   []byte

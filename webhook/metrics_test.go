@@ -17,9 +17,9 @@ import (
 	"github.com/akv-injector/akv-injector/webhook"
 )
 
-// TestEveryReviewIsCounted sends the whole corpus to all webhooks. Each review is counted as what
-// its answer says, and in a series that was there before: nothing that an author writes makes
-// another.
+// TestEveryReviewIsCounted sends the whole corpus to all webhooks. Each review is counted with the
+// outcome of its response, and in a series that exists from the start: no content of an object adds
+// a series.
 func TestEveryReviewIsCounted(t *testing.T) {
 	archives, err := corpus.Load()
 	if err != nil {
@@ -68,7 +68,7 @@ func TestEveryReviewIsCounted(t *testing.T) {
 	}
 }
 
-// counted are the reviews of each series, by its path, outcome and Reason.
+// counted returns the number of reviews of each series, by path, outcome and Reason.
 func counted(t *testing.T, registry *prometheus.Registry) map[string]int {
 	t.Helper()
 	families, err := registry.Gather()

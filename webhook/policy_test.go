@@ -21,8 +21,8 @@ import (
 	"github.com/akv-injector/akv-injector/webhook"
 )
 
-// TestPolicyOfTheCorpus sends what the API server makes of an archive's subject, once the patch is
-// applied, to the webhooks that validate.
+// TestPolicyOfTheCorpus sends the patched subject of each archive to the validating webhooks, as
+// the API server does.
 func TestPolicyOfTheCorpus(t *testing.T) {
 	archives, err := corpus.Load()
 	if err != nil {
@@ -65,7 +65,7 @@ func TestPolicyOfTheCorpus(t *testing.T) {
 	}
 }
 
-// checkForbidden compares a refusal with what the archive wants.
+// checkForbidden compares a rejection with the expected results of the archive.
 func checkForbidden(t *testing.T, response *admissionv1.AdmissionResponse, a *corpus.Archive) {
 	t.Helper()
 	lines := strings.Split(strings.TrimSuffix(a.Wanted["policy-errors"], "\n"), "\n")
@@ -78,7 +78,7 @@ func checkForbidden(t *testing.T, response *admissionv1.AdmissionResponse, a *co
 	}
 	var wantReasons []string
 	for _, line := range lines {
-		// "[Reason] path: Type: …", of which a cause has the path by itself.
+		// "[Reason] path: Type: …"; a cause has the path in a separate field.
 		reason, rest, _ := strings.Cut(line, " ")
 		path, body, _ := strings.Cut(rest, ": ")
 		want.Details.Causes = append(want.Details.Causes, metav1.StatusCause{Field: path, Message: reason + " " + body})
@@ -101,7 +101,7 @@ func checkForbidden(t *testing.T, response *admissionv1.AdmissionResponse, a *co
 	}
 }
 
-// patch applies a patch of an archive, an operation a line.
+// patch applies a patch of an archive, one operation a line.
 func patch(t *testing.T, object *unstructured.Unstructured, lines string) *unstructured.Unstructured {
 	t.Helper()
 	if lines == "" {
@@ -118,8 +118,8 @@ func patch(t *testing.T, object *unstructured.Unstructured, lines string) *unstr
 	return patched
 }
 
-// team is a namespace with every mode, two ceilings' worth of identities, and a ServiceAccount that
-// has none.
+// team is a namespace with a level in modes enforce and audit, a ceiling, several identities, and a
+// ServiceAccount without a client id.
 const team = `
 apiVersion: v1
 kind: Namespace
@@ -146,8 +146,8 @@ metadata: {name: app-secrets}
 spec: {provider: azure, parameters: {usePodIdentity: "true", keyvaultName: team-kv, objects: "array: []"}}
 `
 
-// TestRelabelling holds a running pod, whose labels change, to what the change breaks. What was
-// broken before it is nobody's fault now.
+// TestRelabelling updates the labels of a running pod. The update is rejected only for rules that
+// it breaks, and not for those that the pod broke before.
 func TestRelabelling(t *testing.T) {
 	const (
 		binding  = "aadpodidbinding"
@@ -159,24 +159,24 @@ func TestRelabelling(t *testing.T) {
 		before, after  map[string]string
 		serviceAccount string
 		classes        []string
-		want           string // the refusal; empty for none
+		want           string // the rejection; empty for none
 	}{
-		"from one identity to another that there is":   {before: blob, after: map[string]string{binding: "access-queue"}},
+		"from one identity to another":                 {before: blob, after: map[string]string{binding: "access-queue"}},
 		"from pod identity to workload identity":       {before: blob, after: map[string]string{use: "true"}, serviceAccount: "access-sa"},
-		"to an identity that is not there":             {before: blob, after: map[string]string{binding: "access-table"}, want: `[IdentityNotBound] metadata.labels[aadpodidbinding]: Not found: "access-table": must be the spec.selector of an AzureIdentityBinding in namespace team-a; available here: access-blob, access-queue, admin` + enforced},
-		"from one that is not there to another":        {before: map[string]string{binding: "access-chair"}, after: map[string]string{binding: "access-table"}, want: `[IdentityNotBound] metadata.labels[aadpodidbinding]: Not found: "access-table": must be the spec.selector of an AzureIdentityBinding in namespace team-a; available here: access-blob, access-queue, admin` + enforced},
+		"to an identity that does not exist":           {before: blob, after: map[string]string{binding: "access-table"}, want: `[IdentityNotBound] metadata.labels[aadpodidbinding]: Not found: "access-table": must be the spec.selector of an AzureIdentityBinding in namespace team-a; available here: access-blob, access-queue, admin` + enforced},
+		"from one that does not exist to another":      {before: map[string]string{binding: "access-chair"}, after: map[string]string{binding: "access-table"}, want: `[IdentityNotBound] metadata.labels[aadpodidbinding]: Not found: "access-table": must be the spec.selector of an AzureIdentityBinding in namespace team-a; available here: access-blob, access-queue, admin` + enforced},
 		"to an identity that is not allowed":           {before: blob, after: map[string]string{binding: "admin"}, want: `[IdentityNotAllowed] metadata.labels[aadpodidbinding]: Forbidden: must not use identity admin; namespace annotation identity.io/allowed-names allows access-*,runner`},
 		"to none":                                      {before: blob, want: `[IdentityRequired] metadata.annotations[identity.io/name]: Required value: must be set on the pod template; available here: access-blob (AzureIdentityBinding), access-queue (AzureIdentityBinding), admin (AzureIdentityBinding), access-sa (ServiceAccount)` + enforced},
-		"to an empty label, which is none":             {before: blob, after: map[string]string{binding: ""}, want: `[IdentityRequired] metadata.annotations[identity.io/name]: Required value: must be set on the pod template; available here: access-blob (AzureIdentityBinding), access-queue (AzureIdentityBinding), admin (AzureIdentityBinding), access-sa (ServiceAccount)` + enforced},
-		"to workload identity without a client id":     {before: blob, after: map[string]string{binding: "access-blob", use: "true"}, serviceAccount: "access-nobody", want: `[IdentityNotBound] spec.serviceAccountName: Invalid value: "access-nobody": must be a ServiceAccount with annotation azure.workload.identity/client-id; add it there; available here: access-sa` + enforced},
-		"to workload identity whose account is gone":   {before: blob, after: map[string]string{binding: "access-blob", use: "true"}, serviceAccount: "access-gone", want: `[ServiceAccountNotFound] spec.serviceAccountName: Not found: "access-gone": must be a ServiceAccount in namespace team-a; available here: access-nobody, access-sa, runner` + enforced},
+		"to an empty label":                            {before: blob, after: map[string]string{binding: ""}, want: `[IdentityRequired] metadata.annotations[identity.io/name]: Required value: must be set on the pod template; available here: access-blob (AzureIdentityBinding), access-queue (AzureIdentityBinding), admin (AzureIdentityBinding), access-sa (ServiceAccount)` + enforced},
+		"to workload identity without a client id":     {before: blob, after: map[string]string{binding: "access-blob", use: "true"}, serviceAccount: "access-nobody", want: `[IdentityNotBound] spec.serviceAccountName: Invalid value: "access-nobody": must be a ServiceAccount with annotation azure.workload.identity/client-id; add the annotation; available here: access-sa` + enforced},
+		"to workload identity without an account":      {before: blob, after: map[string]string{binding: "access-blob", use: "true"}, serviceAccount: "access-gone", want: `[ServiceAccountNotFound] spec.serviceAccountName: Not found: "access-gone": must be a ServiceAccount in namespace team-a; available here: access-nobody, access-sa, runner` + enforced},
 		"away from the label that a class needs":       {before: blob, after: map[string]string{use: "true"}, serviceAccount: "access-sa", classes: []string{"app-secrets"}, want: `[IdentityRequired] metadata.labels[aadpodidbinding]: Required value: must be set, since class app-secrets has usePodIdentity: "true"; add annotation identity.io/name, or this label, to the pod template; available here: access-blob, access-queue, admin` + enforced},
 		"with a volume that was wrong before":          {before: blob, after: map[string]string{binding: "access-queue"}, classes: []string{"gone", ""}},
 		"with a volume that was wrong, and a new one":  {before: blob, after: map[string]string{binding: "admin"}, classes: []string{"", "app-secrets"}, want: `[IdentityNotAllowed] metadata.labels[aadpodidbinding]: Forbidden: must not use identity admin; namespace annotation identity.io/allowed-names allows access-*,runner`},
 		"of a pod that had no identity, to none again": {after: map[string]string{use: "false"}},
-		"of an exempt account, to what is not there":   {before: blob, after: map[string]string{binding: "access-table"}, serviceAccount: "runner"},
-		"of an exempt account, to what is forbidden":   {before: blob, after: map[string]string{binding: "admin"}, serviceAccount: "runner", want: `[IdentityNotAllowed] metadata.labels[aadpodidbinding]: Forbidden: must not use identity admin; namespace annotation identity.io/allowed-names allows access-*,runner`},
-		"that makes it right":                          {before: map[string]string{binding: "access-table"}, after: blob},
+		"of an exempt account, to one that is unbound": {before: blob, after: map[string]string{binding: "access-table"}, serviceAccount: "runner"},
+		"of an exempt account, to one not allowed":     {before: blob, after: map[string]string{binding: "admin"}, serviceAccount: "runner", want: `[IdentityNotAllowed] metadata.labels[aadpodidbinding]: Forbidden: must not use identity admin; namespace annotation identity.io/allowed-names allows access-*,runner`},
+		"to an identity that exists":                   {before: map[string]string{binding: "access-table"}, after: blob},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			running := func(labels map[string]string) *unstructured.Unstructured {
@@ -188,7 +188,7 @@ func TestRelabelling(t *testing.T) {
 				got = response.Result.Message
 			}
 			if diff := cmp.Diff(test.want, got); diff != "" {
-				t.Errorf("refusal (-want +got):\n%s", diff)
+				t.Errorf("rejection (-want +got):\n%s", diff)
 			}
 			audited := strings.Contains(test.want, enforced)
 			if got := response.AuditAnnotations["violations"]; (got != "") != audited {
@@ -198,8 +198,8 @@ func TestRelabelling(t *testing.T) {
 	}
 }
 
-// TestRelabellingByBinding shows that a Binding, whose labels become its pod's, sets none of an
-// identity where one may not be taken at will.
+// TestRelabellingByBinding shows that a Binding, whose labels become those of its pod, cannot set a
+// label of an identity in a namespace with a ceiling or an enforced level.
 func TestRelabellingByBinding(t *testing.T) {
 	const refused = `[IdentityNotAllowed] metadata.labels[aadpodidbinding]: Forbidden: must not be set by a Binding; set it on the pod`
 	const asked = "; required by namespace label identity.io/%s=required"
@@ -207,17 +207,17 @@ func TestRelabellingByBinding(t *testing.T) {
 		label, namespace           string
 		errors, warnings, violates string
 	}{
-		"a level that is enforced":          {"aadpodidbinding", `labels: {identity.io/enforce: required}`, refused + fmt.Sprintf(asked, "enforce"), "", ""},
-		"a ceiling":                         {"aadpodidbinding", `labels: {identity.io/enforce: bound}, annotations: {identity.io/allowed-names: "*"}`, refused, "", ""},
-		"a ceiling without a level":         {"aadpodidbinding", `labels: {keyvault.io/injection: enabled}, annotations: {identity.io/allowed-names: "*"}`, "", "", ""},
-		"a ceiling and a level":             {"aadpodidbinding", `labels: {identity.io/warn: bound}, annotations: {identity.io/allowed-names: "*"}`, "", refused + "; with namespace label identity.io/enforce the pod would be rejected", ""},
-		"a ceiling where nothing holds":     {"aadpodidbinding", `annotations: {identity.io/allowed-names: "*"}`, "", "", ""},
-		"a ceiling on vaults":               {"aadpodidbinding", `labels: {keyvault.io/injection: enabled}, annotations: {keyvault.io/allowed-vaults: "*"}`, "", "", ""},
-		"an exemption of whoever it may be": {"aadpodidbinding", `labels: {identity.io/enforce: required}, annotations: {identity.io/exempt: "*"}`, refused + fmt.Sprintf(asked, "enforce"), "", ""},
-		"a level that is warned of":         {"aadpodidbinding", `labels: {identity.io/warn: required}`, "", refused + fmt.Sprintf(asked, "warn"), ""},
-		"a level that is audited":           {"aadpodidbinding", `labels: {identity.io/audit: required}`, "", "", refused + fmt.Sprintf(asked, "audit")},
-		"workload identity":                 {"azure.workload.identity/use", `labels: {identity.io/enforce: required}`, strings.Replace(refused, "aadpodidbinding", "azure.workload.identity/use", 1) + fmt.Sprintf(asked, "enforce"), "", ""},
-		"another label":                     {"topology.kubernetes.io/zone", `labels: {identity.io/enforce: required, identity.io/warn: required}`, "", "", ""},
+		"a level that is enforced":     {"aadpodidbinding", `labels: {identity.io/enforce: required}`, refused + fmt.Sprintf(asked, "enforce"), "", ""},
+		"a ceiling":                    {"aadpodidbinding", `labels: {identity.io/enforce: bound}, annotations: {identity.io/allowed-names: "*"}`, refused, "", ""},
+		"a ceiling without a level":    {"aadpodidbinding", `labels: {keyvault.io/injection: enabled}, annotations: {identity.io/allowed-names: "*"}`, "", "", ""},
+		"a ceiling and a level":        {"aadpodidbinding", `labels: {identity.io/warn: bound}, annotations: {identity.io/allowed-names: "*"}`, "", refused + "; with namespace label identity.io/enforce the pod would be rejected", ""},
+		"a ceiling without any label":  {"aadpodidbinding", `annotations: {identity.io/allowed-names: "*"}`, "", "", ""},
+		"a ceiling on vaults":          {"aadpodidbinding", `labels: {keyvault.io/injection: enabled}, annotations: {keyvault.io/allowed-vaults: "*"}`, "", "", ""},
+		"an exemption of all accounts": {"aadpodidbinding", `labels: {identity.io/enforce: required}, annotations: {identity.io/exempt: "*"}`, refused + fmt.Sprintf(asked, "enforce"), "", ""},
+		"a level in mode warn":         {"aadpodidbinding", `labels: {identity.io/warn: required}`, "", refused + fmt.Sprintf(asked, "warn"), ""},
+		"a level in mode audit":        {"aadpodidbinding", `labels: {identity.io/audit: required}`, "", "", refused + fmt.Sprintf(asked, "audit")},
+		"workload identity":            {"azure.workload.identity/use", `labels: {identity.io/enforce: required}`, strings.Replace(refused, "aadpodidbinding", "azure.workload.identity/use", 1) + fmt.Sprintf(asked, "enforce"), "", ""},
+		"another label":                {"topology.kubernetes.io/zone", `labels: {identity.io/enforce: required, identity.io/warn: required}`, "", "", ""},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			binding := documents(t, `{apiVersion: v1, kind: Binding, metadata: {name: app, labels: {`+test.label+`: "true"}}, target: {kind: Node, name: node-1}}`)[0]
@@ -228,13 +228,13 @@ func TestRelabellingByBinding(t *testing.T) {
 				got[0] = response.Result.Message
 			}
 			if diff := cmp.Diff([3]string{test.errors, test.warnings, test.violates}, got); diff != "" {
-				t.Errorf("refusal, warnings and audit annotation (-want +got):\n%s", diff)
+				t.Errorf("rejection, warnings and audit annotation (-want +got):\n%s", diff)
 			}
 		})
 	}
 }
 
-// TestPolicyPassesOver shows which reviews policy has nothing to do with.
+// TestPolicyPassesOver shows which reviews policy does not check.
 func TestPolicyPassesOver(t *testing.T) {
 	bad := podWith(map[string]string{"aadpodidbinding": "gone"}, "", nil)
 	mirror := bad.DeepCopy()
@@ -250,14 +250,14 @@ func TestPolicyPassesOver(t *testing.T) {
 		by        authenticationv1.UserInfo
 		want      string
 	}{
-		"a pod that is deleted":                      {operation: admissionv1.Delete, cluster: team, want: "not-requested"},
-		"somebody who connects to a pod":             {operation: admissionv1.Connect, object: bad, cluster: team, want: "not-requested"},
-		"a mirror pod, by its node":                  {operation: admissionv1.Create, object: mirror, cluster: team, by: authenticationv1.UserInfo{Username: "system:node:n", Groups: []string{"system:nodes"}}, want: "not-requested"},
-		"a mirror pod, by who is called like a node": {operation: admissionv1.Create, object: mirror, cluster: team, by: authenticationv1.UserInfo{Username: "system:node:n"}, want: "forbidden"},
-		"a mirror pod, by a member of its group":     {operation: admissionv1.Create, object: mirror, cluster: team, by: authenticationv1.UserInfo{Username: "n", Groups: []string{"a", "system:nodes"}}, want: "forbidden"},
-		"a pod of a namespace without any label":     {operation: admissionv1.Create, object: bad, cluster: unmarked, want: "allowed"},
-		"a workload that is being deleted":           {operation: admissionv1.Update, object: deleted, cluster: team, want: "not-requested"},
-		"a workload whose pods would be turned away": {operation: admissionv1.Create, object: deployment, cluster: team, want: "allowed"},
+		"a pod that is deleted":                     {operation: admissionv1.Delete, cluster: team, want: "not-requested"},
+		"a connection to a pod":                     {operation: admissionv1.Connect, object: bad, cluster: team, want: "not-requested"},
+		"a mirror pod, by its node":                 {operation: admissionv1.Create, object: mirror, cluster: team, by: authenticationv1.UserInfo{Username: "system:node:n", Groups: []string{"system:nodes"}}, want: "not-requested"},
+		"a mirror pod, by a user named like a node": {operation: admissionv1.Create, object: mirror, cluster: team, by: authenticationv1.UserInfo{Username: "system:node:n"}, want: "forbidden"},
+		"a mirror pod, by a user in the group":      {operation: admissionv1.Create, object: mirror, cluster: team, by: authenticationv1.UserInfo{Username: "n", Groups: []string{"a", "system:nodes"}}, want: "forbidden"},
+		"a pod of a namespace without any label":    {operation: admissionv1.Create, object: bad, cluster: unmarked, want: "allowed"},
+		"a workload that is being deleted":          {operation: admissionv1.Update, object: deleted, cluster: team, want: "not-requested"},
+		"a workload whose pods would be rejected":   {operation: admissionv1.Create, object: deployment, cluster: team, want: "allowed"},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			path, object := webhook.ValidatePods, test.object
@@ -273,16 +273,16 @@ func TestPolicyPassesOver(t *testing.T) {
 	}
 }
 
-// TestRefusalOfAGeneratedName shows that a refusal says the same each time a controller tries
-// again, so that it is one event.
+// TestRefusalOfAGeneratedName shows that the rejections of a controller's retries have the same
+// text, so that they are one event.
 func TestRefusalOfAGeneratedName(t *testing.T) {
 	for behaviour, test := range map[string]struct{ name, generateName, want string }{
-		"a generated name":                     {"app-6d8f9-x2x9q", "app-6d8f9-", "app-6d8f9-*"},
-		"one that is not generated yet":        {"", "app-6d8f9-", "app-6d8f9-*"},
-		"a name of the author's":               {"app", "", "app"},
-		"a name of the author's beside it":     {"app", "app-6d8f9-", "app"},
-		"a longer name of the author's":        {"app-6d8f9-x2x9q-1", "app-6d8f9-", "app-6d8f9-x2x9q-1"},
-		"a name of the same length, by chance": {"web-6d8f9-x2x9q", "app-6d8f9-", "web-6d8f9-x2x9q"},
+		"a generated name":                    {"app-6d8f9-x2x9q", "app-6d8f9-", "app-6d8f9-*"},
+		"one that is not generated yet":       {"", "app-6d8f9-", "app-6d8f9-*"},
+		"an explicit name":                    {"app", "", "app"},
+		"an explicit name and a generateName": {"app", "app-6d8f9-", "app"},
+		"a longer explicit name":              {"app-6d8f9-x2x9q-1", "app-6d8f9-", "app-6d8f9-x2x9q-1"},
+		"an explicit name of the same length": {"web-6d8f9-x2x9q", "app-6d8f9-", "web-6d8f9-x2x9q"},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			pod := podWith(nil, "", nil)
@@ -298,7 +298,8 @@ func TestRefusalOfAGeneratedName(t *testing.T) {
 	}
 }
 
-// podWith is a pod with labels that mounts classes; an empty one is a volume that names none.
+// podWith returns a pod with labels that mounts classes. An empty class is a volume without a
+// class.
 func podWith(labels map[string]string, serviceAccount string, classes []string) *unstructured.Unstructured {
 	pod := &unstructured.Unstructured{Object: map[string]any{"spec": map[string]any{"serviceAccountName": serviceAccount}}}
 	pod.SetAPIVersion("v1")
@@ -314,7 +315,7 @@ func podWith(labels map[string]string, serviceAccount string, classes []string) 
 		}
 		volumes = append(volumes, map[string]any{"name": "v", "csi": csi})
 	}
-	pod.Object["spec"].(map[string]any)["volumes"] = volumes //nolint:forcetypeassert // it was made here
+	pod.Object["spec"].(map[string]any)["volumes"] = volumes //nolint:forcetypeassert // the spec is a map
 	return pod
 }
 
@@ -343,13 +344,13 @@ func updateOf(t *testing.T, object, old *unstructured.Unstructured) []byte {
 	return requestOf(t, admissionv1.Update, object, old)
 }
 
-// requestOf is the AdmissionReview of an operation on objects of namespace team-a.
+// requestOf returns the AdmissionReview of an operation on objects of namespace team-a.
 func requestOf(t *testing.T, operation admissionv1.Operation, object, old *unstructured.Unstructured) []byte {
 	t.Helper()
 	return requestBy(t, authenticationv1.UserInfo{}, operation, object, old)
 }
 
-// requestBy is a review of what a user asks for.
+// requestBy returns the AdmissionReview of an operation by a user.
 func requestBy(t *testing.T, user authenticationv1.UserInfo, operation admissionv1.Operation, object, old *unstructured.Unstructured) []byte {
 	t.Helper()
 	request := &admissionv1.AdmissionRequest{UserInfo: user, UID: uid, Kind: metav1.GroupVersionKind{Version: "v1", Kind: "Pod"}, Namespace: "team-a", Name: "app", Operation: operation}

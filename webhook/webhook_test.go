@@ -32,7 +32,7 @@ import (
 
 const uid = types.UID("705ab4f5-6393-11e8-b7cc-42010a800002")
 
-// serve is the webhook over source.
+// serve returns the webhook with a source.
 func serve(source facts.Source) http.Handler {
 	mux := http.NewServeMux()
 	webhook.Register(mux.Handle, webhook.Options{
@@ -50,7 +50,7 @@ func post(handler http.Handler, path string, body []byte) *httptest.ResponseReco
 	return w
 }
 
-// reviewOf is the AdmissionReview by which the API server asks about an archive's subject.
+// reviewOf returns the AdmissionReview of an archive's subject.
 func reviewOf(tb testing.TB, a *corpus.Archive) []byte {
 	tb.Helper()
 	gvk := a.Subject.GroupVersionKind()
@@ -78,7 +78,7 @@ func pathOf(a *corpus.Archive) string {
 	return webhook.MutateWorkloads
 }
 
-// decode reads an answer, and insists that it is one.
+// decode decodes a response, which must have status 200.
 func decode(tb testing.TB, w *httptest.ResponseRecorder) *admissionv1.AdmissionResponse {
 	tb.Helper()
 	if w.Code != http.StatusOK {
@@ -94,7 +94,7 @@ func decode(tb testing.TB, w *httptest.ResponseRecorder) *admissionv1.AdmissionR
 	return got.Response
 }
 
-// TestCorpus is the corpus's second door: HTTP. What comes over the wire is what the core said.
+// TestCorpus runs the archives over HTTP. The responses must have the results of the core.
 func TestCorpus(t *testing.T) {
 	archives, err := corpus.Load()
 	if err != nil {
@@ -127,7 +127,7 @@ func TestCorpus(t *testing.T) {
 	}
 }
 
-// firstLines are the first n of text and how many more there are.
+// firstLines returns the first n lines of text, and a line with the number of the others.
 func firstLines(text string, n int) string {
 	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
 	if more := len(lines) - n; more > 0 {
@@ -184,8 +184,8 @@ func checkWarnings(t *testing.T, got []string, wanted string) {
 	}
 }
 
-// TestUnknownFieldsSurvive shows that a field newer than our API version is still there after the
-// patch.
+// TestUnknownFieldsSurvive shows that the patch keeps fields that are newer than the API types of
+// the injector.
 func TestUnknownFieldsSurvive(t *testing.T) {
 	a := load(t, "origin-demo")
 	for _, pointer := range [][]string{{"metadata"}, {"spec"}} {
@@ -230,7 +230,7 @@ func load(tb testing.TB, name string) *corpus.Archive {
 	return nil
 }
 
-// TestRefusesWhatIsNoReview covers everything that has no UID to answer to.
+// TestRefusesWhatIsNoReview has requests without a valid AdmissionReview.
 func TestRefusesWhatIsNoReview(t *testing.T) {
 	body := string(reviewOf(t, load(t, "origin-demo")))
 	for name, test := range map[string]struct {
@@ -249,7 +249,7 @@ func TestRefusesWhatIsNoReview(t *testing.T) {
 		"no UID":                       {http.MethodPost, "application/json", strings.Replace(body, string(uid), "", 1), http.StatusBadRequest, "request.uid"},
 		"no object":                    {http.MethodPost, "application/json", `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u","operation":"CREATE"}}`, http.StatusBadRequest, "request.object"},
 		"a pod whose spec is a string": {http.MethodPost, "application/json", `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u","operation":"CREATE","object":{"spec":""}}}`, http.StatusBadRequest, "spec"},
-		"more than an object can be":   {http.MethodPost, "application/json", `{"request":{"uid":"` + strings.Repeat("x", 33<<20) + `"}}`, http.StatusRequestEntityTooLarge, "at most"},
+		"a body that is too large":     {http.MethodPost, "application/json", `{"request":{"uid":"` + strings.Repeat("x", 33<<20) + `"}}`, http.StatusRequestEntityTooLarge, "at most"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := httptest.NewRequest(test.method, webhook.MutatePods, strings.NewReader(test.body))
@@ -257,13 +257,13 @@ func TestRefusesWhatIsNoReview(t *testing.T) {
 			w := httptest.NewRecorder()
 			serve(&facts.Objects{}).ServeHTTP(w, r)
 			if w.Code != test.code || !strings.Contains(w.Body.String(), test.says) {
-				t.Errorf("HTTP status %d, %q; want %d and something of %q", w.Code, w.Body, test.code, test.says)
+				t.Errorf("HTTP status %d, %q; want %d with %q", w.Code, w.Body, test.code, test.says)
 			}
 		})
 	}
 }
 
-// brokenSource is a cluster that can't be reached, or code of ours that panics.
+// brokenSource is a source whose lookups fail or panic.
 type brokenSource struct{ panics bool }
 
 func (b brokenSource) Namespace(context.Context, string, bool) (facts.Namespace, error) {
@@ -277,8 +277,8 @@ func (b brokenSource) Facts(context.Context, string, facts.Needs, bool) (facts.A
 	return facts.Answer{}, context.DeadlineExceeded
 }
 
-// TestOwnFaults shows that a review that can't be judged is neither allowed nor rejected: the
-// failurePolicy of the webhook decides.
+// TestOwnFaults shows that a failed review is neither allowed nor rejected: it has status 500, so
+// that the failurePolicy of the webhook applies.
 func TestOwnFaults(t *testing.T) {
 	for name, source := range map[string]brokenSource{"a cluster out of reach": {}, "a panic": {panics: true}} {
 		for path, body := range map[string][]byte{
@@ -296,7 +296,7 @@ func TestOwnFaults(t *testing.T) {
 	}
 }
 
-// waitingSource waits for a cluster that does not answer.
+// waitingSource is a source whose lookups block until they are canceled.
 type waitingSource struct {
 	facts.Source
 
@@ -309,8 +309,8 @@ func (w waitingSource) Namespace(ctx context.Context, _ string, _ bool) (facts.N
 	return facts.Namespace{}, ctx.Err()
 }
 
-// TestReviewEndsWithItsCaller shows that nothing more is looked up for a caller that hung up, and
-// that such a review is no error.
+// TestReviewEndsWithItsCaller shows that a review ends when the caller closes the connection, and
+// that it is not logged as an error.
 func TestReviewEndsWithItsCaller(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	source := waitingSource{asked: make(chan struct{})}
@@ -332,15 +332,15 @@ func TestReviewEndsWithItsCaller(t *testing.T) {
 	}()
 	if response, err := server.Client().Do(r); err == nil {
 		_ = response.Body.Close()
-		t.Fatal("there is an answer")
+		t.Fatal("the request has a response")
 	}
 	if line := <-lines; !strings.Contains(line, `"outcome"="abandoned"`) || strings.Contains(line, `"error"`) {
 		t.Errorf("logged %s", line)
 	}
 }
 
-// TestTooLarge shows that a review which exceeds what is read still gets an answer with its UID,
-// and that no policy is lost by it.
+// TestTooLarge shows that a review that is too large gets a response with its UID, and that it
+// cannot bypass a policy.
 func TestTooLarge(t *testing.T) {
 	sizes := map[string]string{
 		"more than is read": `"args":["` + strings.Repeat(`\u003c`, 6<<20) + `"]`,
@@ -351,11 +351,11 @@ func TestTooLarge(t *testing.T) {
 		path, kind          string
 		rejected            bool
 	}{
-		"a pod without a policy":                  {path: webhook.MutatePods, kind: "Pod"},
-		"a pod beneath a ceiling":                 {path: webhook.MutatePods, kind: "Pod", annotations: map[string]string{api.AllowedNames: "team-*"}, rejected: true},
-		"a pod where a level is enforced":         {path: webhook.ValidatePods, kind: "Pod", labels: map[string]string{api.Enforce: "bound"}, rejected: true},
-		"a pod where policy only warns":           {path: webhook.ValidatePods, kind: "Pod", labels: map[string]string{api.Warn: "bound"}},
-		"a workload, whose pods will be reviewed": {path: webhook.MutateWorkloads, kind: "Deployment", labels: map[string]string{api.Enforce: "bound"}},
+		"a pod without a policy":              {path: webhook.MutatePods, kind: "Pod"},
+		"a pod under a ceiling":               {path: webhook.MutatePods, kind: "Pod", annotations: map[string]string{api.AllowedNames: "team-*"}, rejected: true},
+		"a pod under an enforced level":       {path: webhook.ValidatePods, kind: "Pod", labels: map[string]string{api.Enforce: "bound"}, rejected: true},
+		"a pod under a level that only warns": {path: webhook.ValidatePods, kind: "Pod", labels: map[string]string{api.Warn: "bound"}},
+		"a workload under an enforced level":  {path: webhook.MutateWorkloads, kind: "Deployment", labels: map[string]string{api.Enforce: "bound"}},
 	} {
 		for size, list := range sizes {
 			t.Run(behaviour+", "+size, func(t *testing.T) {
@@ -388,7 +388,7 @@ func TestTooLarge(t *testing.T) {
 	}
 }
 
-// TestRefusalNamesEachCause shows what clients such as kubectl print of a refusal.
+// TestRefusalNamesEachCause shows the causes of a rejection, which clients such as kubectl print.
 func TestRefusalNamesEachCause(t *testing.T) {
 	a := load(t, "origin-demo")
 	annotations := a.Subject.GetAnnotations()
@@ -417,8 +417,7 @@ func TestRefusalNamesEachCause(t *testing.T) {
 	}
 }
 
-// FuzzServe holds the promise to the API server: any body gets an AdmissionReview with its UID, or
-// a 4xx.
+// FuzzServe shows that every body gets an AdmissionReview with its UID, or a 4xx status.
 func FuzzServe(f *testing.F) {
 	archives, err := corpus.Load()
 	if err != nil {
@@ -447,7 +446,7 @@ func FuzzServe(f *testing.F) {
 		}
 		response := decode(t, w)
 		if response.Result != nil && response.Result.Code == http.StatusInternalServerError {
-			t.Fatalf("a fault of ours: %s", response.Result.Message)
+			t.Fatalf("the review failed: %s", response.Result.Message)
 		}
 		var sent struct {
 			Request struct {
@@ -455,14 +454,13 @@ func FuzzServe(f *testing.F) {
 			} `json:"request"`
 		}
 		err := json.Unmarshal(body, &sent, jsontext.AllowDuplicateNames(true))
-		if response.UID == "" || err == nil && response.UID != sent.Request.UID { // what is skipped may be no JSON
+		if response.UID == "" || err == nil && response.UID != sent.Request.UID { // skipped values may be invalid JSON
 			t.Fatalf("UID %q, want %q", response.UID, sent.Request.UID)
 		}
 	})
 }
 
-// TestWarningsStayWithinTheirRoom shows that many warnings end in a count instead of being dropped
-// in silence.
+// TestWarningsStayWithinTheirRoom shows that warnings that do not fit are replaced by their number.
 func TestWarningsStayWithinTheirRoom(t *testing.T) {
 	a := load(t, "origin-demo")
 	var namespace *unstructured.Unstructured
@@ -490,15 +488,15 @@ func TestWarningsStayWithinTheirRoom(t *testing.T) {
 	}
 }
 
-// TestRefusalsStayWithinTheirRoom shows that a refusal of many or long errors ends in a count: its
-// text is kept in conditions and events.
+// TestRefusalsStayWithinTheirRoom shows that errors that do not fit into a rejection are replaced
+// by their number: the text is stored in conditions and events.
 func TestRefusalsStayWithinTheirRoom(t *testing.T) {
 	for name, test := range map[string]struct {
 		mistakes int
 		long     bool
 		want     int // lines
 	}{
-		"as many as there may be":     {mistakes: 20, want: 20},
+		"the largest number":          {mistakes: 20, want: 20},
 		"one more":                    {mistakes: 21, want: 21},
 		"many":                        {mistakes: 100, want: 21},
 		"long ones":                   {mistakes: 7, long: true, want: 7},
@@ -540,8 +538,8 @@ func TestRefusalsStayWithinTheirRoom(t *testing.T) {
 	}
 }
 
-// longMistakes are annotations that ask for classes of which none can be read, for a long reason.
-// They become part of the archive.
+// longMistakes adds classes to the archive that cannot be parsed, for a long reason, and returns
+// annotations that request them.
 func longMistakes(t *testing.T, a *corpus.Archive, n int) map[string]string {
 	t.Helper()
 	var names, items []string
@@ -557,8 +555,8 @@ func longMistakes(t *testing.T, a *corpus.Archive, n int) map[string]string {
 	return map[string]string{"keyvault.io/class": strings.Join(names, ","), "keyvault.io/secrets": strings.Join(items, ",")}
 }
 
-// TestBodyThatNeverEnds shows that it is given up when the review's time is over, over both
-// versions of HTTP.
+// TestBodyThatNeverEnds shows that reading a body times out with the review, in both versions of
+// HTTP.
 func TestBodyThatNeverEnds(t *testing.T) {
 	for name, http2 := range map[string]bool{"HTTP/1.1": false, "HTTP/2": true} {
 		t.Run(name, func(t *testing.T) {
@@ -571,7 +569,7 @@ func TestBodyThatNeverEnds(t *testing.T) {
 			go func() { _, _ = io.WriteString(writer, `{"kind":`) }()
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 			defer cancel()
-			context.AfterFunc(ctx, func() { _ = writer.CloseWithError(ctx.Err()) }) // the client waits for its body, whatever ctx says
+			context.AfterFunc(ctx, func() { _ = writer.CloseWithError(ctx.Err()) }) // the client waits for its body even if ctx has ended
 			r, err := http.NewRequestWithContext(ctx, http.MethodPost, server.URL+webhook.MutatePods+"?timeout=100ms", body)
 			if err != nil {
 				t.Fatal(err)
@@ -581,7 +579,7 @@ func TestBodyThatNeverEnds(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_ = response.Body.Close() // nothing is read of it
+			_ = response.Body.Close() // the body is not read
 			if response.StatusCode != http.StatusRequestTimeout {
 				t.Errorf("HTTP status %d, want %d", response.StatusCode, http.StatusRequestTimeout)
 			}
@@ -589,7 +587,7 @@ func TestBodyThatNeverEnds(t *testing.T) {
 	}
 }
 
-// TestLogsNoLineForWhatIsNoReview shows that nobody can fill the log with what they post.
+// TestLogsNoLineForWhatIsNoReview shows that malformed requests do not fill the log.
 func TestLogsNoLineForWhatIsNoReview(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	mux := http.NewServeMux()

@@ -17,8 +17,8 @@ import (
 	"github.com/akv-injector/akv-injector/cli/manifest"
 )
 
-// FuzzPatch patches random documents and compares with what the API server's library makes of the
-// same patch.
+// FuzzPatch patches random documents, and compares the result with that of the API server's
+// library.
 func FuzzPatch(f *testing.F) {
 	for seed := range uint64(64) {
 		f.Add(seed, seed)
@@ -28,7 +28,7 @@ func FuzzPatch(f *testing.F) {
 		text := r.document(t)
 		documents := manifest.Split(text)
 		if len(documents) != 1 || documents[0].JSON() == nil {
-			return // what the libraries can't read back themselves
+			return // the libraries cannot parse their own output
 		}
 		d := documents[0]
 		operations := r.operations(decode(t, d.JSON()))
@@ -43,7 +43,7 @@ func FuzzPatch(f *testing.F) {
 		want, wantErr := decoded.Apply(d.JSON())
 		got, _, err := d.Patch(operations)
 		if err != nil && strings.Contains(string(patch), `"replace"`) && strings.HasSuffix(err.Error(), "must exist") {
-			return // the library lets a replacement add a member, and RFC 6902 does not
+			return // the library allows replace to add a member, but RFC 6902 does not
 		}
 		if (err != nil) != (wantErr != nil) {
 			t.Fatalf("patch %s of\n%s\nerror %v, want %v", patch, text, err, wantErr)
@@ -61,7 +61,7 @@ func FuzzPatch(f *testing.F) {
 	})
 }
 
-// random makes documents and patches.
+// random generates documents and patches.
 type random struct {
 	*rand.Rand
 	anchored []*yaml.Node
@@ -156,7 +156,7 @@ func (r *random) scalar(text string) *yaml.Node {
 	return n
 }
 
-// operations are some that mostly apply to value.
+// operations generates operations, most of which apply to value.
 func (r *random) operations(value any) []jsonpatch.Operation {
 	var pointers []string
 	var walk func(pointer string, value any)

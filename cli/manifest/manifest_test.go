@@ -14,7 +14,7 @@ import (
 func TestSplitKeepsEveryByte(t *testing.T) {
 	tests := map[string]struct {
 		text string
-		// want are the texts of the documents that hold a value.
+		// want are the texts of the documents with a value.
 		want []string
 	}{
 		"one document":                         {"a: 1\n", []string{"a: 1\n"}},
@@ -23,11 +23,11 @@ func TestSplitKeepsEveryByte(t *testing.T) {
 		"a marker at the start":                {"---\na: 1\n", []string{"---\na: 1\n"}},
 		"a marker with a comment":              {"--- # first\na: 1\n---\t\nb: 2\n", []string{"--- # first\na: 1\n", "---\t\nb: 2\n"}},
 		"a marker with a value":                {"--- {a: 1}\n--- {\"b\": 2}\n", []string{"--- {a: 1}\n", "--- {\"b\": 2}\n"}},
-		"no marker, for want of a space":       {"a: |\n  x\nb: y\n---c: 1\n", []string{"a: |\n  x\nb: y\n---c: 1\n"}},
+		"--- without a space is no marker":     {"a: |\n  x\nb: y\n---c: 1\n", []string{"a: |\n  x\nb: y\n---c: 1\n"}},
 		"an indented marker in a string":       {"a: |\n  ---\n  x\n", []string{"a: |\n  ---\n  x\n"}},
 		"end markers":                          {"a: 1\n...\n# between\n---\nb: 2\n... # end\n", []string{"a: 1\n...\n", "---\nb: 2\n... # end\n"}},
 		"directives":                           {"%YAML 1.1\n---\na: 1\n", []string{"---\na: 1\n"}},
-		"comments alone":                       {"# nothing\n\n---\n# here\n", nil},
+		"only comments":                        {"# nothing\n\n---\n# here\n", nil},
 		"a byte order mark":                    {"\uFEFFa: 1\n---\nb: 2\n", []string{"\uFEFFa: 1\n", "---\nb: 2\n"}},
 		"a byte order mark before a marker":    {"\uFEFF---\na: 1\n", []string{"\uFEFF---\na: 1\n"}},
 		"carriage returns":                     {"a: 1\r\n---\r\nb: 2\r\n", []string{"a: 1\r\n", "---\r\nb: 2\r\n"}},
@@ -38,8 +38,8 @@ func TestSplitKeepsEveryByte(t *testing.T) {
 		"an empty file":                        {"", nil},
 		"a file that is not UTF-8":             {"a: \xff\n", []string{"a: \xff\n"}},
 		"a document that can't be read":        {"a: [\n---\nb: 2\n", []string{"a: [\n", "---\nb: 2\n"}},
-		"JSON that ends in something else":     {"{\"a\":1}\n{\"b\":\n", []string{"{\"a\":1}\n", "{\"b\":\n"}},
-		"a document of nothing but a marker":   {"---", nil},
+		"JSON with an error at the end":        {"{\"a\":1}\n{\"b\":\n", []string{"{\"a\":1}\n", "{\"b\":\n"}},
+		"only a marker":                        {"---", nil},
 		"end markers without newline":          {"a: 1\n...", []string{"a: 1\n..."}},
 		"blank lines around a marker are kept": {"\n\na: 1\n\n\n---\n\n\nb: 2\n\n", []string{"\n\na: 1\n\n\n", "---\n\n\nb: 2\n\n"}},
 	}
@@ -54,7 +54,7 @@ func TestSplitKeepsEveryByte(t *testing.T) {
 				}
 			}
 			if whole.String() != tt.text {
-				t.Errorf("the documents make %q of %q", whole.String(), tt.text)
+				t.Errorf("the documents of %q have the text %q", tt.text, whole.String())
 			}
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("documents (-want +got):\n%s", diff)
@@ -68,16 +68,16 @@ func TestProblemNamesTheLineOfTheFile(t *testing.T) {
 		text string
 		line int
 	}{
-		"in the first line":            {"a: b: c\n", 1},
-		"in a later document":          {"a: 1\n---\nb: 1\nc: }\n", 4},
-		"a key in an unfinished list":  {"---\na: 1\nb: [1\nc: 2\n", 3},
-		"broken JSON":                  {"{\n  \"a\": 1,\n  \"b\" 2\n}\n", 3},
-		"an alias of nothing":          {"a: 1\nb: *c\n", 1},
-		"a tab where space has to be":  {"a:\n\tb: 1\n", 2},
-		"text that is in no character": {"a: \xff\n", 0},
-		"a key that is there already":  {"a: 1\n---\na:\n  b: 1\n  c: 2\n  b: 3\n", 6},
-		"such a key in JSON":           {"{\"a\": 1,\n\"a\": 2}\n", 2},
-		"such a key in the flow style": {"{a: 1,\na: 2}\n", 2},
+		"in the first line":                 {"a: b: c\n", 1},
+		"in a later document":               {"a: 1\n---\nb: 1\nc: }\n", 4},
+		"a key in an unfinished list":       {"---\na: 1\nb: [1\nc: 2\n", 3},
+		"broken JSON":                       {"{\n  \"a\": 1,\n  \"b\" 2\n}\n", 3},
+		"an alias of nothing":               {"a: 1\nb: *c\n", 1},
+		"a tab instead of a space":          {"a:\n\tb: 1\n", 2},
+		"invalid UTF-8":                     {"a: \xff\n", 0},
+		"a duplicate key":                   {"a: 1\n---\na:\n  b: 1\n  c: 2\n  b: 3\n", 6},
+		"a duplicate key in JSON":           {"{\"a\": 1,\n\"a\": 2}\n", 2},
+		"a duplicate key in the flow style": {"{a: 1,\na: 2}\n", 2},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -93,7 +93,7 @@ func TestProblemNamesTheLineOfTheFile(t *testing.T) {
 	}
 }
 
-// problemOf is what is wrong with a document.
+// problemOf returns the problem of a document, or its duplicate key.
 func problemOf(d *manifest.Document) *manifest.Problem {
 	if p := d.Problem(); p != nil {
 		return p
@@ -102,22 +102,22 @@ func problemOf(d *manifest.Document) *manifest.Problem {
 }
 
 func TestProblemSaysWhatWouldBeRight(t *testing.T) {
-	const template = "must be YAML or JSON; a template has to be rendered first"
+	const template = "must be YAML or JSON; render the template first"
 	tests := map[string]struct{ text, want string }{
-		"a template":                   {"{{ .x }}\na: b\n", template},
-		"a template beside a marker":   {"--- {{ .x }}\n", template},
-		"a template in a later line":   {"a: b\n{{- if .x }}\nc: d\n", template},
-		"a template for a value":       {"a: b\nc: {{ .x }}\n", template},
-		"a key that is a list":         {"a: 1\n[b]: 2\n", "must have a text for a key"},
-		"a key that is there already":  {"# one\na: 1\nb: 2\na: 3\n", `must have key "a" once, not on line 2 and on line 4`},
-		"such a key on one line":       {"a: {b: 1, b: 2}\n", `must have key "b" once, not twice on line 1`},
-		"such a key in another list":   {"l:\n- a: 1\n  b: 2\n- a: 3\n", ""},
-		"such a key beside merged one": {"x: &x {a: 1}\ny:\n  <<: *x\n  a: 2\n", ""},
-		"a list that is long":          {"a: [" + strings.Repeat("b,", 390_000) + "]\n", ""},
-		"one that is too long":         {"a: [" + strings.Repeat("b,", 400_000) + "]\n", "must have at most 400000 lines, commas, colons and brackets, has 400003; split it into documents"},
-		"the same in JSON":             {"[" + strings.Repeat("1,", 500_000) + "1]\n", "must have at most 500000 values; split it into documents"},
-		"a text that is long":          {"a: |\n" + strings.Repeat("  b\n", 390_000), ""},
-		"a text and its aliases":       {"a: &a " + strings.Repeat("b", 1000) + "\nc: [" + strings.Repeat("*a,", 5000) + "]\n", "must have at most 3209780 bytes with its aliases expanded"},
+		"a template":                  {"{{ .x }}\na: b\n", template},
+		"a template after a marker":   {"--- {{ .x }}\n", template},
+		"a template in a later line":  {"a: b\n{{- if .x }}\nc: d\n", template},
+		"a template as a value":       {"a: b\nc: {{ .x }}\n", template},
+		"a key that is a list":        {"a: 1\n[b]: 2\n", "must have a string as the key"},
+		"a duplicate key":             {"# one\na: 1\nb: 2\na: 3\n", `must have key "a" once, not on line 2 and on line 4`},
+		"a duplicate key on one line": {"a: {b: 1, b: 2}\n", `must have key "b" once, not twice on line 1`},
+		"a key in another list item":  {"l:\n- a: 1\n  b: 2\n- a: 3\n", ""},
+		"a key that is also merged":   {"x: &x {a: 1}\ny:\n  <<: *x\n  a: 2\n", ""},
+		"a list that is long":         {"a: [" + strings.Repeat("b,", 390_000) + "]\n", ""},
+		"a list that is too long":     {"a: [" + strings.Repeat("b,", 400_000) + "]\n", "must have at most 400000 lines, commas, colons and brackets, has 400003; split it into documents"},
+		"the same in JSON":            {"[" + strings.Repeat("1,", 500_000) + "1]\n", "must have at most 500000 values; split it into documents"},
+		"a text that is long":         {"a: |\n" + strings.Repeat("  b\n", 390_000), ""},
+		"a text and its aliases":      {"a: &a " + strings.Repeat("b", 1000) + "\nc: [" + strings.Repeat("*a,", 5000) + "]\n", "must have at most 3209780 bytes with its aliases expanded"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -158,18 +158,18 @@ spec:
 		text, path   string
 		line, column int
 	}{
-		"a key of a mapping":                   {deployment, "metadata.annotations", 6, 3},
-		"an annotation":                        {deployment, "metadata.annotations[keyvault.io/secrets]", 7, 5},
-		"what is within a string":              {deployment, "metadata.annotations[keyvault.io/secrets][0].env", 7, 5},
-		"what isn't there":                     {deployment, "metadata.annotations[keyvault.io/class]", 6, 3},
-		"an item of a sequence":                {deployment, "spec.template.spec.containers[0]", 15, 9},
-		"within an item":                       {deployment, "spec.template.spec.containers[0].env[0].name", 17, 12},
-		"within the flow style":                {deployment, "spec.template.metadata.labels[app]", 12, 16},
-		"through an alias":                     {deployment, "spec.other.labels", 12, 7},
-		"nothing of it":                        {deployment, "status", 4, 1},
-		"in JSON":                              {list, "items[1].metadata.annotations[a/b]", 2, 61},
-		"beside a marker":                      {"--- {kind: Pod}\n", "kind", 1, 6},
-		"an item that the sequence hasn't got": {deployment, "spec.template.spec.containers[7]", 14, 7},
+		"a key of a mapping":             {deployment, "metadata.annotations", 6, 3},
+		"an annotation":                  {deployment, "metadata.annotations[keyvault.io/secrets]", 7, 5},
+		"a path in a string":             {deployment, "metadata.annotations[keyvault.io/secrets][0].env", 7, 5},
+		"a key that does not exist":      {deployment, "metadata.annotations[keyvault.io/class]", 6, 3},
+		"an item of a sequence":          {deployment, "spec.template.spec.containers[0]", 15, 9},
+		"a key of an item":               {deployment, "spec.template.spec.containers[0].env[0].name", 17, 12},
+		"a key in the flow style":        {deployment, "spec.template.metadata.labels[app]", 12, 16},
+		"through an alias":               {deployment, "spec.other.labels", 12, 7},
+		"a root key that does not exist": {deployment, "status", 4, 1},
+		"in JSON":                        {list, "items[1].metadata.annotations[a/b]", 2, 61},
+		"a value after a marker":         {"--- {kind: Pod}\n", "kind", 1, 6},
+		"an item that does not exist":    {deployment, "spec.template.spec.containers[7]", 14, 7},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -188,12 +188,12 @@ func TestBlock(t *testing.T) {
 		path, text string
 		line       int
 	}{
-		"a literal block":          {"a", "\nx\ny\n", 4},
-		"below a literal block":    {"a[1].b", "\nx\ny\n", 4},
-		"an alias of one":          {"d", "\nx\ny\n", 4},
-		"a folded block":           {"c", "", 0},
-		"a word":                   {"e", "", 0},
-		"what is not in this text": {"f", "", 0},
+		"a literal block":           {"a", "\nx\ny\n", 4},
+		"below a literal block":     {"a[1].b", "\nx\ny\n", 4},
+		"an alias of one":           {"d", "\nx\ny\n", 4},
+		"a folded block":            {"c", "", 0},
+		"a word":                    {"e", "", 0},
+		"a key that does not exist": {"f", "", 0},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -247,7 +247,7 @@ func TestPatchKeepsTheAuthorsWords(t *testing.T) {
 			[]jsonpatch.Operation{add("/a/c", "x")},
 			"a:\n  b: 1\n  c: x\n",
 		},
-		"what is around the value": {
+		"comments around the value": {
 			"--- # Source: chart/x.yaml\na:\n  b: 1\n... # end\n",
 			[]jsonpatch.Operation{add("/a/c", 2)},
 			"--- # Source: chart/x.yaml\na:\n  b: 1\n  c: 2\n... # end\n",
@@ -257,12 +257,12 @@ func TestPatchKeepsTheAuthorsWords(t *testing.T) {
 			[]jsonpatch.Operation{add("/a/c", 2)},
 			"--- {a: {b: 1, c: 2}}\n",
 		},
-		"words that YAML 1.1 takes for others": {
+		"words with another type in YAML 1.1": {
 			"a: {}\n",
 			[]jsonpatch.Operation{add("/a", map[string]string{"a": "yes", "b": "0400", "c": "12:30", "d": "1e3", "e": "null", "f": "x: y", "g": "a\nb\n"})},
 			"a:\n  a: \"yes\"\n  b: \"0400\"\n  c: \"12:30\"\n  d: \"1e3\"\n  e: \"null\"\n  f: 'x: y'\n  g: |\n    a\n    b\n",
 		},
-		"the rest of such words": {
+		"more words with another type in YAML 1.1": {
 			"on: yes\nmode: 0400\na:\n  b: 1\n",
 			[]jsonpatch.Operation{add("/a/c", 2)},
 			"on: yes\nmode: 0400\na:\n  b: 1\n  c: 2\n",
@@ -292,12 +292,12 @@ func TestPatchKeepsTheAuthorsWords(t *testing.T) {
 			[]jsonpatch.Operation{replace("/v/a", 7)},
 			"x: &base\n  a: 1\n  b: 2\nv:\n  a: 7\n  b: 3\n",
 		},
-		"an anchor that goes away": {
+		"an anchor that is removed": {
 			"x:\n  a: &a [1]\ny: *a\n",
 			[]jsonpatch.Operation{remove("/x/a")},
 			"x: {}\ny: [1]\n",
 		},
-		"comments of what was empty": {
+		"comments of empty values": {
 			"a:\n# above\n- {} # beside\n- b: {} # its own\n  c: [] # too\n  d: 1\n# tail\n",
 			[]jsonpatch.Operation{add("/a/0/x", 1), add("/a/1/b/x", 1), add("/a/1/c/-", 1)},
 			"a:\n# above\n# beside\n- x: 1\n- b:\n    # its own\n    x: 1\n  c:\n  # too\n  - 1\n  d: 1\n# tail\n",
@@ -348,8 +348,8 @@ func TestPatchSaysWhereACommentWasDropped(t *testing.T) {
 		dropped bool
 		want    string
 	}{
-		"where its line stays":   {"/b/d", false, "# head\na: [ # open\n  {x: 1}\n]\nb: {c: 1, d: 2} # kept\n"},
-		"where it can't be kept": {"/a/-", true, "# head\na:\n- {x: 1}\n- 2\nb: {c: 1} # kept\n"},
+		"its line stays":    {"/b/d", false, "# head\na: [ # open\n  {x: 1}\n]\nb: {c: 1, d: 2} # kept\n"},
+		"it cannot be kept": {"/a/-", true, "# head\na:\n- {x: 1}\n- 2\nb: {c: 1} # kept\n"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -364,17 +364,17 @@ func TestPatchSaysWhereACommentWasDropped(t *testing.T) {
 	}
 }
 
-func TestPatchRefusesWhatDoesNotApply(t *testing.T) {
+func TestPatchRejectsWhatDoesNotApply(t *testing.T) {
 	tests := map[string]jsonpatch.Operation{
-		"a member that isn't there":    replace("/x", 1),
-		"below what isn't there":       add("/x/y", 1),
+		"a member that does not exist": replace("/x", 1),
+		"below a missing member":       add("/x/y", 1),
 		"an index beyond the sequence": add("/list/9", 1),
 		"below a scalar":               add("/a/b", 1),
 	}
 	for name, operation := range tests {
 		t.Run(name, func(t *testing.T) {
 			if text, _, err := manifest.Split("a: 1\nlist: []\n")[0].Patch([]jsonpatch.Operation{operation}); err == nil {
-				t.Errorf("it gave %q", text)
+				t.Errorf("Patch returned %q, want an error", text)
 			}
 		})
 	}
@@ -382,7 +382,7 @@ func TestPatchRefusesWhatDoesNotApply(t *testing.T) {
 
 func TestPrintLooksLikeItsDocument(t *testing.T) {
 	value := map[string]any{"kind": "X", "list": []string{"a", "yes"}}
-	tests := map[string]struct{ beside, want string }{
+	tests := map[string]struct{ document, want string }{
 		"YAML":          {"a: 1\n", "kind: X\nlist:\n- a\n- \"yes\"\n"},
 		"YAML, CRLF":    {"a: 1\r\n", "kind: X\r\nlist:\r\n- a\r\n- \"yes\"\r\n"},
 		"JSON":          {"{\"a\":1}\n", "{\"kind\":\"X\",\"list\":[\"a\",\"yes\"]}\n"},
@@ -390,7 +390,7 @@ func TestPrintLooksLikeItsDocument(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			got, err := manifest.Split(tt.beside)[0].Print(value)
+			got, err := manifest.Split(tt.document)[0].Print(value)
 			if err != nil {
 				t.Fatal(err)
 			}

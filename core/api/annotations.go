@@ -139,8 +139,10 @@ func unknownKeys(annotations map[string]string, onNamespace bool, path func(stri
 		switch {
 		case kind != "" && onNamespace:
 			detail = "must be a label of the namespace, not an annotation"
-		case kind != "":
-			detail = "must be a " + kind + " of the Namespace"
+		case kind == "label":
+			detail = "must be a label of the Namespace"
+		case kind == "annotation":
+			detail = "must be an annotation of the Namespace"
 		default:
 			detail = "must be a key of akv-injector" + didYouMean(nearestKeys(key, onNamespace), keysLike(key))
 		}

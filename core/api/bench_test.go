@@ -7,7 +7,7 @@ import (
 	"github.com/akv-injector/akv-injector/internal/corpus/reviews"
 )
 
-// BenchmarkParseRequest reads the annotations of recorded pods.
+// BenchmarkParseRequest parses the annotations of recorded pods.
 func BenchmarkParseRequest(b *testing.B) {
 	for _, review := range reviews.All() {
 		request, err := review.Request()

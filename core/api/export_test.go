@@ -5,7 +5,8 @@ import (
 	"strings"
 )
 
-// Annotations returns annotations from which [ParseRequest] reads the request, except its origins.
+// Annotations returns annotations that [ParseRequest] parses to the same request, with other
+// origins.
 func (r *Request) Annotations() map[string]string {
 	annotations := map[string]string{}
 	put := func(key, value, unless string) {
@@ -30,7 +31,7 @@ func (r *Request) Annotations() map[string]string {
 	return annotations
 }
 
-// Equal reports whether both were written alike.
+// Equal reports whether both have the same patterns. It is for package cmp.
 func (s Selector) Equal(other Selector) bool {
 	return slices.Equal(s.patterns, other.patterns)
 }

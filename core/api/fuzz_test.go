@@ -18,19 +18,18 @@ import (
 	"github.com/akv-injector/akv-injector/internal/corpus/attacks"
 )
 
-// sameRequest compares requests, their origins apart.
+// sameRequest compares requests without their origins.
 var sameRequest = cmpopts.IgnoreUnexported(api.Request{})
 
-// fuzzedKeys are the keys that FuzzParseRequest gives values to; bit i of its masks stands for the
-// i-th.
+// fuzzedKeys are the keys that FuzzParseRequest sets. Bit i of its masks is for the key with index
+// i.
 var fuzzedKeys = [...]string{
 	api.Secrets, api.Class, api.Vault, api.MountPath, api.Containers, api.Env, api.OnConflict, api.Inject,
 	api.IdentityName, api.IdentityMode, api.IdentityClientID, api.IdentityTenantID,
 }
 
-// FuzzParseRequest gives any annotations to the parser. What it accepts has to be what the contract
-// describes, by a reading of it that shares nothing with the parser, and has to print back to an
-// equal request.
+// FuzzParseRequest parses arbitrary annotations. A request without errors must pass validate, which
+// shares no code with the parser, and must be the same after it is printed and parsed again.
 func FuzzParseRequest(f *testing.F) {
 	const all, none = 0xFFFF, 0
 	structured := "- objectName: edge-cert\n  objectAlias: tls/edge.pem\n  objectFormat: pem\n  objectEncoding: utf-8\n  filePermission: \"0400\"\n  objectVersionHistory: 2\n  env: EDGE_CERT\n  containers: [app, '!side*']\n"
@@ -88,18 +87,18 @@ func FuzzParseRequest(f *testing.F) {
 		}
 		again, errsAgain, warningsAgain := api.ParseRequest(annotations)
 		if !cmp.Equal(request, again, sameRequest) || !cmp.Equal(messages(errs), messages(errsAgain)) || !cmp.Equal(messages(warnings), messages(warningsAgain)) {
-			t.Errorf("parsed twice, %q over %q gives two requests", annotations.Pod, annotations.Namespace)
+			t.Errorf("parsing %q over %q twice gives different requests", annotations.Pod, annotations.Namespace)
 		}
 		if len(errs) > 0 {
 			return
 		}
 		if err := validate(&request); err != nil {
-			t.Errorf("%v, accepted of %q over %q", err, annotations.Pod, annotations.Namespace)
+			t.Errorf("%q over %q is accepted with %v", annotations.Pod, annotations.Namespace, err)
 		}
 		printed := request.Annotations()
 		back, errs, _ := api.ParseRequest(api.Annotations{Pod: printed})
 		if len(errs) > 0 {
-			t.Errorf("%q, printed as %q, is refused: %v", annotations.Pod, printed, errs)
+			t.Errorf("%q, printed as %q, is rejected: %v", annotations.Pod, printed, errs)
 		} else if diff := cmp.Diff(request, back, sameRequest); diff != "" {
 			t.Errorf("%q, printed as %q, gives another request (-first +printed):\n%s", annotations.Pod, printed, diff)
 		}
@@ -120,7 +119,7 @@ const (
 	hex     = digits + "abcdefABCDEF"
 )
 
-// consists reports whether s has a length within bounds and no character but those of set.
+// consists reports whether s has a length within the limits and only characters of set.
 func consists(s, set string, shortest, longest int) bool {
 	return len(s) >= shortest && len(s) <= longest && strings.Trim(s, set) == ""
 }
@@ -135,7 +134,8 @@ func isVault(s string) bool {
 	return consists(s, letters+digits+"-", 3, 24) && strings.ContainsAny(s[:1], letters)
 }
 
-// validate is contract sections 2 and 3, read a second time.
+// validate checks a request by the rules in docs/annotations.md, in code that the parser does not
+// share.
 func validate(r *api.Request) error {
 	switch {
 	case r.Identity != "" && (!consists(r.Identity, letters+digits+"-_.", 1, 253) || strings.Trim(r.Identity, "-_.") != r.Identity):
@@ -220,7 +220,7 @@ func validateItem(r *api.Request, i api.Item) error {
 			return fmt.Errorf("class %q", i.VaultOrClass)
 		}
 		if i.Version+i.Format+i.Encoding+i.Permission != "" || i.History != 0 {
-			return errors.New("says what the class decides")
+			return errors.New("sets a field that the class sets")
 		}
 		return nil
 	}
@@ -235,7 +235,7 @@ func validateItem(r *api.Request, i api.Item) error {
 	return nil
 }
 
-// validateSelector sees that a selector says something of any name, and picks by what it says.
+// validateSelector checks that a selector has valid patterns, and excludes what they exclude.
 func validateSelector(s api.Selector) error {
 	if s.All() {
 		return nil
@@ -248,11 +248,11 @@ func validateSelector(s api.Selector) error {
 		}
 		excluded = excluded && pattern != name
 		if pattern != name && s.Matches(strings.Trim(name, "*?")) && !strings.ContainsAny(name, "?[") {
-			return fmt.Errorf("selector %q picks %s, which it leaves out", s, name)
+			return fmt.Errorf("selector %q selects %s, which it excludes", s, name)
 		}
 	}
 	if excluded && !s.Matches("-no-such-name-") && !strings.ContainsAny(s.String(), "*?[") {
-		return fmt.Errorf("selector %q leaves out what it does not name", s)
+		return fmt.Errorf("selector %q excludes a name that no pattern matches", s)
 	}
 	return nil
 }

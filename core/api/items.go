@@ -130,8 +130,9 @@ func simplify(text string, wrong field.ErrorList, fldPath *field.Path, withClass
 
 var asPattern = regexp.MustCompile(`\s+as\s+`)
 
-// parseInlineItem splits one item into its parts. Detail describes a mistake in its form, or is empty. The values of the parts
-// are checked later, by the same function as those of the structured form.
+// parseInlineItem splits one item into its parts. Detail describes a mistake in its form, or is
+// empty. The values of the parts are checked later, by the same function as those of the structured
+// form.
 func parseInlineItem(text string) (item Item, detail string) {
 	ref := text
 	if strings.ContainsAny(text, " \t") {
@@ -199,14 +200,15 @@ var itemFields = []string{
 	fieldName, fieldAlias, fieldType, fieldVersion, fieldHistory, fieldFormat, fieldEncoding, fieldPermission, fieldEnv, fieldVault, fieldContainers,
 }
 
-// maxMarks is the limit of [CountMarks] for the structured form. A hundred items with all fields, each on a line, have half of it.
+// maxMarks is the limit of [CountMarks] for the structured form. A hundred items with all fields,
+// each on a line, have half of it.
 const maxMarks = 5_000
 
 // maxDetail is how many bytes of a parser's error a message has.
 const maxDetail = 256
 
-// parseStructured parses a YAML or JSON list of items. It reads YAML nodes and not a struct, so that an unquoted 0400 keeps its
-// text, and that every mistake is found.
+// parseStructured parses a YAML or JSON list of items. It reads YAML nodes and not a struct, so
+// that an unquoted 0400 keeps its text, and that every mistake is found.
 func parseStructured(value string, fldPath *field.Path, withClass bool) ([]Item, field.ErrorList) {
 	root, err := ParseYAML(value, maxMarks)
 	if err == nil && root != nil {
@@ -329,8 +331,8 @@ func (i *Item) setContainers(list *yaml.Node, fldPath *field.Path) *field.Error 
 // maxEchoed is how many names of a list an error repeats.
 const maxEchoed = 5
 
-// printItems prints items so that [parseItems] returns the same items: in the inline form if it can express all of them, else in
-// the structured form.
+// printItems prints items so that [parseItems] returns the same items: in the inline form if it can
+// express all of them, else in the structured form.
 func printItems(items []Item) string {
 	inline := make([]string, len(items))
 	for index, item := range items {

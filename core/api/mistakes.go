@@ -74,7 +74,8 @@ var (
 	pathPattern  = regexp.MustCompile(`^(secrets|keys|certificates)/([^/]+)(?:/([0-9A-Fa-f]{32}))?/?$`)
 )
 
-// unquoted removes the quotes around an item, or around the name of an object. Other texts in quotes may be secrets.
+// unquoted removes the quotes around an item, or around the name of an object. Other texts in
+// quotes may be secrets.
 func unquoted(text string) string {
 	if m := quotePattern.FindStringSubmatch(text); m != nil && m[1] == m[3] {
 		return m[2]
@@ -118,8 +119,8 @@ func turnColon(text string) string {
 	}
 }
 
-// shortenAddress replaces the URL of a vault or an object by the names of the vault and the object; with existing classes, by the
-// name of the object.
+// shortenAddress replaces the URL of a vault or an object by the names of the vault and the object;
+// with existing classes, by the name of the object.
 func shortenAddress(text string, withClass bool) string {
 	env, ref := "", text
 	if name, rest, found := strings.Cut(text, "="); found && !strings.Contains(name, "/") {
@@ -154,7 +155,8 @@ func shortenAddress(text string, withClass bool) string {
 	return env + vault + kind + m[2] + m[3] + alias
 }
 
-// replaceUnderscores replaces each _ in the name of an item's object by -, unless the text does not look like a name.
+// replaceUnderscores replaces each _ in the name of an item's object by -, unless the text does not
+// look like a name.
 func replaceUnderscores(text string) string {
 	item, detail := parseInlineItem(text)
 	if detail != "" || !strings.Contains(item.Name, "_") || item.Name != strings.ToLower(item.Name) {
@@ -175,8 +177,8 @@ var lookalikes = map[rune]string{
 	'\u2018': `'`, '\u2019': `'`, '\u201c': `"`, '\u201d': `"`, '\u00ab': `"`, '\u00bb': `"`, '\uff1d': "=", '\uff0c': ",", '\uff1a': ":", '\u2192': "->",
 }
 
-// replaceLookalikes returns the text with ASCII characters. The reason names the first replaced character and its position,
-// counted from 1; it is empty if there is none.
+// replaceLookalikes returns the text with ASCII characters. The reason names the first replaced
+// character and its position, counted from 1; it is empty if there is none.
 func replaceLookalikes(text string) (ascii, reason string) {
 	var b strings.Builder
 	position := 0
@@ -195,7 +197,8 @@ func replaceLookalikes(text string) (ascii, reason string) {
 	return b.String(), reason
 }
 
-// firstNonASCII returns the end of a message that names the first character that is not ASCII, or "".
+// firstNonASCII returns the end of a message that names the first character that is not ASCII, or
+// "".
 func firstNonASCII(text string) string {
 	position := 0
 	for _, r := range text {
@@ -206,13 +209,15 @@ func firstNonASCII(text string) string {
 	return ""
 }
 
-// placeholder matches a placeholder of a template. A message repeats only those that plain matches: they hold a name and no value.
+// placeholder matches a placeholder of a template. A message repeats only those that plain matches:
+// they hold a name and no value.
 var (
 	placeholder = regexp.MustCompile(`\{\{[^{}]*\}\}|\$\{[^{}]*\}|\$\([^()]*\)|<%[^%]*%>|<[A-Z][-_A-Z0-9]+>|__[A-Z][_A-Z0-9]*__`)
 	plain       = regexp.MustCompile(`^(?:\{\{-?\s*[.$][.\w]+\s*-?\}\}|\$[{(][A-Za-z_]\w*[})]|<[A-Z][-_A-Z0-9]+>|__[A-Z][_A-Z0-9]*__)$`)
 )
 
-// unrendered returns a message if a text has a placeholder of a template, else "". Of the text it repeats only the placeholder.
+// unrendered returns a message if a text has a placeholder of a template, else "". Of the text it
+// repeats only the placeholder.
 func unrendered(text string) string {
 	found := placeholder.FindString(text)
 	switch {
@@ -224,7 +229,8 @@ func unrendered(text string) string {
 	return "has " + found + ", which was not replaced; render the template before you apply it"
 }
 
-// correctProvider recognises the parameter "objects" of a SecretProviderClass. It returns the value to write instead, or "".
+// correctProvider recognises the parameter "objects" of a SecretProviderClass. It returns the value
+// to write instead, or "".
 func correctProvider(value string, withClass bool) string {
 	root, err := ParseYAML(value, maxMarks)
 	if err != nil || root == nil || root.Kind != yaml.MappingNode || len(root.Content) != 2 {
@@ -265,7 +271,8 @@ func correctProvider(value string, withClass bool) string {
 	return "its objects as items, the first as " + Cut(printItems(items[:1]), maxCorrected)
 }
 
-// withoutEmpty returns a mapping without its empty fields. To the provider, an empty field is the same as no field.
+// withoutEmpty returns a mapping without its empty fields. To the provider, an empty field is the
+// same as no field.
 func withoutEmpty(mapping *yaml.Node) *yaml.Node {
 	if mapping.Kind != yaml.MappingNode {
 		return mapping
@@ -289,13 +296,14 @@ var otherFields = map[string]string{
 	"envVar": fieldEnv, "envName": fieldEnv, "keyvaultName": fieldVault, "vaultName": fieldVault, "keyVault": fieldVault, "container": fieldContainers,
 }
 
-// decimalModes maps decimal numbers to file modes: a YAML tool may read 0400 as an octal number and print it in decimal. It has
-// only those that look like octal modes.
+// decimalModes maps decimal numbers to file modes: a YAML tool may read 0400 as an octal number and
+// print it in decimal. It has only those that look like octal modes.
 var decimalModes = map[string]string{
 	"256": "0400", "320": "0500", "360": "0550", "365": "0555", "416": "0640", "420": "0644", "432": "0660", "436": "0664", "504": "0770", "511": "0777",
 }
 
-// vaultOf returns what may be the name of the vault in a URL or resource id, with each _ replaced by -.
+// vaultOf returns what may be the name of the vault in a URL or resource id, with each _ replaced
+// by -.
 func vaultOf(text string) string {
 	name := text
 	if _, host, found := strings.Cut(text, "://"); found {

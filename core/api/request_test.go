@@ -12,7 +12,7 @@ import (
 
 const guid = "72f988bf-86f1-41af-91ab-2d7cd011db47"
 
-// defaults are what holds where nobody writes anything.
+// defaults is the request without annotations.
 var defaults = api.Request{Mode: "auto", MountPath: "/mnt/secrets-store", EnvMode: "explicit", OnConflict: "keep"}
 
 func TestParseRequest(t *testing.T) {
@@ -22,7 +22,7 @@ func TestParseRequest(t *testing.T) {
 		want           func(*api.Request)
 		origins        map[string]api.Origin
 	}{
-		"nothing written": {},
+		"no annotations": {},
 		"every key": {
 			pod: annotations{
 				"identity.io/name": " access-blob ", "identity.io/mode": "workload-identity", "identity.io/client-id": guid, "identity.io/tenant-id": strings.ToUpper(guid),
@@ -36,7 +36,7 @@ func TestParseRequest(t *testing.T) {
 			},
 			origins: map[string]api.Origin{api.IdentityName: api.FromPod, api.Class: api.Unset, api.Status: api.Unset, "other": api.Unset},
 		},
-		"the pod over its namespace, key by key": {
+		"the pod's value wins over the namespace's": {
 			pod: annotations{"keyvault.io/vault": "pod-kv"}, namespace: annotations{"keyvault.io/vault": "default-kv", "identity.io/name": "team"},
 			want:    func(r *api.Request) { r.Vault, r.Identity = "pod-kv", "team" },
 			origins: map[string]api.Origin{api.Vault: api.FromPod, api.IdentityName: api.FromNamespace, api.Env: api.Unset},
@@ -46,8 +46,8 @@ func TestParseRequest(t *testing.T) {
 			want:    func(*api.Request) {},
 			origins: map[string]api.Origin{api.IdentityName: api.Unset, api.MountPath: api.Unset},
 		},
-		"an empty default is none": {namespace: annotations{"identity.io/name": "", "keyvault.io/vault": " "}},
-		"a bad default is none":    {namespace: annotations{"identity.io/mode": "pod"}, origins: map[string]api.Origin{api.IdentityMode: api.Unset}},
+		"an empty default is ignored":   {namespace: annotations{"identity.io/name": "", "keyvault.io/vault": " "}},
+		"an invalid default is ignored": {namespace: annotations{"identity.io/mode": "pod"}, origins: map[string]api.Origin{api.IdentityMode: api.Unset}},
 		"existing classes in their order": {
 			pod: annotations{"keyvault.io/class": "b , a.c"}, want: func(r *api.Request) { r.Classes = []string{"b", "a.c"} },
 		},
@@ -55,8 +55,8 @@ func TestParseRequest(t *testing.T) {
 			pod: annotations{"keyvault.io/secrets": "x/a"}, namespace: annotations{"keyvault.io/class": "x"},
 			want: func(r *api.Request) { r.Classes, r.Items = []string{"x"}, []api.Item{{Name: "a", VaultOrClass: "x"}} },
 		},
-		"a path of Windows": {pod: annotations{"keyvault.io/mount-path": `C:\kv\`}, want: func(r *api.Request) { r.MountPath = `C:\kv` }},
-		"foreign keys":      {pod: annotations{"keyvault.example.com/secrets": "a", "identity.iot/name": "b"}},
+		"a Windows path": {pod: annotations{"keyvault.io/mount-path": `C:\kv\`}, want: func(r *api.Request) { r.MountPath = `C:\kv` }},
+		"foreign keys":   {pod: annotations{"keyvault.example.com/secrets": "a", "identity.iot/name": "b"}},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			request, errs, _ := api.ParseRequest(api.Annotations{Pod: test.pod, Namespace: test.namespace, NamespaceName: "team-a"})
@@ -92,19 +92,19 @@ func TestRequestMistakes(t *testing.T) {
 		},
 		"a key of the namespace on a pod": {
 			pod: annotations{"identity.io/enforce": "bound", "keyvault.io/allowed-vaults": "*"},
-			errs: "[UnknownKey] metadata.annotations[identity.io/enforce]: Forbidden: must be written on the Namespace, as its label\n" +
-				"[UnknownKey] metadata.annotations[keyvault.io/allowed-vaults]: Forbidden: must be written on the Namespace, as its annotation\n",
+			errs: "[UnknownKey] metadata.annotations[identity.io/enforce]: Forbidden: must be a label of the Namespace\n" +
+				"[UnknownKey] metadata.annotations[keyvault.io/allowed-vaults]: Forbidden: must be an annotation of the Namespace\n",
 		},
 		"a label of the namespace among its annotations": {
 			namespace: annotations{"keyvault.io/injection": "enabled", "keyvault.io/allowed-vaults": "*"},
 			warnings:  "[NamespaceDefaultInvalid] namespaces[team-a].metadata.annotations[keyvault.io/injection]: Forbidden: must be a label of the namespace, not an annotation\n",
 		},
-		"a bad default is the namespace's, not the pod's": {
+		"an invalid default is a warning": {
 			namespace: annotations{"keyvault.io/env": "yes"},
 			warnings:  `[NamespaceDefaultInvalid] namespaces[team-a].metadata.annotations[keyvault.io/env]: Unsupported value: "yes": supported values: "explicit", "auto"` + "\n",
 		},
-		"a bad default that the pod's value hides": {pod: annotations{"keyvault.io/env": "auto", "keyvault.io/secrets": "kv1/a"}, namespace: annotations{"keyvault.io/env": "yes"}},
-		"values of closed sets, in exactly their spelling": {
+		"an invalid default that the pod overrides": {pod: annotations{"keyvault.io/env": "auto", "keyvault.io/secrets": "kv1/a"}, namespace: annotations{"keyvault.io/env": "yes"}},
+		"values of closed sets must match exactly": {
 			pod: annotations{"keyvault.io/inject": "False", "keyvault.io/on-conflict": " keep", "identity.io/mode": "Auto"},
 			errs: `[InvalidValue] metadata.annotations[identity.io/mode]: Unsupported value: "Auto": supported values: "auto", "pod-identity", "workload-identity", "identity-binding", "none"` + "\n" +
 				`[InvalidValue] metadata.annotations[keyvault.io/on-conflict]: Unsupported value: " keep": supported values: "keep", "fail", "override"` + "\n" +
@@ -112,15 +112,15 @@ func TestRequestMistakes(t *testing.T) {
 		},
 		"a blank value": {
 			pod:  annotations{"identity.io/name": " \n"},
-			errs: `[InvalidValue] metadata.annotations[identity.io/name]: Invalid value: " \n": must not be blank; an empty value unsets the namespace's default` + "\n",
+			errs: `[InvalidValue] metadata.annotations[identity.io/name]: Invalid value: " \n": must not be blank; write "" to unset the namespace's default` + "\n",
 		},
 		"names and ids": {
 			pod: annotations{"identity.io/name": "-x", "identity.io/client-id": "x", "keyvault.io/vault": "https://kv.vault.azure.net"},
 			errs: `[InvalidValue] metadata.annotations[identity.io/name]: Invalid value: "-x": must be at most 253 letters, digits, - _ or ., with a letter or digit at both ends` + "\n" +
 				`[InvalidValue] metadata.annotations[identity.io/client-id]: Invalid value: "x": must be a GUID, such as 72f988bf-86f1-41af-91ab-2d7cd011db47` + "\n" +
-				`[InvalidValue] metadata.annotations[keyvault.io/vault]: Invalid value: "https://kv.vault.azure.net": must be 3 to 24 letters, digits or -, starting with a letter; not the vault's address` + "\n",
+				`[InvalidValue] metadata.annotations[keyvault.io/vault]: Invalid value: "https://kv.vault.azure.net": must be 3 to 24 letters, digits or -, starting with a letter, not a URL` + "\n",
 		},
-		"mistakes come in the order of the keys, those of items before those of classes": {
+		"mistakes are in the order of the keys": {
 			pod: annotations{"keyvault.io/class": "A,b,b", "keyvault.io/secrets": "a.b"},
 			errs: `[InvalidItem] metadata.annotations[keyvault.io/secrets][0].objectName: Invalid value: "a.b": must be 1 to 127 letters, digits or -` + "\n" +
 				`[InvalidValue] metadata.annotations[keyvault.io/class][0]: Invalid value: "A": must be the name of a SecretProviderClass: lower case letters, digits, - and .` + "\n" +
@@ -130,7 +130,7 @@ func TestRequestMistakes(t *testing.T) {
 			pod:  annotations{"identity.io/client-id": strings.Repeat("ä", 40)},
 			errs: `[InvalidValue] metadata.annotations[identity.io/client-id]: Invalid value: "` + strings.Repeat("ä", 30) + `…": must be a GUID, such as 72f988bf-86f1-41af-91ab-2d7cd011db47` + "\n",
 		},
-		"where the author wrote it": {
+		"the path of the annotation in a template": {
 			pod: annotations{"keyvault.io/env": "x"},
 			path: func(key string) *field.Path {
 				return field.NewPath("spec", "template", "metadata", "annotations").Key(key)
@@ -142,12 +142,12 @@ func TestRequestMistakes(t *testing.T) {
 			warnings: "[NoEffect] metadata.annotations[keyvault.io/vault]: Forbidden: has no effect without keyvault.io/secrets or keyvault.io/class\n" +
 				"[NoEffect] metadata.annotations[keyvault.io/env]: Forbidden: has no effect without keyvault.io/secrets or keyvault.io/class\n",
 		},
-		"keys without effect beside a class": {
+		"keys without effect with a class": {
 			pod: annotations{"keyvault.io/class": "c", "keyvault.io/vault": "team-kv", "keyvault.io/on-conflict": "fail"},
 			warnings: "[NoEffect] metadata.annotations[keyvault.io/vault]: Forbidden: has no effect with keyvault.io/class: the class names its vault\n" +
 				"[NoEffect] metadata.annotations[keyvault.io/on-conflict]: Forbidden: has no effect without keyvault.io/secrets\n",
 		},
-		"nothing has effect where the pod opts out": {pod: annotations{"keyvault.io/inject": "false", "keyvault.io/vault": "team-kv"}},
+		"no warning about effects if the pod opts out": {pod: annotations{"keyvault.io/inject": "false", "keyvault.io/vault": "team-kv"}},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			_, errs, warnings := api.ParseRequest(api.Annotations{Pod: test.pod, Namespace: test.namespace, NamespaceName: "team-a", Path: test.path})
@@ -176,22 +176,22 @@ func TestMountPaths(t *testing.T) {
 	} {
 		_, errs, _ := api.ParseRequest(api.Annotations{Pod: map[string]string{api.MountPath: path}})
 		if ok := len(errs) == 0; ok != (wrong == "") || !ok && !strings.Contains(errs[0].Detail, wrong) {
-			t.Errorf("mount path %q gives %v, want %q", path, errs, wrong)
+			t.Errorf("mount path %q has errors %v, want %q", path, errs, wrong)
 		}
 	}
 }
 
-// TestPrinting is what FuzzParseRequest can't say: the words, and that the short form is used where
-// there is one.
+// TestPrinting shows what FuzzParseRequest does not check: the printed text, and that it is in the
+// inline form if possible.
 func TestPrinting(t *testing.T) {
 	for behaviour, test := range map[string]struct{ wrote, want string }{
-		"items inline, a comma between":            {"A=a as b/c\n\n# x\nkv1/cert:d@" + version, "A=a as b/c, kv1/cert:d@" + version},
-		"a list that could be inline is inline":    {"- objectName: a\n  env: A\n", "A=a"},
-		"what has no inline form as JSON":          {"- objectName: a\n  filePermission: 0400\n- objectName: b\n  containers: [x]\n", `[{"objectName":"a","filePermission":"0400"},{"objectName":"b","containers":["x"]}]`},
-		"a path with a comma in it as JSON":        {`[{"objectName":"a","objectAlias":"b,c"}]`, `[{"objectName":"a","objectAlias":"b,c"}]`},
-		"a path that reads as another as JSON":     {`[{"objectName":"a","objectAlias":"b as c"}]`, `[{"objectName":"a","objectAlias":"b as c"}]`},
-		"a name that would start a list as JSON":   {`[{"objectName":"-a"}]`, `[{"objectName":"-a"}]`},
-		"a name with a hyphen elsewhere is inline": {`[{"objectName":"a"},{"objectName":"b-"}]`, "a, b-"},
+		"items inline, separated by commas":    {"A=a as b/c\n\n# x\nkv1/cert:d@" + version, "A=a as b/c, kv1/cert:d@" + version},
+		"a structured list in the inline form": {"- objectName: a\n  env: A\n", "A=a"},
+		"fields without an inline form":        {"- objectName: a\n  filePermission: 0400\n- objectName: b\n  containers: [x]\n", `[{"objectName":"a","filePermission":"0400"},{"objectName":"b","containers":["x"]}]`},
+		"a path with a comma":                  {`[{"objectName":"a","objectAlias":"b,c"}]`, `[{"objectName":"a","objectAlias":"b,c"}]`},
+		"a path with as":                       {`[{"objectName":"a","objectAlias":"b as c"}]`, `[{"objectName":"a","objectAlias":"b as c"}]`},
+		"a name that starts with a hyphen":     {`[{"objectName":"-a"}]`, `[{"objectName":"-a"}]`},
+		"a name that ends with a hyphen":       {`[{"objectName":"a"},{"objectName":"b-"}]`, "a, b-"},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			request, errs, _ := api.ParseRequest(api.Annotations{Pod: map[string]string{api.Secrets: test.wrote, api.Vault: "team-kv"}})
@@ -215,10 +215,10 @@ func TestAsked(t *testing.T) {
 		asked, isAKey bool
 	}{
 		"a key of the request":      {api.Secrets, true, true},
-		"another of its keys":       {api.IdentityMode, true, true},
-		"a key that nobody knows":   {"keyvault.io/secret", true, false},
+		"another key of it":         {api.IdentityMode, true, true},
+		"an unknown key":            {"keyvault.io/secret", true, false},
 		"a key of the namespace":    {api.AllowedNames, true, false},
-		"what the injector writes":  {api.Status, false, false},
+		"the status annotation":     {api.Status, false, false},
 		"a foreign key":             {"example.com/secrets", false, false},
 		"a key that ends like ours": {"x.keyvault.io/secrets", false, false},
 	} {
@@ -235,11 +235,11 @@ func TestAsked(t *testing.T) {
 
 func TestEcho(t *testing.T) {
 	for behaviour, test := range map[string]struct{ in, want string }{
-		"as it is up to 64 bytes":    {strings.Repeat("a", 64), strings.Repeat("a", 64)},
-		"cut beyond":                 {strings.Repeat("a", 65), strings.Repeat("a", 61) + "…"},
-		"cut between characters":     {strings.Repeat("ä", 33), strings.Repeat("ä", 30) + "…"},
-		"cut before a long one":      {strings.Repeat("a", 60) + "😀😀", strings.Repeat("a", 60) + "…"},
-		"nothing, where it's broken": {strings.Repeat("\x80", 65), "…"},
+		"unchanged up to 64 bytes": {strings.Repeat("a", 64), strings.Repeat("a", 64)},
+		"cut above 64 bytes":       {strings.Repeat("a", 65), strings.Repeat("a", 61) + "…"},
+		"cut between characters":   {strings.Repeat("ä", 33), strings.Repeat("ä", 30) + "…"},
+		"cut before a long one":    {strings.Repeat("a", 60) + "😀😀", strings.Repeat("a", 60) + "…"},
+		"nothing of invalid UTF-8": {strings.Repeat("\x80", 65), "…"},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			if got := api.Echo(test.in); got != test.want {

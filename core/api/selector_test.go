@@ -15,17 +15,17 @@ func TestSelector(t *testing.T) {
 		patterns        string
 		want, unmatched []string
 	}{
-		"no pattern picks all":                    {want: names},
-		"names pick what they name":               {patterns: "app,init-db", want: []string{"app", "init-db"}},
-		"a glob picks what it matches":            {patterns: "a*", want: []string{"app", "api"}},
-		"? and classes are globs too":             {patterns: "ap?,[i]nit*", want: []string{"app", "api", "init-db"}},
-		"! leaves out of what is picked":          {patterns: "a*,!api", want: []string{"app"}},
-		"! wins whatever the order":               {patterns: "!api,a*", want: []string{"app"}},
-		"! alone leaves out of all":               {patterns: "!istio-*", want: []string{"app", "api", "init-db"}},
-		"! of all picks none":                     {patterns: "!*"},
-		"a name that isn't there is told":         {patterns: "app,web", want: []string{"app"}, unmatched: []string{"web"}},
-		"one left out that isn't there, as it is": {patterns: "!web,!x*", want: names, unmatched: []string{"!web", "!x*"}},
-		"a name is no prefix":                     {patterns: "ap", unmatched: []string{"ap"}},
+		"no pattern selects all":                 {want: names},
+		"names":                                  {patterns: "app,init-db", want: []string{"app", "init-db"}},
+		"a glob":                                 {patterns: "a*", want: []string{"app", "api"}},
+		"globs with ? and classes":               {patterns: "ap?,[i]nit*", want: []string{"app", "api", "init-db"}},
+		"! excludes what it matches":             {patterns: "a*,!api", want: []string{"app"}},
+		"! wins in any order":                    {patterns: "!api,a*", want: []string{"app"}},
+		"only !: all others are selected":        {patterns: "!istio-*", want: []string{"app", "api", "init-db"}},
+		"! of all selects none":                  {patterns: "!*"},
+		"a name that does not exist is reported": {patterns: "app,web", want: []string{"app"}, unmatched: []string{"web"}},
+		"an excluded name that does not exist":   {patterns: "!web,!x*", want: names, unmatched: []string{"!web", "!x*"}},
+		"a name does not match by prefix":        {patterns: "ap", unmatched: []string{"ap"}},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			var s api.Selector
@@ -39,13 +39,13 @@ func TestSelector(t *testing.T) {
 				}
 			}
 			if diff := cmp.Diff(test.want, got); diff != "" {
-				t.Errorf("picked (-want +got):\n%s", diff)
+				t.Errorf("selected (-want +got):\n%s", diff)
 			}
 			if diff := cmp.Diff(test.unmatched, s.Unmatched(names)); diff != "" {
 				t.Errorf("unmatched (-want +got):\n%s", diff)
 			}
 			if s.String() != test.patterns || s.All() != (test.patterns == "") || !s.Equal(s) || (!s.All() && s.Equal(api.Selector{})) {
-				t.Errorf("%q is printed as %q", test.patterns, s)
+				t.Errorf("String is %q, want %q", s, test.patterns)
 			}
 		})
 	}
@@ -54,7 +54,7 @@ func TestSelector(t *testing.T) {
 func TestSelectorMistakes(t *testing.T) {
 	for behaviour, patterns := range map[string][]string{
 		"no pattern":              {},
-		"an empty one":            {"app", ""},
+		"an empty pattern":        {"app", ""},
 		"nothing after !":         {"!"},
 		"! twice":                 {"!!app"},
 		"a glob without its end":  {"[a"},
@@ -64,7 +64,7 @@ func TestSelectorMistakes(t *testing.T) {
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			if s, err := api.ParseSelector(patterns); err == nil || !strings.HasPrefix(err.Error(), "must ") {
-				t.Errorf("ParseSelector(%q) gives %q, %v", patterns, s, err)
+				t.Errorf("ParseSelector(%q) returned %q, %v", patterns, s, err)
 			}
 		})
 	}

@@ -7,7 +7,7 @@ import (
 	"github.com/akv-injector/akv-injector/core/api"
 )
 
-// TestParseYAML has a case for each construct that is rejected, and what resembles it.
+// TestParseYAML has a case for each rejected construct, and for valid texts that resemble it.
 func TestParseYAML(t *testing.T) {
 	for text, want := range map[string]string{
 		"[a, '%TAG', \"&a *a !a\"]":                       "",

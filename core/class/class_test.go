@@ -16,7 +16,7 @@ func TestRead(t *testing.T) {
 	type parameters = map[string]string
 	for behaviour, test := range map[string]struct {
 		spec class.Spec
-		want class.Class // its name and, but where it says otherwise, its provider go without saying
+		want class.Class // without its name, and with the default provider unless it sets one
 	}{
 		"vault and pod identity": {
 			spec: class.Spec{Parameters: parameters{"keyvaultName": " team-kv ", "usePodIdentity": "true"}},
@@ -26,9 +26,9 @@ func TestRead(t *testing.T) {
 			spec: class.Spec{Parameters: parameters{"clientID": guid, "usePodIdentity": "false"}},
 			want: class.Class{ClientID: guid},
 		},
-		"a client id that is no GUID":       {spec: class.Spec{Parameters: parameters{"clientID": "${ID}"}}, want: class.Class{InvalidClientID: "${ID}"}},
-		"a boolean that isn't one is false": {spec: class.Spec{Parameters: parameters{"usePodIdentity": "yes"}}},
-		"objects, an alias as their file": {
+		"a client id that is no GUID": {spec: class.Spec{Parameters: parameters{"clientID": "${ID}"}}, want: class.Class{InvalidClientID: "${ID}"}},
+		"an invalid boolean is false": {spec: class.Spec{Parameters: parameters{"usePodIdentity": "yes"}}},
+		"objects, with an alias as the file": {
 			spec: class.Spec{Parameters: parameters{"objects": "array:\n  - |\n    objectName: a\n    objectType: secret\n  - |\n    objectName: b\n    objectType: cert\n    objectAlias: tls/b.pem\n    objectVersion: \"\"\n"}},
 			want: class.Class{Objects: []class.Object{{Name: "a", Type: "secret", File: "a"}, {Name: "b", Type: "cert", File: "tls/b.pem"}}},
 		},
@@ -47,7 +47,7 @@ func TestRead(t *testing.T) {
 			}},
 			want: class.Class{Synced: []class.Synced{{File: "tls/b.pem", Secret: "s", Key: "b"}, {File: "a", Secret: "s", Key: "a"}, {File: "a", Secret: "t", Key: "tls.crt"}}},
 		},
-		"what the driver refuses to sync is not synced": {
+		"what the driver does not sync": {
 			spec: class.Spec{SecretObjects: []class.SecretObject{
 				{Type: "Opaque", Data: []class.SecretData{{ObjectName: "a", Key: "no-name"}}},
 				{SecretName: "s", Data: []class.SecretData{{ObjectName: "a", Key: "no-type"}}},
@@ -56,7 +56,7 @@ func TestRead(t *testing.T) {
 			}},
 			want: class.Class{Untyped: []class.Synced{{File: "a", Secret: "s", Key: "no-type"}}},
 		},
-		"another provider's objects are not ours to read": {
+		"objects of another provider are not read": {
 			spec: class.Spec{Provider: "vault", Parameters: parameters{"objects": "- objectName: a\n  secretPath: x"}},
 			want: class.Class{Provider: "vault"},
 		},
@@ -96,8 +96,8 @@ func TestReadMistakes(t *testing.T) {
 	}
 }
 
-// TestReadIsBounded shows that no class takes more time or memory than its length can explain. Read
-// as they are, each of these would take seconds or gigabytes.
+// TestReadIsBounded shows that time and memory are bounded by the length of a class. Without
+// limits, each of these would take seconds or gigabytes.
 func TestReadIsBounded(t *testing.T) {
 	keys := func(n int) string {
 		var b strings.Builder
@@ -110,14 +110,14 @@ func TestReadIsBounded(t *testing.T) {
 		"an object many times": {
 			"x: &x |\n  objectName: a\n  #" + strings.Repeat("…", 100_000) + "\narray: [" + strings.Repeat("*x,", 900) + "]", "line 4: must have no aliases",
 		},
-		"an alias in an object":           {"array:\n- '{a: &a [b], c: *a}'", "array[0]: line 1: must have no aliases"},
-		"more objects than anyone mounts": {"array: [" + strings.Repeat("'{}',", 1001) + "]", "array: must have at most 1000 objects, has 1001"},
-		"many keys":                       {keys(5_000) + "array: []", "line 1: must have at most 100 keys, has 5001"},
-		"the same key many times":         {"array: [{" + strings.Repeat("a: b,", 5_000) + "}]", "line 1: must have at most 100 keys, has 5000"},
-		"more nodes than anyone needs":    {"array: [" + strings.Repeat("a,", 100_000) + "]", "must have at most 50000 lines, commas, colons and brackets, has 100002"},
-		"a longer text than anyone needs": {"array: ['" + strings.Repeat("a", 1<<20) + "']", "must be at most 524288 bytes, is 1048587"},
-		"many keys in an object":          {"array:\n- |\n  " + strings.ReplaceAll(keys(101), "\n", "\n  "), "array[0]: line 1: must have at most 100 keys, has 101"},
-		"long tags":                       {"%TAG !e! tag:" + strings.Repeat("x", 100_000) + "\n---\na: [" + strings.Repeat("!e!a a,", 10_000) + "]\narray: []", "must have no directives"},
+		"an alias in an object":   {"array:\n- '{a: &a [b], c: *a}'", "array[0]: line 1: must have no aliases"},
+		"too many objects":        {"array: [" + strings.Repeat("'{}',", 1001) + "]", "array: must have at most 1000 objects, has 1001"},
+		"many keys":               {keys(5_000) + "array: []", "line 1: must have at most 100 keys, has 5001"},
+		"the same key many times": {"array: [{" + strings.Repeat("a: b,", 5_000) + "}]", "line 1: must have at most 100 keys, has 5000"},
+		"too many nodes":          {"array: [" + strings.Repeat("a,", 100_000) + "]", "must have at most 50000 lines, commas, colons and brackets, has 100002"},
+		"a text that is too long": {"array: ['" + strings.Repeat("a", 1<<20) + "']", "must be at most 524288 bytes, is 1048587"},
+		"many keys in an object":  {"array:\n- |\n  " + strings.ReplaceAll(keys(101), "\n", "\n  "), "array[0]: line 1: must have at most 100 keys, has 101"},
+		"long tags":               {"%TAG !e! tag:" + strings.Repeat("x", 100_000) + "\n---\na: [" + strings.Repeat("!e!a a,", 10_000) + "]\narray: []", "must have no directives"},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			c := read(test.objects)
@@ -143,7 +143,7 @@ func TestReadIsBounded(t *testing.T) {
 	}
 }
 
-// read reads an Azure class with that parameter.
+// read reads an Azure class with that parameter "objects".
 func read(objects string) *class.Class {
 	return class.Read(&class.SecretProviderClass{Spec: class.Spec{Provider: "azure", Parameters: map[string]string{"objects": objects}}})
 }

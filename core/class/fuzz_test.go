@@ -14,8 +14,8 @@ import (
 	"github.com/akv-injector/akv-injector/internal/corpus/attacks"
 )
 
-// FuzzRead feeds it what any tenant may write into a class: the injector reads every class of the
-// cluster, and must survive each.
+// FuzzRead reads classes with arbitrary content: the injector reads every class of the cluster, and
+// any tenant may write one.
 func FuzzRead(f *testing.F) {
 	f.Add("azure", "array:\n- |\n  objectName: a\n  objectType: secret\n", "a", "k")
 	f.Add("azure", "array: [&a {objectName: *a}]", "", "")
@@ -38,7 +38,7 @@ func FuzzRead(f *testing.F) {
 			t.Errorf("%d bytes were allocated for %d", size, len(objects))
 		}
 		if c.Invalid != "" && len(c.Objects) > 0 {
-			t.Errorf("class is invalid (%s) and has objects all the same", c.Invalid)
+			t.Errorf("class is invalid (%s), but has objects", c.Invalid)
 		}
 		if len(c.Objects) > len(objects)/len("- a") {
 			t.Errorf("%d objects in %d bytes", len(c.Objects), len(objects))
@@ -46,8 +46,8 @@ func FuzzRead(f *testing.F) {
 	})
 }
 
-// FuzzManaged holds what a managed class says against what was asked for: no name or alias may
-// break or add to its objects.
+// FuzzManaged compares the objects of a managed class with the requested item: no value may break
+// the YAML or add an object.
 func FuzzManaged(f *testing.F) {
 	f.Add("db", "tls/edge.pem", "6a1f", "0400")
 	f.Add("0123", "true", "null", "1e3")
@@ -55,7 +55,7 @@ func FuzzManaged(f *testing.F) {
 	f.Fuzz(func(t *testing.T, name, alias, version, permission string) {
 		for _, s := range []string{name, alias, version, permission} {
 			if name == "" || !utf8.ValidString(s) || strings.TrimSpace(s) != s || len(s) > 250 {
-				return // no item is parsed to this
+				return // the parser returns no such item
 			}
 		}
 		item := api.Item{Name: name, Alias: alias, Version: version, Permission: permission}
@@ -75,7 +75,7 @@ func FuzzManaged(f *testing.F) {
 		want := map[string]string{"objectName": name, "objectType": "secret", "objectAlias": alias, "objectVersion": strings.ToLower(version), "filePermission": permission}
 		maps.DeleteFunc(want, func(_, value string) bool { return value == "" })
 		if diff := cmp.Diff(want, got); diff != "" {
-			t.Errorf("object (-asked +printed):\n%s", diff)
+			t.Errorf("object (-requested +printed):\n%s", diff)
 		}
 		back := class.Read(spc)
 		if diff := cmp.Diff([]class.Object{{Name: name, Type: "secret", File: item.File()}}, back.Objects); diff != "" || back.Invalid != "" {

@@ -93,7 +93,7 @@ func IsManagedName(name string) bool {
 // Managed classes are not suggested, since users do not name them.
 func Available(name string, names []string, noDriver bool) string {
 	if noDriver && len(names) == 0 {
-		return "; this cluster does not have that kind: install or upgrade the Secrets Store CSI driver"
+		return "; this cluster does not have that kind: install the Secrets Store CSI driver, or upgrade it"
 	}
 	return api.Available(name, Kind, slices.DeleteFunc(slices.Clone(names), IsManagedName))
 }

@@ -8,7 +8,7 @@ import (
 	"github.com/akv-injector/akv-injector/internal/corpus/reviews"
 )
 
-// BenchmarkInject plans, decides and renders the patch of a decoded pod, with facts at hand.
+// BenchmarkInject plans, decides and renders the patch of a decoded pod, with facts in memory.
 func BenchmarkInject(b *testing.B) {
 	source, err := reviews.Facts()
 	if err != nil {

@@ -23,8 +23,8 @@ import (
 	"github.com/akv-injector/akv-injector/internal/corpus"
 )
 
-// FuzzInject lets the input choose a pod, its namespace and what is in there, and holds what the
-// core makes of it against the laws.
+// FuzzInject generates a pod, its namespace and its facts from the input, and checks the patch by
+// the laws of package corpus.
 func FuzzInject(f *testing.F) {
 	for seed := range 64 {
 		choices := make([]byte, 160)
@@ -52,7 +52,7 @@ func FuzzInject(f *testing.F) {
 				if second.Outcome != inject.Unchanged {
 					err = fmt.Errorf("the second outcome is %s: %v", second.Outcome, second.AllErrors())
 				} else if diff := cmp.Diff(result.Classes, second.Classes); diff != "" {
-					err = fmt.Errorf("the second review wants other classes (-first +second):\n%s", diff)
+					err = fmt.Errorf("the second review has other classes (-first +second):\n%s", diff)
 				}
 			}
 			return operations, err
@@ -66,7 +66,7 @@ func FuzzInject(f *testing.F) {
 		if subject, err := decode(object, root); err != nil {
 			t.Error(err)
 		} else if result.Outcome == inject.NotRequested && w.asksKeyVault(subject) {
-			t.Error("a pod that asks for Key Vault is passed over")
+			t.Error("a pod that requests Key Vault is not injected")
 		}
 		if result.Outcome == inject.Injected {
 			if err := complete(object, operations, root); err != nil {
@@ -79,7 +79,7 @@ func FuzzInject(f *testing.F) {
 	})
 }
 
-// checkPruned sees that nothing depends on a field that is not read.
+// checkPruned checks that no decision depends on a field that is not read.
 func (w *world) checkPruned(ctx context.Context, object []byte, root pods.Root, whole *inject.Result, operations []jsonpatch.Operation) error {
 	pruned, err := corpus.Prune(object)
 	if err != nil {
@@ -97,8 +97,7 @@ func (w *world) checkPruned(ctx context.Context, object []byte, root pods.Root, 
 	return nil
 }
 
-// complete sees that an injected pod has what its status says, in every container that its status
-// names.
+// complete checks that an injected pod has what its status has, in every container in its status.
 func complete(object []byte, operations []jsonpatch.Operation, root pods.Root) error {
 	patched, err := corpus.Apply(object, operations)
 	if err != nil {
@@ -141,7 +140,7 @@ func complete(object []byte, operations []jsonpatch.Operation, root pods.Root) e
 	return nil
 }
 
-// check sees that a result is of one piece.
+// check checks that a result is consistent.
 func check(r *inject.Result, operations []jsonpatch.Operation) error {
 	for _, err := range slices.Concat(r.AllErrors(), r.Warnings) {
 		if api.ReasonOf(err) == "" || err.Field == "" {
@@ -150,15 +149,15 @@ func check(r *inject.Result, operations []jsonpatch.Operation) error {
 	}
 	refused := r.Outcome == inject.Invalid || r.Outcome == inject.Forbidden
 	if refused != (len(r.AllErrors()) > 0) {
-		return fmt.Errorf("outcome %s comes with errors %v", r.Outcome, r.AllErrors())
+		return fmt.Errorf("outcome %s has errors %v", r.Outcome, r.AllErrors())
 	}
 	if injected := r.Outcome == inject.Injected; injected != (len(operations) > 0) {
-		return fmt.Errorf("outcome %s comes with %d operations", r.Outcome, len(operations))
+		return fmt.Errorf("outcome %s has %d operations", r.Outcome, len(operations))
 	}
 	return nil
 }
 
-// world is a namespace and what it holds.
+// world is a namespace and its objects.
 type world struct {
 	namespace facts.Namespace
 	defaults  inject.Defaults
@@ -167,7 +166,8 @@ type world struct {
 	selectors []string
 }
 
-// asksKeyVault reports whether the pod's author asks for Key Vault, and nobody opts the pod out.
+// asksKeyVault reports whether the pod requests Key Vault, and neither the pod nor the namespace
+// opts out.
 func (w *world) asksKeyVault(subject *pods.Subject) bool {
 	own := subject.Annotations
 	_, mirror := own[api.MirrorPod]
@@ -200,9 +200,9 @@ func (w *world) Facts(_ context.Context, _ string, needs facts.Needs, _ bool) (f
 	return f, nil
 }
 
-// review asks the core about the pod in object. The core may modify nothing that it is given, its
-// patch has to do what its change does to the decoded pod, and it may replace env vars only where
-// the annotations say so.
+// review reviews the pod in object. It checks that the review does not modify its input, that the
+// patch has the same result as the change of the decoded pod, and that env vars are replaced only
+// if the annotations request it.
 func (w *world) review(ctx context.Context, object []byte, root pods.Root) (inject.Result, []jsonpatch.Operation, error) {
 	subject, err := decode(object, root)
 	if err != nil {
@@ -219,14 +219,14 @@ func (w *world) review(ctx context.Context, object []byte, root pods.Root) (inje
 	}
 	operations := result.Change.Operations(subject)
 	if after, err := json.Marshal(input, json.Deterministic(true)); err != nil || string(after) != string(before) {
-		return result, nil, fmt.Errorf("the core modified its facts: %w", err)
+		return result, nil, fmt.Errorf("the review modified its facts: %w", err)
 	}
 	untouched, err := decode(object, root)
 	if err != nil {
 		return result, nil, err
 	}
 	if diff := differ(untouched.Pod, subject.Pod); diff != "" {
-		return result, nil, fmt.Errorf("the core modified the pod (-before +after):\n%s", diff)
+		return result, nil, fmt.Errorf("the review modified the pod (-before +after):\n%s", diff)
 	}
 	patched, err := corpus.Apply(object, operations)
 	if err != nil {
@@ -242,7 +242,7 @@ func (w *world) review(ctx context.Context, object []byte, root pods.Root) (inje
 	}
 	want.Mutate(&result.Change)
 	if diff := differ(want, got); diff != "" {
-		return result, nil, fmt.Errorf("the patch is not the change (-change +patch):\n%s", diff)
+		return result, nil, fmt.Errorf("the patch differs from the change (-change +patch):\n%s", diff)
 	}
 	if err := corpus.CheckOutline(ctx, w, got, w.namespace.Name, w.defaults, &result); err != nil {
 		return result, nil, err
@@ -253,14 +253,14 @@ func (w *world) review(ctx context.Context, object []byte, root pods.Root) (inje
 	}
 	for _, o := range operations {
 		if o.Operation == "replace" && strings.Contains(o.Path, "/env/") && mode != string(api.ConflictOverride) {
-			return result, nil, fmt.Errorf("%s is replaced, and %s is %q", o.Path, api.OnConflict, mode)
+			return result, nil, fmt.Errorf("%s is replaced, but %s is %q", o.Path, api.OnConflict, mode)
 		}
 	}
 	return result, operations, nil
 }
 
-// differ is how two pods differ. What is mostly equal is compared by the faster of two libraries
-// first.
+// differ returns the difference of two pods. Most pods are equal, so it compares them by the faster
+// library first.
 func differ[T any](a, b *T) string {
 	if reflect.DeepEqual(a, b) {
 		return ""
@@ -268,7 +268,7 @@ func differ[T any](a, b *T) string {
 	return cmp.Diff(a, b)
 }
 
-// decode takes the pod out of object, so that nothing of it is shared with another decoding.
+// decode decodes the pod in object. The result shares no memory with other results.
 func decode(object []byte, root pods.Root) (*pods.Subject, error) {
 	if root.Pointer == "" {
 		var pod pods.Pod
@@ -289,7 +289,8 @@ func decode(object []byte, root pods.Root) (*pods.Subject, error) {
 	return &subject, nil
 }
 
-// generator makes objects as its choices say; where they end, the first of everything.
+// generator generates objects from its choices. Without further choices, it takes the first
+// alternative.
 type generator struct {
 	choices []byte
 }
@@ -303,7 +304,7 @@ func (g *generator) below(n int) int {
 	return choice
 }
 
-// often is true three times in four, seldom once in eight.
+// often returns true three times in four, and seldom once in eight.
 func (g *generator) often() bool  { return g.below(4) > 0 }
 func (g *generator) seldom() bool { return g.below(8) == 7 }
 
@@ -367,8 +368,7 @@ func synced(name string) []class.SecretObject {
 	return []class.SecretObject{{SecretName: name, Type: "Opaque", Data: []class.SecretData{{ObjectName: "db-password", Key: "password"}, {ObjectName: "tls/ca.pem", Key: "ca"}}}}
 }
 
-// values are what the generator writes into annotations, mistakes what it writes there now and
-// then.
+// values are the values of generated annotations. The generator sometimes uses mistakes instead.
 var (
 	values = map[string][]string{
 		api.IdentityName:     {"access-blob", "blob-sa"},
@@ -389,7 +389,7 @@ var (
 		api.Secrets:      {"A=a, A=b", "FIRST=a as p/q, SECOND=b as p.q", "a, a", "a as ../b", "{}", "["},
 		api.Class:        {"missing", "Bad/", "kv-class, kv-class"},
 		api.MountPath:    {"relative", "/mnt"},
-		api.Containers:   {"nobody", "[", "!*"},
+		api.Containers:   {"unknown", "[", "!*"},
 	}
 	ofClass = []string{"", "DB_PASSWORD=db-password", "db-password", "DB_PASSWORD=db-password, CA=edge-ca as tls/ca.pem", "P=kv-class/db-password", "P=other.class/db-password"}
 	ofVault = []string{
@@ -398,7 +398,7 @@ var (
 	}
 )
 
-// annotations makes what asks for something: a Key Vault's objects more often than not.
+// annotations generates annotations. Most of them request objects of a Key Vault.
 func (g *generator) annotations() map[string]string {
 	a := map[string]string{}
 	switch g.below(8) {
@@ -428,7 +428,7 @@ func (g *generator) annotations() map[string]string {
 	return a
 }
 
-// plugin does what the API server's ServiceAccount admission plugin does.
+// plugin changes a pod as the API server's ServiceAccount admission plugin does.
 func (g *generator) plugin(spec *corev1.PodSpec) {
 	token := corev1.VolumeMount{Name: "kube-api-access-abcde", ReadOnly: true, MountPath: "/var/run/secrets/kubernetes.io/serviceaccount"}
 	spec.Volumes = append(spec.Volumes, corev1.Volume{Name: token.Name, VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
@@ -453,7 +453,7 @@ func (g *generator) plugin(spec *corev1.PodSpec) {
 	}
 }
 
-// object is a pod, or a workload with one in it, as JSON, and where the pod is.
+// object generates the JSON of a pod or of a workload. It also returns the location of the pod.
 func (g *generator) object() ([]byte, pods.Root) {
 	meta := metav1.ObjectMeta{Name: "p", Annotations: g.annotations()}
 	if g.often() {
@@ -496,7 +496,7 @@ func (g *generator) object() ([]byte, pods.Root) {
 	}
 	text, err := json.Marshal(object, json.Deterministic(true))
 	if err != nil {
-		panic(err) // the generator makes nothing that has no JSON form
+		panic(err) // generated objects always have a JSON form
 	}
 	return text, root
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/akv-injector/akv-injector/core/pods"
 )
 
-// decideManaged says what comes of items in a managed class.
+// decideManaged decides about a pod that requests items of a managed class.
 func decideManaged(t *testing.T, items, env string) inject.Result {
 	t.Helper()
 	pod := podOf(2, annotations{
@@ -24,8 +24,8 @@ func decideManaged(t *testing.T, items, env string) inject.Result {
 	return plan.Decide(facts.Answer{ServiceAccount: &facts.ServiceAccount{Name: "default", ClientID: guid}})
 }
 
-// TestSecretKeys says which key of a managed class's Secret an env var reads, and that the class
-// syncs it.
+// TestSecretKeys shows which key of a managed class's Secret an env var reads, and that the class
+// syncs this key.
 func TestSecretKeys(t *testing.T) {
 	for behaviour, test := range map[string]struct {
 		items, env string
@@ -33,11 +33,11 @@ func TestSecretKeys(t *testing.T) {
 	}{
 		"the file's name":                       {items: "A=db-password", want: map[string]string{"A": "db-password"}},
 		"an alias with dots for slashes":        {items: "A=a as x/y/z.pem", want: map[string]string{"A": "x.y.z.pem"}},
-		"the newest of a history":               {items: "- {objectName: a, objectVersionHistory: 3, env: A}", want: map[string]string{"A": "a.0"}},
-		"the newest of a history with an alias": {items: "- {objectName: a, objectAlias: x/y, objectVersionHistory: 2, env: A}", want: map[string]string{"A": "x.y.0"}},
-		"the only one of a history of one":      {items: "- {objectName: a, objectVersionHistory: 1, env: A}", want: map[string]string{"A": "a"}},
-		"only what has an env var":              {items: "A=a, b", want: map[string]string{"A": "a"}},
-		"every secret where env is auto":        {items: "A=a, b-c, key:d, cert:e", env: "auto", want: map[string]string{"A": "a", "B_C": "b-c"}},
+		"the latest of a history":               {items: "- {objectName: a, objectVersionHistory: 3, env: A}", want: map[string]string{"A": "a.0"}},
+		"the latest of a history with an alias": {items: "- {objectName: a, objectAlias: x/y, objectVersionHistory: 2, env: A}", want: map[string]string{"A": "x.y.0"}},
+		"a history of one":                      {items: "- {objectName: a, objectVersionHistory: 1, env: A}", want: map[string]string{"A": "a"}},
+		"only items with an env var":            {items: "A=a, b", want: map[string]string{"A": "a"}},
+		"every secret if env is auto":           {items: "A=a, b-c, key:d, cert:e", env: "auto", want: map[string]string{"A": "a", "B_C": "b-c"}},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			result := decideManaged(t, test.items, test.env)
@@ -72,11 +72,11 @@ func TestSecretKeysCollide(t *testing.T) {
 		items, env string
 		collide    bool
 	}{
-		"a slash against a dot":        {items: "A=a as x/y, B=b as x.y", collide: true},
-		"a history against an alias":   {items: "- {objectName: a, objectVersionHistory: 2, env: A}\n- {objectName: b, objectAlias: a.0, env: B}", collide: true},
-		"where env is auto too":        {items: "a as x/y, b as x.y", env: "auto", collide: true},
-		"not where only one is synced": {items: "A=a as x/y, b as x.y"},
-		"not between vaults":           {items: "A=a as x/y, B=other-kv/b as x.y"},
+		"a slash and a dot":         {items: "A=a as x/y, B=b as x.y", collide: true},
+		"a history and an alias":    {items: "- {objectName: a, objectVersionHistory: 2, env: A}\n- {objectName: b, objectAlias: a.0, env: B}", collide: true},
+		"env is auto":               {items: "a as x/y, b as x.y", env: "auto", collide: true},
+		"not if only one is synced": {items: "A=a as x/y, b as x.y"},
+		"not between vaults":        {items: "A=a as x/y, B=other-kv/b as x.y"},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			result := decideManaged(t, test.items, test.env)
@@ -90,19 +90,19 @@ func TestSecretKeysCollide(t *testing.T) {
 	}
 }
 
-// TestPrecedence says whose tenant and client id a managed class has: pod, ServiceAccount,
-// namespace, flag.
+// TestPrecedence shows whose tenant and client id a managed class has, in this order: pod,
+// ServiceAccount, namespace, flag.
 func TestPrecedence(t *testing.T) {
 	id := func(digit string) string {
 		return strings.ReplaceAll("00000000-0000-0000-0000-000000000000", "0", digit)
 	}
 	const pod, account, namespace, flag = "1", "2", "3", "4"
 	for behaviour, test := range map[string]struct {
-		written           string // who writes ids: the digits of the above
+		written           string // the digits of the objects above that have ids
 		tenant, client    string
 		fromTenant, fromC string
 	}{
-		"the pod's before all":      {written: "1234", tenant: pod, client: pod, fromTenant: "pod", fromC: "pod"},
+		"the pod's first":           {written: "1234", tenant: pod, client: pod, fromTenant: "pod", fromC: "pod"},
 		"then the ServiceAccount's": {written: "234", tenant: account, client: account, fromTenant: "serviceaccount", fromC: "serviceaccount"},
 		"then the namespace's":      {written: "34", tenant: namespace, client: namespace, fromTenant: "namespace", fromC: "namespace"},
 		"the flag's tenant last":    {written: "14", tenant: pod, client: pod, fromTenant: "pod", fromC: "pod"},
@@ -138,19 +138,18 @@ func TestPrecedence(t *testing.T) {
 				}
 			}
 			if status.From[api.IdentityTenantID] != test.fromTenant || status.From[api.IdentityClientID] != test.fromC {
-				t.Errorf("status says that they are from %v", status.From)
+				t.Errorf("the status has origins %v", status.From)
 			}
 		})
 	}
 	flagged := podOf(1, annotations{api.IdentityName: "x", api.IdentityMode: "pod-identity", api.Secrets: "team-kv/a"})
 	result := inject.NewPlan(pods.SubjectOf(flagged), facts.Namespace{Labels: map[string]string{api.Injection: "enabled"}}, inject.Defaults{TenantID: id(flag)}).Decide(facts.Answer{Bound: true})
 	if len(result.Classes) != 1 || result.Classes[0].Spec.Parameters["tenantID"] != id(flag) {
-		t.Errorf("the flag's tenant does not hold where nobody writes one: %v", result.AllErrors())
+		t.Errorf("the flag's tenant is not used as the default: %v", result.AllErrors())
 	}
 }
 
-// TestModeNone says what comes of a pod that no identity is bound to, by its own word or the
-// server's.
+// TestModeNone has pods without an identity, because of their annotation or the server's flag.
 func TestModeNone(t *testing.T) {
 	const noEffect = "metadata.annotations[identity.io/name]: Forbidden: has no effect, since the injector runs with identity mode none; set how to bind it in identity.io/mode"
 	for behaviour, test := range map[string]struct {
@@ -160,15 +159,15 @@ func TestModeNone(t *testing.T) {
 		mounts      int
 		warnings    []string
 	}{
-		"the node's identity reads the vault, whatever name is there": {
+		"the node's identity reads the vault, and the name has no effect": {
 			annotations: annotations{api.IdentityMode: "none", api.IdentityName: "foo", api.Vault: "team-kv", api.Secrets: "A=a"},
 			defaults:    inject.Defaults{AllowVMIdentity: true, TenantID: guid}, want: inject.Injected, mounts: 1,
 			warnings: []string{"metadata.annotations[identity.io/name]: Forbidden: has no effect with identity.io/mode none"},
 		},
-		"a name alone has no effect where the server binds none": {
+		"a name has no effect if the server binds no identity": {
 			annotations: annotations{api.IdentityName: "foo"}, defaults: inject.Defaults{Mode: api.ModeNone}, want: inject.NotRequested, warnings: []string{noEffect},
 		},
-		"nor has it beside a class": {
+		"nor with a class": {
 			annotations: annotations{api.IdentityName: "foo", api.Class: "a"}, defaults: inject.Defaults{Mode: api.ModeNone}, want: inject.Injected, mounts: 1, warnings: []string{noEffect},
 		},
 	} {
@@ -185,15 +184,15 @@ func TestModeNone(t *testing.T) {
 	}
 }
 
-// TestMissed says when the identity of a pod that names none is worth a second look.
+// TestMissed shows when a pod without an identity name is decided a second time on fresh facts.
 func TestMissed(t *testing.T) {
 	for behaviour, test := range map[string]struct {
 		account *facts.ServiceAccount
 		want    bool
 	}{
-		"a ServiceAccount that is not there yet":   {want: true},
-		"one that is, and says no client":          {account: &facts.ServiceAccount{Name: "default"}},
-		"one that is, and says whom to sign in as": {account: &facts.ServiceAccount{Name: "default", ClientID: guid}},
+		"a ServiceAccount that does not exist yet": {want: true},
+		"a ServiceAccount without a client id":     {account: &facts.ServiceAccount{Name: "default"}},
+		"a ServiceAccount with a client id":        {account: &facts.ServiceAccount{Name: "default", ClientID: guid}},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			facts := facts.Answer{Classes: []*class.Class{{Name: "a"}}, ServiceAccount: test.account}

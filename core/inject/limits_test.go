@@ -17,7 +17,7 @@ import (
 
 var enabled = facts.Namespace{Name: "team-a", Labels: map[string]string{api.Injection: "enabled"}}
 
-// list is n texts, each made of its number.
+// list formats each number below n.
 func list(n int, format string) []string {
 	texts := make([]string, n)
 	for i := range texts {
@@ -26,7 +26,7 @@ func list(n int, format string) []string {
 	return texts
 }
 
-// podOf is a pod with n containers.
+// podOf returns a pod with n containers.
 func podOf(n int, a annotations) *pods.Pod {
 	pod := &pods.Pod{Meta: meta(a)}
 	for _, name := range list(n, "c%d") {
@@ -35,7 +35,7 @@ func podOf(n int, a annotations) *pods.Pod {
 	return pod
 }
 
-// messages are the errors or warnings as people read them.
+// messages returns the messages of errors or warnings.
 func messages[E ~[]T, T interface{ error }](errs E) []string {
 	texts := make([]string, len(errs))
 	for i, err := range errs {
@@ -44,7 +44,7 @@ func messages[E ~[]T, T interface{ error }](errs E) []string {
 	return texts
 }
 
-// TestAdditions refuses what is small as it is written and large as it is carried out.
+// TestAdditions shows that a short request for a large change is rejected.
 func TestAdditions(t *testing.T) {
 	const tooMany = "must add at most 2000 env vars and mounts to all containers together; select fewer in keyvault.io/containers"
 	existing := facts.Answer{Classes: []*class.Class{{Name: "a"}, {Name: "b"}}}
@@ -55,7 +55,7 @@ func TestAdditions(t *testing.T) {
 		facts facts.Answer
 		want  []string
 	}{
-		"as many as may be": {pod: podOf(20, managed)},
+		"the largest change": {pod: podOf(20, managed)},
 		"one container more": {
 			pod: podOf(21, managed), want: []string{"metadata.annotations[keyvault.io/secrets]: Too many: 2100: " + tooMany},
 		},
@@ -63,7 +63,7 @@ func TestAdditions(t *testing.T) {
 			pod: podOf(1001, annotations{api.Class: "a,b"}), facts: existing,
 			want: []string{"metadata.annotations[keyvault.io/class]: Too many: 2002: " + tooMany},
 		},
-		"those of containers that are selected": {
+		"only selected containers count": {
 			pod: podOf(1001, annotations{api.Class: "a,b", api.Containers: "!c0"}), facts: existing,
 		},
 	} {
@@ -78,7 +78,7 @@ func TestAdditions(t *testing.T) {
 	}
 }
 
-// TestLongAnswers sees that an answer does not grow with what a namespace holds.
+// TestLongAnswers shows that the size of the errors does not grow with the objects of a namespace.
 func TestLongAnswers(t *testing.T) {
 	const many = 20_000
 	object := func(name, file string) class.Object { return class.Object{Name: name, Type: "secret", File: file} }
@@ -88,11 +88,11 @@ func TestLongAnswers(t *testing.T) {
 		same.Synced = append(same.Synced, class.Synced{File: "a", Secret: fmt.Sprintf("s%d", i), Key: "a"})
 	}
 	for behaviour, items := range map[string]string{
-		"objects that an item may mean":          strings.TrimSuffix(strings.Repeat("many,", 100), ","),
-		"keys that a file is synced to":          strings.Join(list(100, "A%d=a"), ","),
-		"objects that an item can't mean":        strings.Join(list(100, "none%d"), ","),
-		"containers that an item can't be for":   "- {objectName: a, containers: [" + strings.Join(list(100, "none%d"), ",") + "]}",
-		"containers that are all left out of it": "- {objectName: a, containers: ['!*']}",
+		"objects that an item may mean":    strings.TrimSuffix(strings.Repeat("many,", 100), ","),
+		"keys that a file is synced to":    strings.Join(list(100, "A%d=a"), ","),
+		"objects that do not exist":        strings.Join(list(100, "none%d"), ","),
+		"containers that do not exist":     "- {objectName: a, containers: [" + strings.Join(list(100, "none%d"), ",") + "]}",
+		"containers that are all excluded": "- {objectName: a, containers: ['!*']}",
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			pod := podOf(2000, annotations{api.Class: "a", api.Secrets: items})
@@ -102,7 +102,7 @@ func TestLongAnswers(t *testing.T) {
 				t.Errorf("%d errors have %d bytes: %s", len(result.AllErrors()), len(answer), api.Cut(answer, 500))
 			}
 			if offers := strings.Count(answer, "available here"); offers > 5 {
-				t.Errorf("%d errors list what there is", offers)
+				t.Errorf("%d errors list available names", offers)
 			}
 		})
 	}

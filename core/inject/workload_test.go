@@ -15,12 +15,12 @@ import (
 
 type annotations = map[string]string
 
-// workload is a Deployment with these annotations, its own and its template's.
+// workload returns a Deployment with its own annotations and those of its template.
 func workload(own, template annotations) *pods.Workload {
 	return &pods.Workload{Kind: "Deployment", Meta: *meta(own), Template: &pods.Pod{Meta: meta(template), Spec: pods.Spec{Containers: []pods.Container{{Name: "app"}}}}}
 }
 
-// meta is the metadata of an object with these annotations.
+// meta returns metadata with these annotations.
 func meta(a annotations) *pods.Meta {
 	return &pods.Meta{Annotations: a, HasAnnotations: len(a) > 0}
 }
@@ -45,7 +45,7 @@ func TestHandDown(t *testing.T) {
 			want:      []string{`{"op":"add",` + pointer + `,"value":"identity.io/name=\"a\"\nkeyvault.io/vault=\"kv1\""}`},
 			effective: annotations{api.Vault: "kv1", api.IdentityName: "a", "note": "n"},
 		},
-		"a value that the template has, too": {
+		"a value that the template also has": {
 			own: annotations{api.Vault: "kv1"}, template: annotations{api.Vault: "kv1"},
 			want:      []string{`{"op":"add",` + pointer + `,"value":"keyvault.io/vault=\"kv1\""}`},
 			effective: annotations{api.Vault: "kv1"},
@@ -55,7 +55,7 @@ func TestHandDown(t *testing.T) {
 			want:      []string{`{"op":"add",` + pointer + `,"value":"keyvault.io/vault=\"kv1\""}`},
 			effective: annotations{api.Vault: "kv2"}, warned: true,
 		},
-		"even an empty one": {
+		"even if it is empty": {
 			own: annotations{api.Vault: "kv1"}, template: annotations{api.Vault: "", api.Inherited: `keyvault.io/vault="kv1"`},
 			effective: annotations{api.Vault: ""}, warned: true,
 		},
@@ -64,31 +64,31 @@ func TestHandDown(t *testing.T) {
 			want:      []string{`{"op":"add",` + pointer + `,"value":"keyvault.io/vault=\"\""}`},
 			effective: annotations{api.Vault: "", "note": "n"},
 		},
-		"what the template inherited follows the workload": {
+		"a changed value of the workload": {
 			own: annotations{api.Vault: "kv2"}, template: annotations{api.Inherited: `keyvault.io/vault="kv1"`},
 			want:      []string{`{"op":"replace",` + pointer + `,"value":"keyvault.io/vault=\"kv2\""}`},
 			effective: annotations{api.Vault: "kv2"},
 		},
-		"and goes with its last annotation": {
+		"the last annotation of the workload is removed": {
 			template:  annotations{api.Inherited: `keyvault.io/vault="kv1"`, api.Env: "auto"},
 			want:      []string{`{"op":"remove",` + pointer + `}`},
 			effective: annotations{api.Env: "auto"},
 		},
-		"whatever is written there": {
+		"a malformed inherited annotation is removed": {
 			template: annotations{api.Inherited: "nonsense"},
 			want:     []string{`{"op":"remove",` + pointer + `}`},
 			silent:   true,
 		},
-		"what is inherited already": {own: annotations{api.Vault: "kv1"}, template: annotations{api.Inherited: `keyvault.io/vault="kv1"`}, effective: annotations{api.Vault: "kv1"}},
-		"no status":                 {own: annotations{api.Status: "{}"}, silent: true},
+		"no change": {own: annotations{api.Vault: "kv1"}, template: annotations{api.Inherited: `keyvault.io/vault="kv1"`}, effective: annotations{api.Vault: "kv1"}},
+		"no status": {own: annotations{api.Status: "{}"}, silent: true},
 		"an unknown key is checked, and not handed down": {own: annotations{"keyvault.io/secret": "a"}, effective: annotations{"keyvault.io/secret": "a"}},
-		"nor what a workload can't inherit itself":       {own: annotations{api.Inherited: "a"}, effective: annotations{api.Inherited: "a"}},
+		"nor is an inherited annotation of the workload": {own: annotations{api.Inherited: "a"}, effective: annotations{api.Inherited: "a"}},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			w, untouched := workload(test.own, test.template), workload(test.own, test.template)
 			h, ok := inject.HandDown(w)
 			if !ok {
-				t.Fatal("it has no template")
+				t.Fatal("HandDown finds no template")
 			}
 			want := ""
 			if len(test.want) > 0 {
@@ -129,21 +129,21 @@ func TestHandDownTo(t *testing.T) {
 	owner := pods.Owner{Kind: "Deployment", Name: "d"}
 	for behaviour, test := range map[string]struct {
 		change func(w *pods.Workload)
-		want   string // the only operation; empty where nothing is handed down
+		want   string // the only operation; empty for none
 	}{
 		"a Deployment's template":            {func(*pods.Workload) {}, `{"op":"add","path":"/spec/template/metadata/annotations","value":` + value},
 		"a CronJob's template, further down": {func(w *pods.Workload) { w.JobTemplate, w.Template = w.Template, nil }, `{"op":"add","path":"/spec/jobTemplate/spec/template/metadata/annotations","value":` + value},
 		"a ReplicaSet without a controller":  {func(w *pods.Workload) { w.Kind = "ReplicaSet" }, `{"op":"add","path":"/spec/template/metadata/annotations","value":` + value},
 		"no ReplicaSet of a Deployment":      {func(w *pods.Workload) { w.Kind, w.Meta.Controller = "ReplicaSet", &owner }, ""},
 		"no Job of a CronJob":                {func(w *pods.Workload) { w.Kind, w.Meta.Controller = "Job", &owner }, ""},
-		"nothing where there is no template": {func(w *pods.Workload) { w.Template = nil }, ""},
+		"no template":                        {func(w *pods.Workload) { w.Template = nil }, ""},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			w := workload(annotations{api.Vault: "kv1"}, nil)
 			test.change(w)
 			h, ok := inject.HandDown(w)
 			if ok != (test.want != "") {
-				t.Fatalf("it has a template: %t", ok)
+				t.Fatalf("HandDown returned %t", ok)
 			}
 			if ok && strings.TrimSpace(corpus.Operations(h.Operations())) != test.want {
 				t.Errorf("operations are %s, want %s", corpus.Operations(h.Operations()), test.want)
@@ -170,10 +170,10 @@ func TestRestore(t *testing.T) {
 		template, old annotations
 		want          string
 	}{
-		"taken away":                  {nil, annotations{api.Inherited: inherited}, `{"op":"add","path":"/spec/template/metadata/annotations","value":{"keyvault.io/inherited":"keyvault.io/vault=\"kv1\""}}`},
+		"removed":                     {nil, annotations{api.Inherited: inherited}, `{"op":"add","path":"/spec/template/metadata/annotations","value":{"keyvault.io/inherited":"keyvault.io/vault=\"kv1\""}}`},
 		"changed":                     {annotations{api.Inherited: "a"}, annotations{api.Inherited: inherited}, `{"op":"replace","path":"/spec/template/metadata/annotations/keyvault.io~1inherited","value":"keyvault.io/vault=\"kv1\""}`},
 		"the same":                    {annotations{api.Inherited: inherited}, annotations{api.Inherited: inherited}, ""},
-		"never there":                 {annotations{api.Vault: "kv1"}, nil, ""},
+		"never set":                   {annotations{api.Vault: "kv1"}, nil, ""},
 		"added: the API server's job": {annotations{api.Inherited: inherited}, nil, ""},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
@@ -185,16 +185,16 @@ func TestRestore(t *testing.T) {
 	}
 }
 
-// TestAnnotationPath has where messages send an author to correct a value.
+// TestAnnotationPath shows the paths of annotations in messages.
 func TestAnnotationPath(t *testing.T) {
 	w := workload(annotations{api.Vault: "kv1", api.Env: "auto", "keyvault.io/secret": "a"}, annotations{api.Env: "explicit", api.IdentityName: "a"})
 	h, _ := inject.HandDown(w)
 	for key, want := range map[string]string{
 		api.Vault:            "metadata.annotations[keyvault.io/vault]",                   // handed down
-		api.Env:              "spec.template.metadata.annotations[keyvault.io/env]",       // the template's own holds
-		api.IdentityName:     "spec.template.metadata.annotations[identity.io/name]",      // the template's alone
+		api.Env:              "spec.template.metadata.annotations[keyvault.io/env]",       // the template's own value is effective
+		api.IdentityName:     "spec.template.metadata.annotations[identity.io/name]",      // only on the template
 		"keyvault.io/secret": "metadata.annotations[keyvault.io/secret]",                  // unknown, on the workload
-		api.IdentityTenantID: "spec.template.metadata.annotations[identity.io/tenant-id]", // nobody's yet
+		api.IdentityTenantID: "spec.template.metadata.annotations[identity.io/tenant-id]", // not set
 	} {
 		if got := h.Subject.AnnotationPathOf(key).String(); got != want {
 			t.Errorf("%s is at %s, want %s", key, got, want)
@@ -207,15 +207,15 @@ func TestSameRequest(t *testing.T) {
 		own, template, oldOwn, oldTemplate annotations
 		want                               bool
 	}{
-		"nothing asked, then as now":  {want: true},
+		"no annotations":              {want: true},
 		"the same annotations":        {own: annotations{api.Vault: "kv1"}, oldOwn: annotations{api.Vault: "kv1"}, template: annotations{api.Env: "auto"}, oldTemplate: annotations{api.Env: "auto"}, want: true},
 		"foreign ones do not count":   {own: annotations{api.Vault: "kv1", "note": "a"}, oldOwn: annotations{api.Vault: "kv1"}, template: annotations{"note": "b"}, want: true},
 		"nor does what is injected":   {template: annotations{api.Status: "{}", api.Inherited: "a"}, want: true},
 		"a value changed":             {own: annotations{api.Vault: "kv1"}, oldOwn: annotations{api.Vault: "kv2"}},
-		"a key gone":                  {oldOwn: annotations{api.Vault: "kv2"}},
-		"a key come":                  {template: annotations{api.Vault: "kv2"}},
-		"an empty value come":         {template: annotations{api.Vault: ""}},
-		"a misspelt key come":         {own: annotations{"keyvault.io/secret": "a"}},
+		"a key removed":               {oldOwn: annotations{api.Vault: "kv2"}},
+		"a key added":                 {template: annotations{api.Vault: "kv2"}},
+		"an empty value added":        {template: annotations{api.Vault: ""}},
+		"a misspelt key added":        {own: annotations{"keyvault.io/secret": "a"}},
 		"a key moved to the template": {template: annotations{api.Vault: "kv1"}, oldOwn: annotations{api.Vault: "kv1"}},
 	} {
 		t.Run(behaviour, func(t *testing.T) {

@@ -17,10 +17,10 @@ import (
 	"github.com/akv-injector/akv-injector/core/jsonstream"
 )
 
-// limit is the limit of texts in these tests.
+// limit is the limit of strings in these tests.
 const limit = 16
 
-// node is a JSON value of which everything was kept that a Reader can keep.
+// node is a JSON value with everything that a Reader can keep.
 type node struct {
 	Text    string           `json:"text"`
 	Flag    bool             `json:"flag"`
@@ -70,9 +70,9 @@ func TestReader(t *testing.T) {
 		"an empty object":             {`{}`, `{}`},
 		"empty members and elements":  {`{"members":{},"list":[]}`, `{}`},
 		"nulls":                       {`{"text":null,"flag":null,"number":null,"members":null,"list":null,"other":null}`, `{}`},
-		"a null for all":              {`null`, `{}`},
+		"a null instead of an object": {`null`, `{}`},
 		"members and elements":        {`{"members":{"a":{"flag":true},"b":{}},"list":[{"text":"x"},{},{"flag":false}]}`, `{"members":{"a":{"flag":true},"b":{}},"list":[{"text":"x"},{},{}]}`},
-		"what is skipped":             {`{"a":[{"text":"no"},"}]\"",-1e5,true,[[]]],"b":{"text":{"c":"\\"}},"text":"yes","d":"\\\"","e":1}`, `{"text":"yes"}`},
+		"skipped members":             {`{"a":[{"text":"no"},"}]\"",-1e5,true,[[]]],"b":{"text":{"c":"\\"}},"text":"yes","d":"\\\"","e":1}`, `{"text":"yes"}`},
 		"escapes":                     {`{"\u0074ext":"a\n\u00e9\ud83d\ude00\/"}`, `{"text":"a\né😀/"}`},
 		"the longest text":            {`{"text":"0123456789abcdef"}`, `{"text":"0123456789abcdef"}`},
 		"a text that is too long":     {`{"text":"0123456789abcdefg"}`, `{"text":"0123456789abc…"}`},
@@ -137,8 +137,7 @@ func TestReaderErrors(t *testing.T) {
 	}
 }
 
-// TestReaderMemory shows that what is skipped takes no memory, however long it is, and that what is
-// kept has a limit.
+// TestReaderMemory shows that skipped values take no memory, and that kept values have a limit.
 func TestReaderMemory(t *testing.T) {
 	long := strings.Repeat(`\u003c`, 1<<20)
 	for behaviour, text := range map[string]string{
@@ -170,8 +169,8 @@ func TestReaderMemory(t *testing.T) {
 	}
 }
 
-// FuzzReader compares a Reader with the decoder that it stands for, on every text that the latter
-// accepts.
+// FuzzReader compares a Reader with the decoder of github.com/go-json-experiment/json, on every
+// text that the decoder accepts.
 func FuzzReader(f *testing.F) {
 	for _, seed := range []string{
 		`{"text":"a","flag":true,"number":-5,"members":{"a":{"text":"\u00e9"}},"list":[{},{"x":[1,2,{"y":null}]}]}`,
@@ -187,7 +186,7 @@ func FuzzReader(f *testing.F) {
 			return
 		}
 		if err != nil {
-			t.Fatalf("%v, of a text that is valid", err)
+			t.Fatalf("a valid text has error %v", err)
 		}
 		want.cut()
 		if diff := cmp.Diff(want, got); diff != "" {
@@ -196,7 +195,7 @@ func FuzzReader(f *testing.F) {
 	})
 }
 
-// cut gives n the form that a Reader gives it.
+// cut changes n to the result of a Reader: it cuts long strings.
 func (n *node) cut() {
 	if len(n.Text) > limit {
 		end := limit - len("…")
@@ -223,7 +222,7 @@ func (n *node) cut() {
 	}
 }
 
-// chunks is a source that gives size bytes at a time.
+// chunks is a source that returns size bytes at a time.
 type chunks struct {
 	text []byte
 	size int

@@ -16,7 +16,7 @@ import (
 	"github.com/akv-injector/akv-injector/internal/corpus/reviews"
 )
 
-// full has every field that is read, and others beside each of them.
+// full has every field that is read, and fields next to them that are not read.
 const full = `{"kind":"Pod","apiVersion":"v1",
 "metadata":{"name":"p","generateName":"p-","namespace":"n","labels":{"app":"a","keyvault.io/injected":"true","aadpodidbinding":"b","azure.workload.identity/use":"true"},
 	"annotations":{"note":"n","keyvault.io/secrets":"a","identity.io/name":"b","kubernetes.io/config.mirror":"x","azure.workload.identity/use-identity-binding":"true"},
@@ -34,8 +34,8 @@ const full = `{"kind":"Pod","apiVersion":"v1",
 		"securityContext":{"runAsUser":0,"runAsNonRoot":false,"privileged":true}}]},
 "status":{"phase":"Running"}}`
 
-// TestFieldsThatAreRead removes each field by itself: one that is read makes another pod, any other
-// does not.
+// TestFieldsThatAreRead removes each field on its own. The decoded object changes only if the field
+// is read.
 func TestFieldsThatAreRead(t *testing.T) {
 	for _, kind := range []string{"Pod", "Deployment", "CronJob"} {
 		text := full
@@ -57,14 +57,14 @@ func TestFieldsThatAreRead(t *testing.T) {
 			value := owner[name]
 			delete(owner, name)
 			if read := decode(t, kind, tree) != whole; read != corpus.IsRead(path) {
-				t.Errorf("%s: %s is read: %t", kind, path, read)
+				t.Errorf("%s: reading %s is %t", kind, path, read)
 			}
 			owner[name] = value
 		})
 	}
 }
 
-// each calls f for every member below value that has no members of its own, or is read as a whole.
+// each calls f for every member below value that has no members, or is read as a whole.
 func each(value any, path string, f func(path string, owner map[string]any, name string)) {
 	switch value := value.(type) {
 	case map[string]any:
@@ -87,7 +87,7 @@ func each(value any, path string, f func(path string, owner map[string]any, name
 	}
 }
 
-// decode prints what is read of an object.
+// decode prints a decoded object.
 func decode(t *testing.T, kind string, tree any) string {
 	t.Helper()
 	text, err := json.Marshal(tree, json.Deterministic(true))
@@ -111,8 +111,8 @@ func decode(t *testing.T, kind string, tree any) string {
 	return string(read)
 }
 
-// FuzzDecode compares what is read with the Kubernetes API's own type, for every text that is a pod
-// by that.
+// FuzzDecode compares a decoded pod with the type of the Kubernetes API, for every text that is a
+// valid pod.
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte(full))
 	f.Add([]byte(`{"metadata":null,"spec":{"containers":null,"volumes":[{"csi":null,"secret":null}],"securityContext":null,"os":null}}`))
@@ -172,7 +172,7 @@ func isAPIToken(volume *corev1.ProjectedVolumeSource) bool {
 	}})
 }
 
-// podOf takes from the Kubernetes API's types what package pods reads.
+// podOf converts the Kubernetes API's types to those of package pods.
 func podOf(meta *metav1.ObjectMeta, spec *corev1.PodSpec) pods.Pod {
 	pod := pods.Pod{Spec: pods.Spec{
 		ServiceAccountName: name(spec.ServiceAccountName), ServiceAccount: name(spec.DeprecatedServiceAccount), HostNetwork: spec.HostNetwork,

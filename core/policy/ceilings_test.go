@@ -18,21 +18,21 @@ func TestCeilings(t *testing.T) {
 		name            string
 		vault, identity bool
 	}{
-		"no ceiling allows all":                     {absent: true, name: "Team-A", vault: true, identity: true},
-		"an empty ceiling allows none":              {globs: "", name: "team-a"},
-		"a name allows itself":                      {globs: "team-a", name: "team-a", vault: true, identity: true},
-		"a name allows nothing that starts with it": {globs: "team", name: "team-a"},
-		"a glob allows what it matches":             {globs: "team-*", name: "team-a", vault: true, identity: true},
-		"any of the globs, space around them":       {globs: "x, team-? ,y", name: "team-a", vault: true, identity: true},
-		"vaults know no case, identities do":        {globs: "Team-*", name: "team-a", vault: true},
-		"a malformed glob allows nothing":           {globs: "[,[a-", name: "["},
-		"a malformed glob spoils no other":          {globs: "[,team-a", name: "team-a", vault: true, identity: true},
-		"* allows all":                              {globs: "*", name: "anything", vault: true, identity: true},
+		"no ceiling allows all":               {absent: true, name: "Team-A", vault: true, identity: true},
+		"an empty ceiling allows none":        {globs: "", name: "team-a"},
+		"a name allows itself":                {globs: "team-a", name: "team-a", vault: true, identity: true},
+		"a name does not match by prefix":     {globs: "team", name: "team-a"},
+		"a glob allows what it matches":       {globs: "team-*", name: "team-a", vault: true, identity: true},
+		"any of several globs, with space":    {globs: "x, team-? ,y", name: "team-a", vault: true, identity: true},
+		"only vaults ignore case":             {globs: "Team-*", name: "team-a", vault: true},
+		"a malformed glob allows nothing":     {globs: "[,[a-", name: "["},
+		"other globs next to a malformed one": {globs: "[,team-a", name: "team-a", vault: true, identity: true},
+		"* allows all":                        {globs: "*", name: "anything", vault: true, identity: true},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			vaults, names := ceiling(api.AllowedVaults, test.globs), ceiling(api.AllowedNames, test.globs)
 			if test.absent {
-				vaults, names = names, vaults // each key is absent where the other is read
+				vaults, names = names, vaults // the ceiling under test is absent
 			}
 			if got := policy.CheckVault(vaults, test.name, nil) == nil; got != test.vault {
 				t.Errorf("vault is allowed: %t", got)

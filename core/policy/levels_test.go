@@ -15,10 +15,10 @@ func TestModesOf(t *testing.T) {
 		labels map[string]string
 		want   policy.Modes
 	}{
-		"no label demands nothing":         {nil, policy.Modes{}},
-		"other labels demand nothing":      {map[string]string{"enforce": "bound", api.Injection: "enabled"}, policy.Modes{}},
-		"each mode has a level of its own": {map[string]string{api.Enforce: "bound", api.Warn: "required"}, policy.Modes{Enforce: policy.Bound, Warn: policy.Required}},
-		"audit alone":                      {map[string]string{api.Audit: "bound"}, policy.Modes{Audit: policy.Bound}},
+		"no label":                    {nil, policy.Modes{}},
+		"other labels":                {map[string]string{"enforce": "bound", api.Injection: "enabled"}, policy.Modes{}},
+		"another level for each mode": {map[string]string{api.Enforce: "bound", api.Warn: "required"}, policy.Modes{Enforce: policy.Bound, Warn: policy.Required}},
+		"only audit":                  {map[string]string{api.Audit: "bound"}, policy.Modes{Audit: policy.Bound}},
 		"an unknown level is the strictest": {
 			map[string]string{api.Enforce: "restricted", api.Warn: "off", api.Audit: "bound "},
 			policy.Modes{Enforce: policy.Required, Warn: policy.Required, Audit: policy.Required},
@@ -39,17 +39,17 @@ func TestAtLeast(t *testing.T) {
 	for i, level := range levels {
 		for j, other := range levels {
 			if got := level.AtLeast(other); got != (i >= j) {
-				t.Errorf("%q demands what %q does: %t", level, other, got)
+				t.Errorf("%q is at least %q: %t", level, other, got)
 			}
 		}
 	}
 	if unknown := policy.Level("restricted"); !unknown.AtLeast(policy.Required) {
-		t.Errorf("%q demands less than %q", unknown, policy.Required)
+		t.Errorf("%q is less strict than %q", unknown, policy.Required)
 	}
 }
 
-// TestAnyMode requires that a pod is held against the strictest of a namespace's modes: who is told
-// is not up to policy.
+// TestAnyMode shows that a pod is checked against the strictest level of all modes. Which mode a
+// violation is reported in is decided later.
 func TestAnyMode(t *testing.T) {
 	for behaviour, test := range map[string]struct {
 		labels map[string]string
@@ -82,7 +82,7 @@ func TestUnknownLevels(t *testing.T) {
 	}{
 		"no label":    {nil, nil},
 		"both levels": {map[string]string{api.Enforce: "bound", api.Warn: "required"}, nil},
-		"every mode whose level nobody knows": {
+		"an unknown level in every mode": {
 			map[string]string{api.Audit: "baseline", api.Warn: "required", api.Enforce: "Bound"},
 			[]string{
 				`[UnknownLevel] namespaces[team-a].metadata.labels[identity.io/enforce]: Unsupported value: "Bound": supported values: "bound", "required"; it counts as required`,
@@ -112,18 +112,18 @@ func TestExempt(t *testing.T) {
 		name        string
 		want        bool
 	}{
-		"no annotation exempts nobody":       {nil, "builder", false},
-		"an empty one neither":               {map[string]string{api.Exempt: ""}, "builder", false},
-		"a name exempts itself":              {map[string]string{api.Exempt: "builder"}, "builder", true},
-		"and none that starts with it":       {map[string]string{api.Exempt: "builder"}, "builder-2", false},
-		"a glob exempts what it matches":     {map[string]string{api.Exempt: "argo, build* "}, "builder", true},
-		"case matters":                       {map[string]string{api.Exempt: "Builder"}, "builder", false},
-		"a malformed glob exempts nobody":    {map[string]string{api.Exempt: "[builder"}, "builder", false},
-		"the ceilings are other annotations": {map[string]string{api.AllowedNames: "*", api.AllowedVaults: "*"}, "builder", false},
+		"no annotation":               {nil, "builder", false},
+		"an empty annotation":         {map[string]string{api.Exempt: ""}, "builder", false},
+		"a name":                      {map[string]string{api.Exempt: "builder"}, "builder", true},
+		"a name with the same prefix": {map[string]string{api.Exempt: "builder"}, "builder-2", false},
+		"a glob":                      {map[string]string{api.Exempt: "argo, build* "}, "builder", true},
+		"another case":                {map[string]string{api.Exempt: "Builder"}, "builder", false},
+		"a malformed glob":            {map[string]string{api.Exempt: "[builder"}, "builder", false},
+		"ceilings do not exempt":      {map[string]string{api.AllowedNames: "*", api.AllowedVaults: "*"}, "builder", false},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
-			// The label of that name is nobody's: whoever may label the namespace need not be who
-			// may annotate it.
+			// A label with the key of the annotation must have no effect: users who may label the
+			// namespace may not be allowed to annotate it.
 			namespace := facts.Namespace{Name: "team-a", Labels: map[string]string{api.Exempt: "*", api.Enforce: "bound"}, Annotations: test.annotations}
 			if got := policy.ModesOf(namespace, test.name).Enforce == policy.Off; got != test.want {
 				t.Errorf("%s is exempt: %t", test.name, got)

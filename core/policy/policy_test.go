@@ -27,21 +27,21 @@ func TestNeeds(t *testing.T) {
 		scene scene
 		want  facts.Needs
 	}{
-		"a pod that uses nothing, at level bound":        {scene{demands: bound}, facts.Needs{}},
-		"a pod that uses nothing, beneath ceilings":      {scene{allows: map[string]string{api.AllowedVaults: "", api.AllowedNames: ""}}, facts.Needs{}},
-		"a pod that uses nothing, where it must":         {scene{demands: required}, facts.Needs{Identities: true}},
-		"a pod that uses nothing, where it should":       {scene{demands: map[string]string{api.Enforce: "bound", api.Audit: "required"}}, facts.Needs{Identities: true}},
-		"a pod that uses everything, where nobody asks":  {used, facts.Needs{}},
-		"a ceiling on vaults needs classes":              {with(used, nil, map[string]string{api.AllowedVaults: "*"}), facts.Needs{Classes: []string{"key-vault", "kv"}}},
-		"a ceiling on identities needs classes":          {with(used, nil, map[string]string{api.AllowedNames: "*"}), facts.Needs{Classes: []string{"key-vault", "kv"}}},
-		"an exemption needs nothing":                     {with(used, nil, map[string]string{api.Exempt: "*"}), facts.Needs{}},
-		"a pod that uses everything, at level bound":     {with(used, bound, nil), facts.Needs{Classes: []string{"key-vault", "kv"}, ServiceAccount: "blob-sa", Selector: "access-blob", Identities: true}},
-		"a pod that uses everything, where it is warned": {with(used, map[string]string{api.Warn: "bound"}, nil), facts.Needs{Classes: []string{"key-vault", "kv"}, ServiceAccount: "blob-sa", Selector: "access-blob", Identities: true}},
+		"a pod that uses nothing, at level bound":       {scene{demands: bound}, facts.Needs{}},
+		"a pod that uses nothing, under ceilings":       {scene{allows: map[string]string{api.AllowedVaults: "", api.AllowedNames: ""}}, facts.Needs{}},
+		"a pod that uses nothing, at level required":    {scene{demands: required}, facts.Needs{Identities: true}},
+		"a pod that uses nothing, required in one mode": {scene{demands: map[string]string{api.Enforce: "bound", api.Audit: "required"}}, facts.Needs{Identities: true}},
+		"a pod that uses everything, without a policy":  {used, facts.Needs{}},
+		"a ceiling on vaults needs classes":             {with(used, nil, map[string]string{api.AllowedVaults: "*"}), facts.Needs{Classes: []string{"key-vault", "kv"}}},
+		"a ceiling on identities needs classes":         {with(used, nil, map[string]string{api.AllowedNames: "*"}), facts.Needs{Classes: []string{"key-vault", "kv"}}},
+		"an exemption needs nothing":                    {with(used, nil, map[string]string{api.Exempt: "*"}), facts.Needs{}},
+		"a pod that uses everything, at level bound":    {with(used, bound, nil), facts.Needs{Classes: []string{"key-vault", "kv"}, ServiceAccount: "blob-sa", Selector: "access-blob", Identities: true}},
+		"a pod that uses everything, in mode warn":      {with(used, map[string]string{api.Warn: "bound"}, nil), facts.Needs{Classes: []string{"key-vault", "kv"}, ServiceAccount: "blob-sa", Selector: "access-blob", Identities: true}},
 		"a binding":                              {scene{labels: binding("access-blob"), demands: required}, facts.Needs{Selector: "access-blob"}},
 		"a binding, and a class":                 {scene{labels: binding("access-blob"), volumes: mounts(mount("kv")), demands: bound}, facts.Needs{Classes: []string{"kv"}, Selector: "access-blob"}},
 		"a class alone, which may need a label":  {scene{volumes: mounts(mount("kv")), demands: bound}, facts.Needs{Classes: []string{"kv"}, Identities: true}},
 		"workload identity":                      {scene{labels: workload("true"), demands: bound}, facts.Needs{ServiceAccount: "default", Identities: true}},
-		"what Azure's webhook does not know":     {scene{labels: workload("True"), demands: bound}, facts.Needs{}},
+		"a label that Azure's webhook ignores":   {scene{labels: workload("True"), demands: bound}, facts.Needs{}},
 		"a volume without a class needs nothing": {scene{volumes: mounts(nil), demands: bound}, facts.Needs{}},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
@@ -61,8 +61,8 @@ func TestNeeds(t *testing.T) {
 	}
 }
 
-// TestNeedsIsBounded has a pod mount more classes than anyone does. Those that are not looked up
-// are refused.
+// TestNeedsIsBounded has a pod with very many classes. A pod with classes that are not looked up is
+// rejected.
 func TestNeedsIsBounded(t *testing.T) {
 	p := &policy.Usage{ServiceAccount: "default"}
 	var all []*class.Class
@@ -80,7 +80,7 @@ func TestNeedsIsBounded(t *testing.T) {
 			t.Errorf("%d classes are looked up", len(needs.Classes))
 		}
 		if broken := policy.Check(p, namespace, &facts.Answer{Classes: all[:len(needs.Classes)]}); len(broken) == 0 {
-			t.Error("classes that were not looked up are taken for good ones")
+			t.Error("a pod with classes that were not looked up is allowed")
 		}
 	}
 }

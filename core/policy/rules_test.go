@@ -16,13 +16,13 @@ import (
 	"github.com/akv-injector/akv-injector/core/policy"
 )
 
-// scene is a pod in namespace team-a, and what there is of what it uses.
+// scene is a pod in namespace team-a, with the facts about what it uses.
 type scene struct {
 	labels         map[string]string
-	serviceAccount string              // "default" where empty
+	serviceAccount string              // empty for "default"
 	volumes        []map[string]string // attributes of volumes of the driver
-	hasToken       bool                // of its ServiceAccount for Microsoft Entra, by a volume
-	nodeAllowed    bool                // by the server's flag
+	hasToken       bool                // a volume has a token for Microsoft Entra
+	nodeAllowed    bool                // the server's flag allows node identities
 	isBinding      bool
 	demands        map[string]string // labels of the namespace
 	allows         map[string]string // annotations of the namespace
@@ -55,7 +55,7 @@ func (s *scene) run(t *testing.T) {
 	}
 }
 
-// broken are the names and messages of the rules that a pod breaks.
+// broken returns the names and messages of the rules that a pod breaks.
 func broken(pod *policy.Usage, namespace facts.Namespace, facts *facts.Answer) []string {
 	var lines []string
 	for _, v := range policy.Check(pod, namespace, facts) {
@@ -69,13 +69,14 @@ var (
 	required = map[string]string{api.Enforce: "required"}
 )
 
-// binding labels a pod for AAD pod identity, workload for workload identity.
+// binding returns the labels of a pod with AAD pod identity, and workload those with workload
+// identity.
 func binding(name string) map[string]string { return map[string]string{api.PodIdentityBinding: name} }
 
 func workload(use string) map[string]string { return map[string]string{api.WorkloadIdentityUse: use} }
 
-// mount are the attributes of a volume of that class; more are pairs of other attributes and their
-// values.
+// mount returns the attributes of a volume of that class; more has pairs of other attributes and
+// their values.
 func mount(name string, more ...string) map[string]string {
 	attributes := map[string]string{class.Attribute: name}
 	for i := 0; i < len(more); i += 2 {
@@ -84,7 +85,7 @@ func mount(name string, more ...string) map[string]string {
 	return attributes
 }
 
-// many are volumes of as many classes.
+// many returns n volumes of different classes.
 func many(n int) (volumes []map[string]string) {
 	for i := range n {
 		volumes = append(volumes, mount(fmt.Sprintf("c%d", i)))
@@ -94,7 +95,7 @@ func many(n int) (volumes []map[string]string) {
 
 func mounts(volumes ...map[string]string) []map[string]string { return volumes }
 
-// azure is a class of Key Vault team-kv, read with parameters besides.
+// azure returns a class of Key Vault team-kv with more parameters.
 func azure(name string, parameters ...string) *class.Class {
 	return provided(name, class.Provider, append([]string{"keyvaultName", "team-kv"}, parameters...)...)
 }
@@ -110,7 +111,7 @@ func provided(name, provider string, parameters ...string) *class.Class {
 
 func classes(list ...*class.Class) facts.Answer { return facts.Answer{Classes: list} }
 
-// rules has for each rule pods that it turns away, and their nearest neighbours that it does not.
+// rules has, for each rule, pods that it rejects, and similar pods that it allows.
 var rules = map[string]map[string]scene{
 	"binding-exists": {
 		"a label that a binding selects": {labels: binding("access-blob"), demands: bound, facts: facts.Answer{Bound: true}},
@@ -118,34 +119,34 @@ var rules = map[string]map[string]scene{
 			labels: binding("no-access-blob"), demands: bound, facts: facts.Answer{Available: facts.Available{Selectors: []string{"access-blob"}}},
 			want: []string{`binding-exists: [IdentityNotBound] metadata.labels[aadpodidbinding]: Not found: "no-access-blob": must be the spec.selector of an AzureIdentityBinding in namespace team-a; did you mean access-blob?`},
 		},
-		"a label where there is no binding at all": {
+		"a label in a namespace without bindings": {
 			labels: binding("access-blob"), demands: bound,
 			want: []string{`binding-exists: [IdentityNotBound] metadata.labels[aadpodidbinding]: Not found: "access-blob": must be the spec.selector of an AzureIdentityBinding in namespace team-a; there is no AzureIdentityBinding here`},
 		},
 		"an empty label binds nothing": {labels: binding(""), demands: bound},
 		"a label by another name":      {labels: map[string]string{"AadPodIdBinding": "no-access-blob"}, demands: bound},
 		"no level":                     {labels: binding("no-access-blob")},
-		"a ceiling is no level":        {labels: binding("access-blob"), allows: map[string]string{api.AllowedNames: "*"}},
-		"a workload identity besides changes nothing": {
+		"only a ceiling":               {labels: binding("access-blob"), allows: map[string]string{api.AllowedNames: "*"}},
+		"a label that no binding selects, and a workload identity": {
 			labels: map[string]string{api.PodIdentityBinding: "x", api.WorkloadIdentityUse: "true"}, demands: bound,
 			facts: facts.Answer{ServiceAccount: &facts.ServiceAccount{Name: "default", ClientID: "0"}, Available: facts.Available{Selectors: []string{"access-blob"}}},
 			want:  []string{`binding-exists: [IdentityNotBound] metadata.labels[aadpodidbinding]: Not found: "x": must be the spec.selector of an AzureIdentityBinding in namespace team-a; available here: access-blob`},
 		},
 	},
 	"service-account-exists": {
-		"a ServiceAccount that is there": {labels: workload("true"), serviceAccount: "blob-sa", demands: bound, facts: facts.Answer{ServiceAccount: &facts.ServiceAccount{Name: "blob-sa", ClientID: "0"}}},
-		"a ServiceAccount that is not there": {
+		"a ServiceAccount that exists": {labels: workload("true"), serviceAccount: "blob-sa", demands: bound, facts: facts.Answer{ServiceAccount: &facts.ServiceAccount{Name: "blob-sa", ClientID: "0"}}},
+		"a ServiceAccount that does not exist": {
 			labels: workload("true"), serviceAccount: "blob-as", demands: bound,
 			facts: facts.Answer{Available: facts.Available{ServiceAccounts: []string{"default", "blob-sa"}}},
 			want:  []string{`service-account-exists: [ServiceAccountNotFound] spec.serviceAccountName: Not found: "blob-as": must be a ServiceAccount in namespace team-a; did you mean blob-sa?`},
 		},
-		"without the label, nobody asks":          {serviceAccount: "blob-as", demands: bound},
+		"no label of workload identity":           {serviceAccount: "blob-as", demands: bound},
 		"Azure's webhook does not know \"True\"":  {labels: workload("True"), serviceAccount: "blob-as", demands: bound},
 		"nor does it know \"1\"":                  {labels: workload("1"), serviceAccount: "blob-as", demands: bound},
 		"a binding needs no ServiceAccount":       {labels: binding("access-blob"), serviceAccount: "blob-as", demands: bound, facts: facts.Answer{Bound: true}},
 		"a class with a client id needs no label": {serviceAccount: "blob-as", volumes: mounts(mount("kv")), demands: bound, facts: classes(azure("kv", "clientID", "0"))},
-		"no level asks for no ServiceAccount":     {labels: workload("true"), serviceAccount: "blob-as"},
-		"a level that only warns asks all the same": {
+		"no level": {labels: workload("true"), serviceAccount: "blob-as"},
+		"a level in mode warn": {
 			labels: workload("true"), demands: map[string]string{api.Warn: "bound"},
 			want: []string{`service-account-exists: [ServiceAccountNotFound] spec.serviceAccountName: Not found: "default": must be a ServiceAccount in namespace team-a; there is no ServiceAccount here`},
 		},
@@ -155,14 +156,14 @@ var rules = map[string]map[string]scene{
 		"a ServiceAccount without a client id": {
 			labels: workload("true"), demands: bound,
 			facts: facts.Answer{ServiceAccount: &facts.ServiceAccount{Name: "default"}, Available: facts.Available{Clients: []string{"blob-sa"}}},
-			want:  []string{`service-account-bound: [IdentityNotBound] spec.serviceAccountName: Invalid value: "default": must be a ServiceAccount with annotation azure.workload.identity/client-id; add it there; available here: blob-sa`},
+			want:  []string{`service-account-bound: [IdentityNotBound] spec.serviceAccountName: Invalid value: "default": must be a ServiceAccount with annotation azure.workload.identity/client-id; add the annotation; available here: blob-sa`},
 		},
 		"a client id that is no GUID": {
 			labels: workload("true"), demands: bound, facts: facts.Answer{ServiceAccount: &facts.ServiceAccount{Name: "default", InvalidClientID: "${ID}"}},
-			want: []string{`service-account-bound: [IdentityNotBound] spec.serviceAccountName: Invalid value: "default": must be a ServiceAccount with annotation azure.workload.identity/client-id, which is "${ID}" there, no GUID; correct it there; there is no ServiceAccount with one here`},
+			want: []string{`service-account-bound: [IdentityNotBound] spec.serviceAccountName: Invalid value: "default": must be a ServiceAccount with annotation azure.workload.identity/client-id; correct its value "${ID}", which is not a GUID; there is no ServiceAccount with one here`},
 		},
-		"without the label, no client id": {demands: bound, facts: facts.Answer{ServiceAccount: &facts.ServiceAccount{Name: "default"}}},
-		"no level asks for no client id":  {labels: workload("true"), facts: facts.Answer{ServiceAccount: &facts.ServiceAccount{Name: "default"}}},
+		"no label and no client id": {demands: bound, facts: facts.Answer{ServiceAccount: &facts.ServiceAccount{Name: "default"}}},
+		"no level and no client id": {labels: workload("true"), facts: facts.Answer{ServiceAccount: &facts.ServiceAccount{Name: "default"}}},
 	},
 	"class-named": {
 		"a volume that names a class": {volumes: mounts(mount("kv")), demands: bound, facts: classes(azure("kv"))},
@@ -170,54 +171,54 @@ var rules = map[string]map[string]scene{
 			volumes: mounts(nil), demands: bound,
 			want: []string{`class-named: [VolumeInvalid] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Required value: must name a SecretProviderClass`},
 		},
-		"each volume that names none, by its place": {
+		"each volume that names none, by its index": {
 			volumes: mounts(mount(""), mount("kv"), map[string]string{}), demands: bound, facts: classes(azure("kv")),
 			want: []string{
 				`class-named: [VolumeInvalid] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Required value: must name a SecretProviderClass`,
 				`class-named: [VolumeInvalid] spec.volumes[2].csi.volumeAttributes[secretProviderClass]: Required value: must name a SecretProviderClass`,
 			},
 		},
-		"an attribute is known in its own case alone": {
+		"an attribute in another case": {
 			volumes: mounts(map[string]string{"SecretProviderClass": "kv"}), demands: bound, facts: classes(azure("kv")),
 			want: []string{
 				`class-named: [VolumeInvalid] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Required value: must name a SecretProviderClass`,
 				`attributes: [AttributeNotAllowed] spec.volumes[0].csi.volumeAttributes[SecretProviderClass]: Forbidden: must not override the class; write it into the class`,
 			},
 		},
-		"no level asks for no class":                       {volumes: mounts(nil)},
-		"nor do ceilings, since the driver mounts nothing": {volumes: mounts(nil), allows: map[string]string{api.AllowedVaults: "", api.AllowedNames: ""}},
+		"no level": {volumes: mounts(nil)},
+		"only ceilings, since the driver mounts nothing": {volumes: mounts(nil), allows: map[string]string{api.AllowedVaults: "", api.AllowedNames: ""}},
 	},
 	"class-exists": {
-		"a class that is there": {volumes: mounts(mount("kv")), demands: bound, facts: classes(azure("kv"))},
-		"a class that is not there": {
+		"a class that exists": {volumes: mounts(mount("kv")), demands: bound, facts: classes(azure("kv"))},
+		"a class that does not exist": {
 			volumes: mounts(mount("key-vault")), demands: bound, facts: facts.Answer{Available: facts.Available{Classes: []string{"key-vault-2", "other"}}},
 			want: []string{`class-exists: [ClassNotFound] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Not found: "key-vault": must be a SecretProviderClass in namespace team-a; did you mean key-vault-2?`},
 		},
-		"a class where the cluster knows none": {
+		"a cluster without the kind": {
 			volumes: mounts(mount("kv")), demands: bound, facts: facts.Answer{Available: facts.Available{NoDriver: true}},
-			want: []string{`class-exists: [ClassNotFound] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Not found: "kv": must be a SecretProviderClass in namespace team-a; this cluster doesn't know that kind: install the Secrets Store CSI driver, or a newer one`},
+			want: []string{`class-exists: [ClassNotFound] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Not found: "kv": must be a SecretProviderClass in namespace team-a; this cluster does not have that kind: install the Secrets Store CSI driver, or upgrade it`},
 		},
 		"a class of another provider": {volumes: mounts(mount("kv")), demands: bound, facts: classes(provided("kv", "vault"))},
-		"a second volume whose class is not there": {
+		"a second volume whose class does not exist": {
 			volumes: mounts(mount("kv"), mount("other")), demands: bound, facts: classes(azure("kv")),
 			want: []string{`class-exists: [ClassNotFound] spec.volumes[1].csi.volumeAttributes[secretProviderClass]: Not found: "other": must be a SecretProviderClass in namespace team-a; there is no SecretProviderClass here`},
 		},
-		"two volumes of one class that is not there": {
+		"two volumes of one class that does not exist": {
 			volumes: mounts(mount("kv"), mount("kv")), demands: bound,
 			want: []string{
 				`class-exists: [ClassNotFound] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Not found: "kv": must be a SecretProviderClass in namespace team-a; there is no SecretProviderClass here`,
 				`class-exists: [ClassNotFound] spec.volumes[1].csi.volumeAttributes[secretProviderClass]: Not found: "kv": must be a SecretProviderClass in namespace team-a; there is no SecretProviderClass here`,
 			},
 		},
-		"a class by its name in another case": {
+		"a class name in another case": {
 			volumes: mounts(mount("KV")), demands: bound, facts: classes(azure("kv")),
 			want: []string{`class-exists: [ClassNotFound] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Not found: "KV": must be a SecretProviderClass in namespace team-a; there is no SecretProviderClass here`},
 		},
-		"a class by its name and a space": {
+		"a class name with a space": {
 			volumes: mounts(mount("kv ")), demands: bound, facts: classes(azure("kv")),
 			want: []string{`class-exists: [ClassNotFound] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Not found: "kv ": must be a SecretProviderClass in namespace team-a; there is no SecretProviderClass here`},
 		},
-		"no level asks for no such class": {volumes: mounts(mount("kv"))},
+		"no level": {volumes: mounts(mount("kv"))},
 	},
 	"class-identified": {
 		"a class that uses pod identity, and the label": {labels: binding("access-blob"), volumes: mounts(mount("kv")), demands: bound, facts: facts.Answer{Bound: true, Classes: []*class.Class{azure("kv", "usePodIdentity", "true")}}},
@@ -225,23 +226,23 @@ var rules = map[string]map[string]scene{
 			volumes: mounts(mount("kv")), demands: bound, facts: facts.Answer{Classes: []*class.Class{azure("kv", "usePodIdentity", "true")}, Available: facts.Available{Selectors: []string{"access-blob"}}},
 			want: []string{`class-identified: [IdentityRequired] metadata.labels[aadpodidbinding]: Required value: must be set, since class kv has usePodIdentity: "true"; add annotation identity.io/name, or this label, to the pod template; available here: access-blob`},
 		},
-		"a second volume whose class uses pod identity, as the provider spells it": {
+		"a second volume whose class uses pod identity, with another boolean": {
 			volumes: mounts(mount("other"), mount("kv")), demands: bound, facts: classes(azure("other"), azure("kv", "usePodIdentity", " T ")),
 			want: []string{`class-identified: [IdentityRequired] metadata.labels[aadpodidbinding]: Required value: must be set, since class kv has usePodIdentity: "true"; add annotation identity.io/name, or this label, to the pod template; there is no AzureIdentityBinding here`},
 		},
-		"a label that is empty, and two classes, told once": {
+		"an empty label and two classes are one violation": {
 			labels: binding(""), volumes: mounts(mount("kv"), mount("kv2"), mount("kv")), demands: bound, facts: classes(azure("kv", "usePodIdentity", "true"), azure("kv2", "usePodIdentity", "true")),
 			want: []string{`class-identified: [IdentityRequired] metadata.labels[aadpodidbinding]: Required value: must be set, since class kv has usePodIdentity: "true"; add annotation identity.io/name, or this label, to the pod template; there is no AzureIdentityBinding here`},
 		},
-		"workload identity does not stand in for the label": {
+		"workload identity instead of the label": {
 			labels: workload("true"), volumes: mounts(mount("kv")), demands: bound,
 			facts: facts.Answer{Classes: []*class.Class{azure("kv", "usePodIdentity", "true")}, ServiceAccount: &facts.ServiceAccount{Name: "default", ClientID: "0"}},
 			want:  []string{`class-identified: [IdentityRequired] metadata.labels[aadpodidbinding]: Required value: must be set, since class kv has usePodIdentity: "true"; add annotation identity.io/name, or this label, to the pod template; there is no AzureIdentityBinding here`},
 		},
-		"a class that says it uses none":           {volumes: mounts(mount("kv")), demands: bound, facts: classes(azure("kv", "usePodIdentity", "false"))},
-		"a class that the provider refuses":        {volumes: mounts(mount("kv")), demands: bound, facts: classes(azure("kv", "usePodIdentity", "yes"))},
-		"another provider means something else":    {volumes: mounts(mount("kv")), demands: bound, facts: classes(provided("kv", "aws", "usePodIdentity", "true"))},
-		"no level asks for no label for the class": {volumes: mounts(mount("kv")), facts: classes(azure("kv", "usePodIdentity", "true"))},
+		"a class with usePodIdentity false": {volumes: mounts(mount("kv")), demands: bound, facts: classes(azure("kv", "usePodIdentity", "false"))},
+		"a class that the provider rejects": {volumes: mounts(mount("kv")), demands: bound, facts: classes(azure("kv", "usePodIdentity", "yes"))},
+		"a class of another provider":       {volumes: mounts(mount("kv")), demands: bound, facts: classes(provided("kv", "aws", "usePodIdentity", "true"))},
+		"no level":                          {volumes: mounts(mount("kv")), facts: classes(azure("kv", "usePodIdentity", "true"))},
 	},
 	"attributes": {
 		"the class and nothing else": {volumes: mounts(mount("kv")), demands: bound, facts: classes(azure("kv"))},
@@ -253,7 +254,7 @@ var rules = map[string]map[string]scene{
 			volumes: mounts(mount("kv", "clientID", "")), demands: bound, facts: classes(azure("kv")),
 			want: []string{`attributes: [AttributeNotAllowed] spec.volumes[0].csi.volumeAttributes[clientID]: Forbidden: must not override the class; write it into the class`},
 		},
-		"each attribute, by its name, in order": {
+		"several attributes, sorted by name": {
 			volumes: mounts(mount("kv"), mount("kv", "objects", "x", "clientID", "0", "made up", "")), demands: bound, facts: classes(azure("kv")),
 			want: []string{
 				`attributes: [AttributeNotAllowed] spec.volumes[1].csi.volumeAttributes[clientID]: Forbidden: must not override the class; write it into the class`,
@@ -261,7 +262,7 @@ var rules = map[string]map[string]scene{
 				`attributes: [AttributeNotAllowed] spec.volumes[1].csi.volumeAttributes[objects]: Forbidden: must not override the class; write it into the class`,
 			},
 		},
-		"no level forbids no attribute": {volumes: mounts(mount("kv", "keyvaultName", "other-kv")), facts: classes(azure("kv"))},
+		"no level": {volumes: mounts(mount("kv", "keyvaultName", "other-kv")), facts: classes(azure("kv"))},
 	},
 	"identity-required": {
 		"a binding":         {labels: binding("access-blob"), demands: required, facts: facts.Answer{Bound: true}},
@@ -270,19 +271,19 @@ var rules = map[string]map[string]scene{
 			demands: required, facts: facts.Answer{Available: facts.Available{Selectors: []string{"access-blob"}, Clients: []string{"blob-sa"}}},
 			want: []string{`identity-required: [IdentityRequired] metadata.annotations[identity.io/name]: Required value: must be set on the pod template; available here: access-blob (AzureIdentityBinding), blob-sa (ServiceAccount)`},
 		},
-		"an empty label, where there is no identity": {
+		"an empty label, in a namespace without identities": {
 			labels: binding(""), demands: required,
 			want: []string{`identity-required: [IdentityRequired] metadata.annotations[identity.io/name]: Required value: must be set on the pod template; there is none here: apply an AzureIdentityBinding, or a ServiceAccount with annotation azure.workload.identity/client-id`},
 		},
-		"a label that Azure's webhook does not know": {
+		"a label that Azure's webhook ignores": {
 			labels: workload("True"), demands: required, facts: facts.Answer{Available: facts.Available{Clients: []string{"f", "e", "d", "c", "b", "a"}}},
 			want: []string{`identity-required: [IdentityRequired] metadata.annotations[identity.io/name]: Required value: must be set on the pod template; available here: a (ServiceAccount), b (ServiceAccount), c (ServiceAccount), d (ServiceAccount), e (ServiceAccount), …`},
 		},
-		"bindings of one selector are offered once": {
+		"bindings with one selector are listed once": {
 			demands: required, facts: facts.Answer{Available: facts.Available{Selectors: []string{"access-blob", "access-blob"}}},
 			want: []string{`identity-required: [IdentityRequired] metadata.annotations[identity.io/name]: Required value: must be set on the pod template; available here: access-blob (AzureIdentityBinding)`},
 		},
-		"bound asks for no identity": {demands: bound},
+		"level bound": {demands: bound},
 	},
 	"vaults-allowed": {
 		"a vault that is allowed":              {volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedVaults: "other-*, TEAM-*"}, facts: classes(azure("kv", "clientID", "0"))},
@@ -304,20 +305,20 @@ var rules = map[string]map[string]scene{
 			volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedVaults: "team-*"}, facts: classes(provided("kv", "Azure", "keyvaultName", "other-kv")),
 			want: []string{`vaults-allowed: [VaultNotAllowed] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Forbidden: must not read Key Vault other-kv; namespace annotation keyvault.io/allowed-vaults allows team-*`},
 		},
-		"a class that says no vault, whatever is allowed": {
+		"a class without a vault, though all are allowed": {
 			volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedVaults: "*"}, facts: classes(provided("kv", class.Provider, "clientID", "0")),
 			want: []string{`vaults-allowed: [VaultNotAllowed] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Forbidden: must name its Key Vault: class kv has no keyvaultName; namespace annotation keyvault.io/allowed-vaults allows *`},
 		},
-		"a class of a provider that has no vaults of ours": {volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedVaults: ""}, facts: classes(provided("kv", "vault"))},
-		"a class that is not there to tell": {
+		"a class of another provider": {volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedVaults: ""}, facts: classes(provided("kv", "vault"))},
+		"a class that does not exist": {
 			volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedVaults: "*"}, facts: facts.Answer{Available: facts.Available{Classes: []string{"kv1"}}},
 			want: []string{`vaults-allowed: [ClassNotFound] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Not found: "kv": must be a SecretProviderClass in namespace team-a; did you mean kv1?; namespace annotation keyvault.io/allowed-vaults allows *`},
 		},
-		"attributes that override a class which is allowed": {
+		"attributes that override an allowed class": {
 			volumes: mounts(mount("kv", "objects", "", "keyvaultName", "team-kv")), allows: map[string]string{api.AllowedVaults: "*"}, facts: classes(azure("kv", "clientID", "0")),
 			want: []string{`vaults-allowed: [VaultNotAllowed] spec.volumes[0].csi.volumeAttributes[keyvaultName]: Forbidden: must not override the class; namespace annotation keyvault.io/allowed-vaults allows *`},
 		},
-		"a ceiling and a level say so each": {
+		"a ceiling and a level both report it": {
 			volumes: mounts(mount("kv", "keyvaultName", "other-kv")), demands: bound, allows: map[string]string{api.AllowedVaults: "*"}, facts: classes(azure("kv", "clientID", "0")),
 			want: []string{
 				`attributes: [AttributeNotAllowed] spec.volumes[0].csi.volumeAttributes[keyvaultName]: Forbidden: must not override the class; write it into the class`,
@@ -349,7 +350,7 @@ var rules = map[string]map[string]scene{
 			want: []string{`identities-allowed: [IdentityNotAllowed] metadata.labels[aadpodidbinding]: Forbidden: must not use identity Access-blob; namespace annotation identity.io/allowed-names allows access-*`},
 		},
 		"an empty label is no identity": {labels: binding(""), allows: map[string]string{api.AllowedNames: ""}},
-		"a ServiceAccount that is allowed, and a class that is to come": {
+		"a ServiceAccount that is allowed, and a class that does not exist": {
 			labels: workload("true"), serviceAccount: "blob-sa", volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedNames: "access-*,blob-sa"},
 			want: []string{`identities-allowed: [ClassNotFound] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Not found: "kv": must be a SecretProviderClass in namespace team-a; there is no SecretProviderClass here; namespace annotation identity.io/allowed-names allows access-*,blob-sa`},
 		},
@@ -358,36 +359,36 @@ var rules = map[string]map[string]scene{
 			want: []string{`identities-allowed: [IdentityNotAllowed] spec.serviceAccountName: Forbidden: must not use identity default; namespace annotation identity.io/allowed-names allows blob-sa`},
 		},
 		"a ServiceAccount that nothing uses": {labels: workload("True"), volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedNames: ""}, facts: classes(azure("kv", "usePodIdentity", "true"))},
-		"a ServiceAccount that a volume has a token of": {
+		"a ServiceAccount with a token in a volume": {
 			hasToken: true, allows: map[string]string{api.AllowedNames: "blob-sa"},
 			want: []string{`identities-allowed: [IdentityNotAllowed] spec.serviceAccountName: Forbidden: must not use identity default; namespace annotation identity.io/allowed-names allows blob-sa`},
 		},
-		"a ServiceAccount that is allowed, and that a volume has a token of": {hasToken: true, allows: map[string]string{api.AllowedNames: "def*"}},
+		"an allowed ServiceAccount with a token in a volume": {hasToken: true, allows: map[string]string{api.AllowedNames: "def*"}},
 		"a ServiceAccount that a class uses": {
 			volumes: mounts(mount("other"), mount("kv")), allows: map[string]string{api.AllowedNames: ""}, facts: classes(azure("other", "usePodIdentity", "true"), azure("kv", "clientID", "0")),
 			want: []string{`identities-allowed: [IdentityNotAllowed] spec.serviceAccountName: Forbidden: must not use identity default; namespace annotation identity.io/allowed-names allows none`},
 		},
 		"a class that uses pod identity instead": {labels: binding("access-blob"), volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedNames: "access-*"}, facts: classes(azure("kv", "clientID", "0", "usePodIdentity", "true"))},
-		"a class that is the node": {
+		"a class with the node's identity": {
 			volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedNames: "*"}, facts: classes(azure("kv", "useVMManagedIdentity", "true")),
 			want: []string{`identities-allowed: [IdentityNotAllowed] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Forbidden: must not read the vault as the node or a service principal, as class kv does; namespace annotation identity.io/allowed-names allows *`},
 		},
-		"a class that says it is not the node": {
+		"a class with useVMManagedIdentity false": {
 			volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedNames: "default"}, facts: classes(azure("kv", "useVMManagedIdentity", "false", "clientID", "0")),
 		},
-		"a class that is the node, where the server allows it": {
+		"a class with the node's identity, if the server allows it": {
 			nodeAllowed: true, volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedNames: "a"}, facts: classes(azure("kv", "useVMManagedIdentity", "true")),
 		},
 		"a class of a service principal": {
 			volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedNames: "*"}, facts: classes(azure("kv")),
 			want: []string{`identities-allowed: [IdentityNotAllowed] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Forbidden: must not read the vault as the node or a service principal, as class kv does; namespace annotation identity.io/allowed-names allows *`},
 		},
-		"a class that is not there to tell": {
+		"a class that does not exist": {
 			volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedNames: "blob-sa"},
 			want: []string{`identities-allowed: [ClassNotFound] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Not found: "kv": must be a SecretProviderClass in namespace team-a; there is no SecretProviderClass here; namespace annotation identity.io/allowed-names allows blob-sa`},
 		},
 		"a volume without a class": {volumes: mounts(mount("")), allows: map[string]string{api.AllowedNames: ""}},
-		"attributes that override a class, of a ServiceAccount that is allowed": {
+		"attributes that override a class, and an allowed ServiceAccount": {
 			volumes: mounts(mount("kv", "useVMManagedIdentity", "true")), allows: map[string]string{api.AllowedNames: "default"}, facts: classes(azure("kv", "clientID", "0")),
 			want: []string{`identities-allowed: [IdentityNotAllowed] spec.volumes[0].csi.volumeAttributes[useVMManagedIdentity]: Forbidden: must not override the class; namespace annotation identity.io/allowed-names allows default`},
 		},
@@ -437,7 +438,8 @@ func TestRules(t *testing.T) {
 	}
 }
 
-// TestEveryRule requires of every rule that it is tested on both sides, and documented.
+// TestEveryRule shows that every rule has a test that keeps it, a test that breaks it, and
+// documentation.
 func TestEveryRule(t *testing.T) {
 	reasons := map[api.Reason]bool{}
 	for _, doc := range api.Reasons {
@@ -455,7 +457,7 @@ func TestEveryRule(t *testing.T) {
 		}
 		for _, text := range []string{rule.Checks, rule.Fix} {
 			if !strings.HasSuffix(text, ".") || strings.ContainsAny(text, "|\n") {
-				t.Errorf("%s: %q is no sentence for a table", rule.Name, text)
+				t.Errorf("%s: %q is not a sentence for a table", rule.Name, text)
 			}
 		}
 		accepted, rejected := 0, 0
@@ -467,18 +469,18 @@ func TestEveryRule(t *testing.T) {
 			}
 		}
 		if accepted < 2 || rejected < 2 {
-			t.Errorf("%s: tested on %d pods that keep and %d that break it", rule.Name, accepted, rejected)
+			t.Errorf("%s: tests have %d pods that keep it and %d that break it", rule.Name, accepted, rejected)
 		}
 	}
 	for name := range rules {
 		if !names[name] {
-			t.Errorf("%s is tested, and no rule", name)
+			t.Errorf("%s has tests, but is not a rule", name)
 		}
 	}
 }
 
-// TestRuleAlone holds rules that claim to need nothing but the pod and its namespace to it: facts
-// don't change what they say, except for what they offer.
+// TestRuleAlone checks the rules that need only the pod and its namespace: facts must not change
+// their result, except for the available names in messages.
 func TestRuleAlone(t *testing.T) {
 	full := facts.Answer{Classes: []*class.Class{azure("kv"), azure("other")}, Bound: true, ServiceAccount: &facts.ServiceAccount{Name: "default", ClientID: "0"}}
 	said := func(s *scene, facts *facts.Answer) []string {
@@ -493,7 +495,7 @@ func TestRuleAlone(t *testing.T) {
 	for rule, scenes := range rules {
 		for behaviour, s := range scenes {
 			if diff := cmp.Diff(said(&s, &facts.Answer{}), said(&s, &full)); diff != "" {
-				t.Errorf("%s/%s: without facts and with them (-without +with):\n%s", rule, behaviour, diff)
+				t.Errorf("%s/%s differs (-without facts +with facts):\n%s", rule, behaviour, diff)
 			}
 		}
 	}
@@ -528,8 +530,8 @@ func TestCheckOrder(t *testing.T) {
 	}
 }
 
-// TestPaths judges a template, some of which annotations bring about: messages lead to what its
-// author wrote.
+// TestPaths checks a template with labels and volumes that annotations cause: messages have the
+// paths of the annotations.
 func TestPaths(t *testing.T) {
 	subject := pods.Subject{Root: pods.TemplateRoot, Pod: &pods.Pod{
 		Meta: &pods.Meta{Labels: map[string]string{api.PodIdentityBinding: "admin", api.WorkloadIdentityUse: "true"}},
@@ -558,8 +560,7 @@ func TestPaths(t *testing.T) {
 	}
 }
 
-// TestLargePod judges what only somebody who means harm writes: thousands of volumes, and names
-// without end.
+// TestLargePod checks a malicious pod: it has thousands of volumes, and very long names.
 func TestLargePod(t *testing.T) {
 	long := strings.Repeat("x", 1<<20)
 	s := scene{demands: required, allows: map[string]string{api.AllowedVaults: long, api.AllowedNames: long}}

@@ -16,8 +16,7 @@ import (
 	"github.com/akv-injector/akv-injector/internal/corpus/reviews"
 )
 
-// demanding is a source whose namespaces demand all that policy knows, and which holds managed
-// classes.
+// demanding is a source whose namespaces have all policies, and which has managed classes.
 type demanding struct {
 	facts.Source
 	managed []*class.Class
@@ -36,9 +35,8 @@ func (d *demanding) Facts(ctx context.Context, namespace string, needs facts.Nee
 	return found, err
 }
 
-// BenchmarkPolicy is what policy adds to a review, once the pod is decoded: of pods as the injector
-// makes them of the recorded ones, in a namespace that demands everything. A managed class is
-// there, or is worked out first, as for the first pod that mounts it.
+// BenchmarkPolicy checks decoded, injected pods against the policy of a namespace with all
+// policies. The managed class exists, or does not exist yet, as for the first pod that mounts it.
 func BenchmarkPolicy(b *testing.B) {
 	for _, recorded := range reviews.All() {
 		request, err := recorded.Request()

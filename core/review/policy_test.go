@@ -14,12 +14,12 @@ import (
 	"github.com/akv-injector/akv-injector/core/review"
 )
 
-// cluster is a source of which a cache has seen less, or else, than there is.
+// cluster is a source with a stale cache.
 type cluster struct {
 	cached, live map[string]string // the namespace's labels
 	known, bound bool              // a binding, in the cache and live
-	class        *class.Class      // live alone
-	reads        int               // of the cluster itself
+	class        *class.Class      // only live
+	reads        int               // of fresh facts
 }
 
 func (c *cluster) Namespace(_ context.Context, name string, fresh bool) (facts.Namespace, error) {
@@ -42,43 +42,43 @@ func (c *cluster) Facts(_ context.Context, _ string, needs facts.Needs, fresh bo
 	return found, nil
 }
 
-// TestNothingIsSaidOnStaleFacts shows that the cluster itself is asked before a pod is turned away
-// or warned of, and only then.
+// TestNothingIsSaidOnStaleFacts shows that the API server is read before a pod is rejected or gets
+// a warning, and only then.
 func TestNothingIsSaidOnStaleFacts(t *testing.T) {
 	enforced, warned := map[string]string{api.Enforce: "required"}, map[string]string{api.Warn: "required"}
 	for behaviour, test := range map[string]struct {
 		cluster cluster
 		pod     *pods.Pod
 		want    inject.Outcome
-		told    int // errors and warnings
+		found   int // errors and warnings
 		reads   int
 	}{
-		"what the cache knows is taken from it":             {cluster{cached: enforced, live: enforced, known: true, bound: true}, bound("blob"), inject.Allowed, 0, 0},
-		"what it does not know yet is asked for":            {cluster{cached: enforced, live: enforced, bound: true}, bound("blob"), inject.Allowed, 0, 1},
-		"what is not there is":                              {cluster{cached: enforced, live: enforced}, bound("blob"), inject.Forbidden, 1, 1},
-		"a level that was taken away holds no more":         {cluster{cached: enforced, live: map[string]string{api.Injection: "enabled"}}, bound("blob"), inject.Allowed, 0, 1},
-		"a level that is enforced no more is warned of":     {cluster{cached: enforced, live: warned}, bound("blob"), inject.Allowed, 1, 1},
-		"a namespace that seems to have no label is asked":  {cluster{live: enforced}, bound("blob"), inject.Forbidden, 1, 1},
-		"one that has none has no policy":                   {cluster{}, bound("blob"), inject.Allowed, 0, 1},
-		"a class that the cache does not know is asked for": {cluster{cached: warned, live: warned, known: true, bound: true, class: &class.Class{Name: "app"}}, mounting(bound("blob"), "app"), inject.Allowed, 0, 1},
+		"a binding in the cache":                 {cluster{cached: enforced, live: enforced, known: true, bound: true}, bound("blob"), inject.Allowed, 0, 0},
+		"a binding that is not in the cache yet": {cluster{cached: enforced, live: enforced, bound: true}, bound("blob"), inject.Allowed, 0, 1},
+		"a binding that does not exist":          {cluster{cached: enforced, live: enforced}, bound("blob"), inject.Forbidden, 1, 1},
+		"a level that was removed":               {cluster{cached: enforced, live: map[string]string{api.Injection: "enabled"}}, bound("blob"), inject.Allowed, 0, 1},
+		"a level that is no longer enforced":     {cluster{cached: enforced, live: warned}, bound("blob"), inject.Allowed, 1, 1},
+		"a label that is not in the cache yet":   {cluster{live: enforced}, bound("blob"), inject.Forbidden, 1, 1},
+		"a namespace without a label":            {cluster{}, bound("blob"), inject.Allowed, 0, 1},
+		"a class that is not in the cache yet":   {cluster{cached: warned, live: warned, known: true, bound: true, class: &class.Class{Name: "app"}}, mounting(bound("blob"), "app"), inject.Allowed, 0, 1},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			v, err := review.Reviewer{Source: &test.cluster}.PodPolicy(t.Context(), pods.SubjectOf(test.pod), nil, "team-a")
 			if err != nil {
 				t.Fatal(err)
 			}
-			if v.Outcome != test.want || len(v.Errors)+len(v.Warnings) != test.told {
-				t.Errorf("verdict is %+v, want %s and %d told", v, test.want, test.told)
+			if v.Outcome != test.want || len(v.Errors)+len(v.Warnings) != test.found {
+				t.Errorf("verdict is %+v, want %s and %d errors and warnings", v, test.want, test.found)
 			}
 			if test.cluster.reads != test.reads {
-				t.Errorf("the cluster was asked %d times, want %d", test.cluster.reads, test.reads)
+				t.Errorf("the API server was read %d times, want %d", test.cluster.reads, test.reads)
 			}
 		})
 	}
 }
 
-// TestWrongWorkloads shows that policy says nothing of a workload whose annotations are wrong: it
-// has been told what is, and has no pods.
+// TestWrongWorkloads shows that policy reports nothing for a workload with wrong annotations: the
+// mutating webhook has reported these, and the workload has no pods.
 func TestWrongWorkloads(t *testing.T) {
 	w := decode(t, `{"kind":"Deployment","metadata":{"annotations":{"keyvault.io/env":"everything"}},"spec":{"template":{"metadata":{},"spec":{"containers":[{"name":"app"}]}}}}`)
 	labels := map[string]string{api.Enforce: "required", api.Injection: "enabled"}
@@ -88,8 +88,8 @@ func TestWrongWorkloads(t *testing.T) {
 	}
 }
 
-// TestPolicyLeavesItsInput shows that the reviews don't write into the objects that they are given:
-// the labels that annotations bring about stay with policy.
+// TestPolicyLeavesItsInput shows that policy does not modify its input when it adds the labels that
+// annotations cause.
 func TestPolicyLeavesItsInput(t *testing.T) {
 	const template = `"spec":{"template":{"metadata":{"labels":{"app":"a"},"annotations":{"identity.io/name":"blob","identity.io/mode":"pod-identity"}},"spec":{"containers":[{"name":"app"}]}}}`
 	w := decode(t, `{"kind":"Deployment","metadata":{},`+template+`}`)
@@ -100,11 +100,11 @@ func TestPolicyLeavesItsInput(t *testing.T) {
 		t.Errorf("verdict is %+v, %v; want one warning", v, err)
 	}
 	if diff := cmp.Diff(before, w); diff != "" {
-		t.Errorf("the workload (-before +after):\n%s", diff)
+		t.Errorf("the workload is modified (-before +after):\n%s", diff)
 	}
 }
 
-// bound is a pod with AAD pod identity's label.
+// bound returns a pod with the label of AAD pod identity.
 func bound(to string) *pods.Pod {
 	return &pods.Pod{Meta: &pods.Meta{Labels: map[string]string{api.PodIdentityBinding: to}}}
 }

@@ -12,8 +12,7 @@ import (
 	"github.com/akv-injector/akv-injector/core/review"
 )
 
-// TestWorkloadLifecycle is what the corpus, which creates or updates every workload, has less room
-// for.
+// TestWorkloadLifecycle has sequences of reviews that the corpus does not cover.
 func TestWorkloadLifecycle(t *testing.T) {
 	const (
 		wrong = `"annotations":{"keyvault.io/env":"everything"}`
@@ -26,25 +25,25 @@ func TestWorkloadLifecycle(t *testing.T) {
 		want                         inject.Outcome
 		operations, errors, warnings int
 	}{
-		"a mistake refuses a new workload": {
+		"a new workload with a mistake is rejected": {
 			object: `{"kind":"Deployment","metadata":{` + wrong + `},` + spec + `}`, want: inject.Invalid, errors: 1,
 		},
-		"a mistake that comes with an update refuses it": {
+		"an update that adds a mistake is rejected": {
 			object: `{"kind":"Deployment","metadata":{` + wrong + `},` + spec + `}`, old: `{"kind":"Deployment","metadata":{` + right + `},` + spec + `}`, want: inject.Invalid, errors: 1,
 		},
-		"one that was there before is a warning, and not handed down": {
+		"an old mistake is a warning, and is not handed down": {
 			object: `{"kind":"Deployment","metadata":{` + wrong + `},` + spec + `}`, old: `{"kind":"Deployment","metadata":{` + wrong + `},` + spec + `}`, want: inject.Unchanged, warnings: 1,
 		},
-		"and what the template inherited before is kept, though the client does not send it": {
+		"the template keeps what it inherited, even if the client does not send it": {
 			object: `{"kind":"Deployment","metadata":{` + wrong + `},` + spec + `}`, old: `{"kind":"Deployment","metadata":{` + wrong + `},` + heir + `}`, want: inject.Injected, operations: 1, warnings: 1,
 		},
-		"a workload that is being deleted is left alone, mistakes and all": {
+		"a workload that is being deleted is not reviewed": {
 			object: `{"kind":"Deployment","metadata":{"deletionTimestamp":"2026-01-01T00:00:00Z",` + wrong + `},` + spec + `}`, old: `{"kind":"Deployment","metadata":{},` + spec + `}`, want: inject.NotRequested,
 		},
 		"a new Job's template gets its annotations": {
 			object: `{"kind":"Job","metadata":{` + right + `},` + spec + `}`, want: inject.Injected, operations: 1, warnings: 1,
 		},
-		"a Job that exists can't change its template": {
+		"the template of an existing Job is not changed": {
 			object: `{"kind":"Job","metadata":{` + right + `},` + spec + `}`, old: `{"kind":"Job","metadata":{},` + spec + `}`, want: inject.NotRequested,
 		},
 	} {
@@ -75,16 +74,16 @@ func decode(t *testing.T, object string) *pods.Workload {
 	return &w
 }
 
-// outOfReach is a cluster that does not answer.
+// outOfReach is a source whose lookups fail.
 type outOfReach struct{ facts.Objects }
 
 func (*outOfReach) Facts(context.Context, string, facts.Needs, bool) (facts.Answer, error) {
 	return facts.Answer{}, errors.New("no answer")
 }
 
-// TestUnaskedUpdatesOutliveTheCluster shows that an update which changes nothing of ours goes
-// through while lookups fail, and that anything else is to be tried again.
-func TestUnaskedUpdatesOutliveTheCluster(t *testing.T) {
+// TestUpdatesWhileLookupsFail shows that an update that changes no annotation of the request is
+// admitted while lookups fail, and that other reviews return an error.
+func TestUpdatesWhileLookupsFail(t *testing.T) {
 	const (
 		before = `{"kind":"Deployment","metadata":{"annotations":{"keyvault.io/class":"c"}},"spec":{"replicas":1,"template":{"spec":{"containers":[{"name":"app"}]}}}}`
 		scaled = `{"kind":"Deployment","metadata":{"annotations":{"keyvault.io/class":"c"}},"spec":{"replicas":2,"template":{"spec":{"containers":[{"name":"app"}]}}}}`
@@ -93,12 +92,12 @@ func TestUnaskedUpdatesOutliveTheCluster(t *testing.T) {
 	away := review.Reviewer{Source: &outOfReach{}}
 	v, err := away.Workload(t.Context(), decode(t, scaled), decode(t, before), "team-a")
 	if err != nil || len(v.Errors) > 0 || len(v.Warnings) != 1 || api.ReasonOf(v.Warnings[0]) != api.LookupFailed {
-		t.Errorf("an update of replicas: %+v, %v; want it to go through with a warning", v, err)
+		t.Errorf("an update of replicas: %+v, %v; want it to be admitted with a warning", v, err)
 	}
 	// The client does not send what the template inherited.
 	const inherited = `{"kind":"Deployment","metadata":{"annotations":{"keyvault.io/class":"c"}},"spec":{"template":{"metadata":{"annotations":{"keyvault.io/inherited":"keyvault.io/class=\"c\""}},"spec":{"containers":[{"name":"app"}]}}}}`
 	if v, err := away.Workload(t.Context(), decode(t, scaled), decode(t, inherited), "team-a"); err != nil || len(v.Operations) != 2 || len(v.Warnings) != 1 {
-		t.Errorf("an update without what the template inherited: %+v, %v; want that to be put back", v, err)
+		t.Errorf("an update without what the template inherited: %+v, %v; want that to be restored", v, err)
 	}
 	for behaviour, old := range map[string]*pods.Workload{"a creation": nil, "an update of the request": decode(t, before)} {
 		if v, err := away.Workload(t.Context(), decode(t, asked), old, "team-a"); err == nil {

@@ -28,11 +28,12 @@ import (
 // first law that the patch breaks:
 //
 //   - The patch applies, with the library of the API server.
-//   - It adds only labels, annotations, a ServiceAccount's name, read-only volumes and mounts of the driver, and env vars from
-//     Secrets, each in a container that mounts a volume of the driver.
-//   - Nothing that the author wrote is lost or reordered. Only these are replaced: the injector's label and status, an env var by
-//     one of the same name, the name of the default ServiceAccount with what the API server added for it, and in the template of a
-//     workload the inherited annotation.
+//   - It adds only labels, annotations, a ServiceAccount's name, read-only volumes and mounts of
+//     the driver, and env vars from Secrets, each in a container that mounts a volume of the driver.
+//   - Nothing that the author wrote is lost or reordered. Only these are replaced: the injector's
+//     label and status, an env var by one of the same name, the name of the default ServiceAccount
+//     with what the API server added for it, and in the template of a workload the inherited
+//     annotation.
 //   - The Pod Security level of the pod does not change.
 //   - A second review of the patched object, by again, patches nothing.
 //

@@ -20,7 +20,7 @@ import (
 	"github.com/akv-injector/akv-injector/webhook/serving"
 )
 
-// TestWaiting counts how many calls of one peer wait when its bytes are used up.
+// TestWaiting counts how many requests of one peer wait when its bytes are in use.
 func TestWaiting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		done := make(chan struct{})
@@ -36,7 +36,7 @@ func TestWaiting(t *testing.T) {
 		}
 		synctest.Wait()
 		if got, want := answered.Load(), int32(2000-2-512); got != want {
-			t.Errorf("%d calls are refused at once, want %d", got, want)
+			t.Errorf("%d requests are rejected at once, want %d", got, want)
 		}
 		close(done)
 		time.Sleep(time.Minute)
@@ -57,16 +57,16 @@ func TestPeers(t *testing.T) {
 	}
 }
 
-// TestCallers shows what becomes of a call by its size and by whether it presents a certificate.
+// TestCallers shows how requests are handled by their size and by their client certificate.
 func TestCallers(t *testing.T) {
 	for behaviour, test := range map[string]struct {
 		required, presented bool
-		codes               []int // of calls under way together, all of them as large as one counts
+		codes               []int // of concurrent requests of the largest size
 	}{
-		"without a certificate":                   {codes: []int{200, 503}},
-		"with one, it is another capacity":        {presented: true, codes: []int{200, 503}},
-		"with one where it is required":           {required: true, presented: true, codes: []int{200, 503}},
-		"without one where it is required, never": {required: true, codes: []int{403, 403}},
+		"without a certificate":                  {codes: []int{200, 503}},
+		"with a certificate":                     {presented: true, codes: []int{200, 503}},
+		"with a certificate that is required":    {required: true, presented: true, codes: []int{200, 503}},
+		"without a certificate that is required": {required: true, codes: []int{403, 403}},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -92,22 +92,22 @@ func TestCallers(t *testing.T) {
 					return w
 				}
 				answers := make(chan int, 4)
-				for range 2 { // the first peer has two of 2 MiB at once
+				for range 2 { // the first peer sends two requests of 2 MiB at once
 					go func() { answers <- call("10.0.0.1:1", -1).Code }()
 				}
 				synctest.Wait()
 				if third := call("10.0.0.1:2", -1).Code; third != test.codes[1] {
-					t.Errorf("a third call gets %d, want %d", third, test.codes[1])
+					t.Errorf("a third request has status %d, want %d", third, test.codes[1])
 				}
 				go func() { answers <- call("10.0.0.1:3", 100).Code }()
 				synctest.Wait()
 				if test.codes[0] == http.StatusOK && underWay.Load() != 3 {
-					t.Error("a small call waits for large ones")
+					t.Error("a small request waits for large ones")
 				}
 				close(done)
 				for range 3 {
 					if code := <-answers; code != test.codes[0] {
-						t.Errorf("a call gets %d, want %d", code, test.codes[0])
+						t.Errorf("a request has status %d, want %d", code, test.codes[0])
 					}
 				}
 				want := map[string]float64{"": 0, "busy": 1, "unauthenticated": 0, "connections": 0}
@@ -115,14 +115,14 @@ func TestCallers(t *testing.T) {
 					want["busy"], want["unauthenticated"] = 0, 4
 				}
 				if diff := cmp.Diff(want, gathered(t, registry)); diff != "" {
-					t.Errorf("bytes in flight and refused calls (-want +got):\n%s", diff)
+					t.Errorf("bytes in flight and rejected requests (-want +got):\n%s", diff)
 				}
 			})
 		})
 	}
 }
 
-// gathered has the values of a registry's metrics, by their label.
+// gathered returns the values of a registry's metrics by their label.
 func gathered(t *testing.T, registry *prometheus.Registry) map[string]float64 {
 	t.Helper()
 	families, err := registry.Gather()
@@ -142,7 +142,7 @@ func gathered(t *testing.T, registry *prometheus.Registry) map[string]float64 {
 	return values
 }
 
-// unread is a body that nobody may read before it is known that the caller may call.
+// unread is a body that must not be read before the caller is checked.
 type unread struct {
 	t    *testing.T
 	code int
@@ -155,8 +155,8 @@ func (u unread) Read([]byte) (int, error) {
 	return 0, io.EOF
 }
 
-// TestConnections shows that connections beyond a peer's share are closed, and that those which end
-// make room.
+// TestConnections shows that connections beyond a peer's share are closed, and that a closed
+// connection frees its share.
 func TestConnections(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	callers := serving.NewCallers(false, registry)
@@ -183,23 +183,23 @@ func TestConnections(t *testing.T) {
 	defer second.Close()
 	defer third.Close()
 	if !works(first) || !works(second) || !works(third) || works(dial("127.0.0.1")) {
-		t.Error("a peer has not exactly three of six connections")
+		t.Error("a peer must have exactly three of six connections")
 	}
 	other := dial("127.0.0.2")
 	defer other.Close()
 	if !works(other) || works(dial("127.0.0.2")) {
-		t.Error("another peer has not exactly one connection")
+		t.Error("another peer must have exactly one connection")
 	}
 	_ = first.Close()
 	waitFor(t, func() error {
 		conn := dial("127.0.0.2")
 		defer conn.Close()
 		if !works(conn) {
-			return errors.New("a connection that was closed makes no room")
+			return errors.New("a closed connection does not free its share")
 		}
 		return nil
 	})
 	if got := gathered(t, registry)["connections"]; got < 2 {
-		t.Errorf("%v connections are counted as refused", got)
+		t.Errorf("%v connections are counted as rejected", got)
 	}
 }

@@ -27,19 +27,19 @@ import (
 	"github.com/akv-injector/akv-injector/webhook/serving"
 )
 
-// patience is how long anything may take that a test waits for.
+// patience is how long a test waits for a condition.
 const patience = time.Minute
 
-// never is a limit that no test comes near to.
+// never is a limit that no test reaches.
 const never = time.Hour
 
-// server is one that runs until its test ends.
+// server is a server that runs until its test ends.
 type server struct {
 	address string
 	trusted *x509.CertPool
 }
 
-// start runs what make makes, with a certificate of its own.
+// start runs the server that build returns, with a new certificate.
 func start(t *testing.T, build func(...func(*tls.Config)) (*manager.Server, error)) *server {
 	t.Helper()
 	certificate, key, err := cert.GenerateSelfSignedCertKey("127.0.0.1", nil, nil)
@@ -69,7 +69,7 @@ func start(t *testing.T, build func(...func(*tls.Config)) (*manager.Server, erro
 	return s
 }
 
-// anyone are callers of whom nothing is required.
+// anyone returns limits that require no client certificate.
 func anyone() *serving.Callers {
 	return serving.NewCallers(false, prometheus.NewRegistry())
 }
@@ -82,7 +82,7 @@ func impatient(t *testing.T, idle, body, answer time.Duration) *server {
 	})
 }
 
-// client speaks one version of HTTP, on as few connections as it can.
+// client returns a client for one version of HTTP that reuses its connections.
 func (s *server) client(t *testing.T, http2 bool) *http.Client {
 	t.Helper()
 	protocols := &http.Protocols{}
@@ -93,7 +93,7 @@ func (s *server) client(t *testing.T, http2 bool) *http.Client {
 	return &http.Client{Transport: transport, Timeout: patience}
 }
 
-// dial connects, without a word of HTTP.
+// dial opens a connection and sends no request.
 func (s *server) dial(t *testing.T) *tls.Conn {
 	t.Helper()
 	conn, err := tls.Dial("tcp", s.address, &tls.Config{RootCAs: s.trusted, MinVersion: tls.VersionTLS13})
@@ -107,7 +107,7 @@ func (s *server) dial(t *testing.T) *tls.Conn {
 	return conn
 }
 
-// ask sends a request, and says whether it went by a connection that had been used before.
+// ask sends a request, and reports whether it reused a connection.
 func (s *server) ask(t *testing.T, client *http.Client, body string) (response *http.Response, reused bool) {
 	t.Helper()
 	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) { reused = info.Reused }})
@@ -126,7 +126,7 @@ func (s *server) ask(t *testing.T, client *http.Client, body string) (response *
 	return response, reused
 }
 
-// echo answers with what it was sent.
+// echo responds with the body of the request.
 var echo = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -146,10 +146,10 @@ func TestDrain(t *testing.T) {
 			client := s.client(t, http2)
 			s.ask(t, client, "before")
 			if response, reused := s.ask(t, client, "before"); !reused || response.Close {
-				t.Errorf("the second request is by the first one's connection: %t, which is to be closed: %t; want true, false", reused, response.Close)
+				t.Errorf("the second request reuses the connection: %t, and closes it: %t; want true, false", reused, response.Close)
 			}
 			if err := drain.Ready(nil); err != nil {
-				t.Errorf("it is not ready before the drain: %v", err)
+				t.Errorf("not ready before the drain: %v", err)
 			}
 
 			ctx, stop := context.WithCancel(t.Context())
@@ -158,18 +158,18 @@ func TestDrain(t *testing.T) {
 			stop()
 			waitFor(t, func() error {
 				if drain.Ready(nil) == nil {
-					return errors.New("it is still ready")
+					return errors.New("still ready")
 				}
 				return nil
 			})
-			// The connection from before is served once more, then each request has one of its own.
+			// The old connection gets one more response, then each request opens a new connection.
 			for i, want := range []bool{true, false, false} {
 				response, reused := s.ask(t, client, "meanwhile")
 				if response.StatusCode != http.StatusOK || reused != want {
-					t.Errorf("request %d of the drain: %s, by a used connection: %t, want %t", i, response.Status, reused, want)
+					t.Errorf("request %d of the drain: %s, connection reused: %t, want %t", i, response.Status, reused, want)
 				}
 				if !http2 && !response.Close {
-					t.Errorf("request %d of the drain: the answer has no Connection: close", i)
+					t.Errorf("request %d of the drain: the response has no Connection: close", i)
 				}
 			}
 		})
@@ -185,30 +185,30 @@ func TestDrainLasts(t *testing.T) {
 		defer end()
 		time.Sleep(time.Minute)
 		if longer.Err() != nil || drain.Ready(nil) != nil {
-			t.Fatal("it drains without having been told to")
+			t.Fatal("the drain began before its context ended")
 		}
 		stop()
 		begin := time.Now()
 		<-longer.Done()
 		if took := time.Since(begin); took != drain.Period {
-			t.Errorf("it took %s, want %s", took, drain.Period)
+			t.Errorf("the drain took %s, want %s", took, drain.Period)
 		}
 		synctest.Wait()
 		want := []string{`"level"=0 "msg"="Draining" "period"="15s"`, `"level"=0 "msg"="Drained" "answered"=0`}
 		if fmt.Sprint(log) != fmt.Sprint(want) {
-			t.Errorf("it logged %q, want %q", log, want)
+			t.Errorf("logged %q, want %q", log, want)
 		}
 	})
 }
 
 func TestNothingDrainsAfterTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		drain := &serving.Drain{Period: 15 * time.Second, Log: funcr.New(func(_, args string) { t.Errorf("it logged %s", args) }, funcr.Options{})}
+		drain := &serving.Drain{Period: 15 * time.Second, Log: funcr.New(func(_, args string) { t.Errorf("logged %s", args) }, funcr.Options{})}
 		ctx, stop := context.WithCancel(t.Context())
 		longer, end := drain.Outlast(ctx)
 		end()
 		if longer.Err() == nil {
-			t.Error("it goes on")
+			t.Error("the context has not ended")
 		}
 		stop()
 		synctest.Wait()
@@ -233,7 +233,7 @@ func TestDrainCounts(t *testing.T) {
 	ask()
 	<-longer.Done()
 	if got, want := <-logged, `"level"=0 "msg"="Drained" "answered"=2`; got != want {
-		t.Errorf("it logged %s, want %s", got, want)
+		t.Errorf("logged %s, want %s", got, want)
 	}
 }
 
@@ -307,13 +307,13 @@ func TestLimits(t *testing.T) {
 	t.Run("an address that is taken is an error", func(t *testing.T) {
 		s := impatient(t, never, never, never)
 		if _, err := serving.NewServer(s.address, echo, anyone()); err == nil {
-			t.Error("there is none")
+			t.Error("NewServer returned no error")
 		}
 	})
 }
 
-// TestPatience compares with how long the API server's client keeps a connection that it does not
-// use, or has never used.
+// TestPatience shows that the server keeps an idle or unused connection longer than the API
+// server's client.
 func TestPatience(t *testing.T) {
 	transport, err := rest.TransportFor(&rest.Config{Host: "https://127.0.0.1"})
 	if err != nil {
@@ -335,7 +335,7 @@ func TestPatience(t *testing.T) {
 	}
 }
 
-// post sends a request by a connection, and reads the answer.
+// post sends a request over a connection and reads the response.
 func post(t *testing.T, s *server, conn net.Conn) {
 	t.Helper()
 	if _, err := io.WriteString(conn, "POST /mutate/pods HTTP/1.1\r\nHost: "+s.address+"\r\nContent-Length: 5\r\n\r\nquick"); err != nil {
@@ -352,14 +352,14 @@ func post(t *testing.T, s *server, conn net.Conn) {
 	}
 }
 
-// closed waits until the server has closed a connection without a word.
+// closed waits until the server has closed a connection without a response.
 func closed(t *testing.T, conn net.Conn) {
 	t.Helper()
 	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := conn.Read(make([]byte, 1)); n > 0 || err == nil || isTimeout(err) {
-		t.Errorf("the connection is there: %d bytes, %v", n, err)
+		t.Errorf("the connection is not closed: %d bytes, %v", n, err)
 	}
 }
 
@@ -377,7 +377,7 @@ func newRequest(t *testing.T) *http.Request {
 	return request
 }
 
-// discard is an answer that nobody reads.
+// discard is a response that is dropped.
 type discard struct{}
 
 func (discard) Header() http.Header            { return http.Header{} }

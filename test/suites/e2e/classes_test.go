@@ -398,15 +398,15 @@ metadata: {name: tenant-sa, annotations: {azure.workload.identity/tenant-id: 72f
 	for name, test := range map[string]struct{ annotations, want string }{
 		"no tenant id": {
 			`{identity.io/name: access-blob, keyvault.io/vault: team-kv, keyvault.io/secrets: db-password}`,
-			`[TenantIDRequired] metadata.annotations[identity.io/tenant-id]: Required value: must be known for a managed class; annotate the pod or its namespace with identity.io/tenant-id, or the ServiceAccount with azure.workload.identity/tenant-id`,
+			`[TenantIDRequired] metadata.annotations[identity.io/tenant-id]: Required value: must be set for a managed class; annotate the pod or its namespace with identity.io/tenant-id, or the ServiceAccount with azure.workload.identity/tenant-id`,
 		},
 		"no client id": {
 			`{identity.io/name: tenant-sa, identity.io/mode: workload-identity, keyvault.io/vault: team-kv, keyvault.io/secrets: db-password}`,
-			`[ClientIDRequired] metadata.annotations[identity.io/client-id]: Required value: must be known for a managed class in mode workload-identity; annotate ServiceAccount tenant-sa with azure.workload.identity/client-id, or the pod with identity.io/client-id`,
+			`[ClientIDRequired] metadata.annotations[identity.io/client-id]: Required value: must be set for a managed class in mode workload-identity; annotate ServiceAccount tenant-sa with azure.workload.identity/client-id, or the pod with identity.io/client-id`,
 		},
 		"no vault": {
 			`{identity.io/name: access-blob, identity.io/tenant-id: 72f988bf-86f1-41af-91ab-2d7cd011db47, keyvault.io/secrets: db-password}`,
-			`[VaultRequired] metadata.annotations[keyvault.io/secrets][0].vault: Required value: must be known for a managed class; set annotation keyvault.io/vault, write VAULT/ before the object, or name a class in keyvault.io/class`,
+			`[VaultRequired] metadata.annotations[keyvault.io/secrets][0].vault: Required value: must be set for a managed class; set annotation keyvault.io/vault, write VAULT/ before the object, or name a class in keyvault.io/class`,
 		},
 		"the node's identity without the server's flag": {
 			`{identity.io/mode: none, identity.io/tenant-id: 72f988bf-86f1-41af-91ab-2d7cd011db47, keyvault.io/vault: team-kv, keyvault.io/secrets: db-password}`,
