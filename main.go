@@ -1,5 +1,6 @@
-// Command akv-injector gives pods on Azure Kubernetes Service an identity and their Key Vault secrets, from annotations. It is an
-// admission webhook (serve), and does the same to manifests (inject, lint):
+// Command akv-injector gives pods on Azure Kubernetes Service an identity and their Key Vault
+// secrets, from annotations. It is an admission webhook (serve), and does the same to manifests
+// (inject, lint):
 //
 //	akv-injector serve --tenant-id 11111111-2222-3333-4444-555555555555
 //	akv-injector inject -f deployment.yaml | kubectl apply -f -
@@ -204,8 +205,8 @@ Exit status: 0 fine, 1 something is rejected, 2 wrong usage or unreadable input.
 	return cmd
 }
 
-// clusterConfig returns the configuration of the cluster: from the kubeconfig, else by kubectl's rules, else that of a pod. The error
-// without any of them names otherwise as a fix.
+// clusterConfig returns the configuration of the cluster: from the kubeconfig, else by kubectl's
+// rules, else that of a pod. The error without any of them names otherwise as a fix.
 func clusterConfig(kubeconfig, otherwise string) (*rest.Config, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = kubeconfig

@@ -36,7 +36,8 @@ func TestUsage(t *testing.T) {
 	dir := t.TempDir()
 	tests := map[string]struct {
 		args []string
-		// status is the exit status, and stdout and stderr hold these texts; empty ones hold anything.
+		// status is the exit status, and stdout and stderr hold these texts; empty ones
+		// hold anything.
 		status         int
 		stdout, stderr string
 	}{

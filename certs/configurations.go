@@ -171,8 +171,8 @@ func (c *configurations) setBundle(ctx context.Context, conf configuration, bund
 			return nil
 		case apierrors.IsNotFound(err):
 			return nil
-		// The API server answers 422 both for a failed test operation and for an invalid patch. The
-		// version shows which it was.
+		// The API server answers 422 both for a failed test operation and for an invalid
+		// patch. The version shows which it was.
 		case !apierrors.IsConflict(err) && !apierrors.IsInvalid(err):
 			return fmt.Errorf("patch the CA bundle of %s: %w", conf, err)
 		}

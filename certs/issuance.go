@@ -114,7 +114,8 @@ func (i issuance) request(ctx context.Context, cert *certmanagerv1.Certificate, 
 	}
 	renew := fmt.Sprintf(again, i.certificate, i.namespace)
 	if c, ok := holds(certmanagerv1.CertificateRequestConditionDenied); ok {
-		// cert-manager deletes failed requests before it creates another, but keeps denied ones.
+		// cert-manager deletes failed requests before it creates another, but keeps denied
+		// ones.
 		return fmt.Errorf("%s was denied: %s; have such requests approved, delete this one, %s", what, said(c.Reason, c.Message), renew)
 	}
 	if c, ok := holds(certmanagerv1.CertificateRequestConditionInvalidRequest); ok {

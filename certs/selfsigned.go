@@ -179,7 +179,8 @@ func (a *Authority) reconcile(ctx context.Context) (time.Duration, error) {
 	for _, conf := range a.configurations.known() {
 		errs = append(errs, a.configurations.setBundle(ctx, conf, func(present []byte) []byte {
 			pairs := []*pair{a.state.current, a.state.next}
-			// An unknown CA of ours may belong to a replica that has not written the Secret yet.
+			// An unknown CA of ours may belong to a replica that has not written the
+			// Secret yet.
 			return encodeCertificates(authorities(now, pairs, append(ours(present), a.state.authorities...)...))
 		}))
 	}
@@ -262,8 +263,8 @@ func (a *Authority) plan(now time.Time, have state, exists bool) (state, error) 
 	case want.next == nil && (a.due(want.current, now) || (a.secret != nil && !exists)):
 		names := a.o.Hosts
 		if !want.current.covers(names) {
-			// A replica with other options created it. Keep its names, or the two replicas would
-			// renew in turns.
+			// A replica with other options created it. Keep its names, or the two
+			// replicas would renew in turns.
 			names = slices.Concat(names, hosts(want.current.cert.Leaf))
 			slices.Sort(names)
 			names = slices.Compact(names)

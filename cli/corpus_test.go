@@ -39,16 +39,17 @@ func TestCorpus(t *testing.T) {
 				errs = append(errs, strings.FieldsFunc(a.Wanted[name], func(r rune) bool { return r == '\n' })...)
 			}
 			for _, text := range errs {
-				// The review of a pod has the path of its workload's annotation; here the workload
-				// is a file.
+				// The review of a pod has the path of its workload's annotation;
+				// here the workload is a file.
 				own := strings.ReplaceAll(ofOthers.ReplaceAllString(text, ""), "workload.metadata", "metadata")
 				if !strings.Contains(strings.ReplaceAll(stderr.String(), "workload.metadata", "metadata"), own) {
 					t.Errorf("want the finding\n%s\ngot\n%s", text, &stderr)
 				}
 			}
 			for _, text := range strings.FieldsFunc(a.Wanted["policy-errors"], func(r rune) bool { return r == '\n' }) {
-				// The command line reports a violation at the annotation that causes it. The review
-				// of the injected pod reports it at the injected label or volume.
+				// The command line reports a violation at the annotation that
+				// causes it. The review of the injected pod reports it at the
+				// injected label or volume.
 				reason, message, _ := strings.Cut(text, " ")
 				_, message, _ = strings.Cut(message, ": ")
 				if !strings.Contains(stderr.String(), reason) || !strings.Contains(stderr.String(), message) {

@@ -85,7 +85,7 @@ var (
 )
 
 // decide reviews all documents.
-func (r *run) decide(ctx context.Context) error {
+func (r *run) review(ctx context.Context) error {
 	r.has, r.classes = map[kindIn]bool{}, map[classIn]bool{}
 	r.known, r.reported = map[objectID]*object{}, map[Finding]bool{}
 	r.reviewer = review.Reviewer{Source: &r.manifests, Defaults: r.options.Defaults}
@@ -374,7 +374,7 @@ func (r *run) decideObject(ctx context.Context, o *object) ([]jsonpatch.Operatio
 		}
 		subject, operations, kept, template = handover.Subject, handover.Operations(), handover.Warnings, handover.Template()
 	}
-	result, err := r.reviewer.Decide(ctx, subject, r.namespaceOf(o))
+	result, err := r.reviewer.Inject(ctx, subject, r.namespaceOf(o))
 	if err != nil {
 		return nil, nil, err
 	}

@@ -113,7 +113,7 @@ func (o Options) run(ctx context.Context) ([]*file, findings, error) {
 		return nil, nil, err
 	}
 	r := run{options: o, files: files, findings: findings}
-	if err := r.decide(ctx); err != nil {
+	if err := r.review(ctx); err != nil {
 		return nil, nil, err
 	}
 	position := make(map[string]int, len(files))

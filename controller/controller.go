@@ -107,7 +107,7 @@ type controller struct {
 	claims     *claims.Table
 	podFeed    *feed.Feed
 	evaluating singleflight.Group
-	denials    *expiring.Expiring // a *denial by *claims.Pod
+	denials    *expiring.Expiring // a *denial by *claims.Claimant
 	failing    sync.Map           // the classes whose error is logged, until a reconcile succeeds
 	// queue is nil until pods and facts have been listed.
 	queue atomic.Pointer[workqueue.TypedRateLimitingInterface[types.NamespacedName]]
@@ -346,7 +346,7 @@ func (c *controller) derive(
 	var d derivation
 	type candidate struct {
 		claim claims.Claim
-		pod   *claims.Pod
+		pod   *claims.Claimant
 		last  *denial
 	}
 	var first, again []candidate
@@ -416,7 +416,7 @@ func (d *derivation) grants(owner metav1.OwnerReference) bool {
 // evaluate returns what a pod requests now. Reconciles of different classes of one pod share an
 // evaluation. If fresh, it reads the API server, not the cache. The error is [claims.ErrChanged] if
 // the pod has changed.
-func (c *controller) evaluate(ctx context.Context, p *claims.Pod, fresh bool) (*inject.Result, error) {
+func (c *controller) evaluate(ctx context.Context, p *claims.Claimant, fresh bool) (*inject.Result, error) {
 	shared, err, _ := c.evaluating.Do(fmt.Sprintf("%p %t", p, fresh), func() (any, error) {
 		outline, err := c.claims.Outline(ctx, p)
 		if err != nil {
@@ -445,7 +445,7 @@ type denial struct {
 }
 
 // lastDenial returns the denial of a class to a pod; nil if there is none, or if it is forgotten.
-func (c *controller) lastDenial(p *claims.Pod, name string) *denial {
+func (c *controller) lastDenial(p *claims.Claimant, name string) *denial {
 	remembered, ok := c.denials.Get(p)
 	if !ok {
 		return nil
@@ -459,7 +459,7 @@ func (c *controller) lastDenial(p *claims.Pod, name string) *denial {
 
 // deny remembers that a pod did not request a class, until the API server may be read again for the
 // pod.
-func (c *controller) deny(p *claims.Pod, result *inject.Result, last *denial) {
+func (c *controller) deny(p *claims.Claimant, result *inject.Result, last *denial) {
 	now := time.Now()
 	d := &denial{evaluated: now, read: now}
 	if len(result.AllErrors()) == 0 {
@@ -513,8 +513,8 @@ func (c *controller) ownersOf(ctx context.Context, namespace string, granted []c
 				owner.UID = revision.GetUID()
 			}
 		}
-		// The author of a pod may write the UID of another object, and the API server accepts each
-		// UID once.
+		// The author of a pod may write the UID of another object, and the API server
+		// accepts each UID once.
 		if !slices.ContainsFunc(owners, func(o metav1.OwnerReference) bool { return o.UID == owner.UID }) {
 			owners = append(owners, owner)
 		}
@@ -539,8 +539,8 @@ func (c *controller) apply(ctx context.Context, namespace string, d *derivation,
 	}
 	classes := c.live.Dynamic.Resource(class.Resource).Namespace(namespace)
 	if found == nil {
-		// A server-side apply would change a class that another client has just created, and remove
-		// the owners that another replica has just added. Create fails instead.
+		// A server-side apply would change a class that another client has just created,
+		// and remove the owners that another replica has just added. Create fails instead.
 		object.SetOwnerReferences(owners)
 		_, err := classes.Create(ctx, object, metav1.CreateOptions{FieldManager: class.ManagedBy})
 		return created, err

@@ -51,7 +51,7 @@ const (
 
 // note is the text of an event for a pod.
 type note struct {
-	pod  *claims.Pod
+	pod  *claims.Claimant
 	text string
 }
 
@@ -71,7 +71,7 @@ func notesTo(claimed []claims.Claim, name, text string) []note {
 
 // getsEvents reports whether a pod gets events about a class: about the first few that it mounts
 // only.
-func getsEvents(p *claims.Pod, name string) bool {
+func getsEvents(p *claims.Claimant, name string) bool {
 	return slices.Index(p.Classes, name) < maxNotedClasses
 }
 

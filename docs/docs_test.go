@@ -134,8 +134,9 @@ func around(code string) bool {
 	return !regexp.MustCompile(`(?m)^kind: (Pod|Deployment|StatefulSet|DaemonSet|ReplicaSet|Job|CronJob)$`).MatchString(code)
 }
 
-// TestYAML feeds every YAML block to lint, together with the Namespaces, ServiceAccounts, classes and bindings of its page. Warnings
-// are allowed: some pages show them. A block after <!-- rejected --> shows an error.
+// TestYAML feeds every YAML block to lint, together with the Namespaces, ServiceAccounts, classes
+// and bindings of its page. Warnings are allowed: some pages show them. A block after <!-- rejected
+// --> shows an error.
 func TestYAML(t *testing.T) {
 	n := 0
 	for name, p := range load(t) {
@@ -168,7 +169,8 @@ func TestYAML(t *testing.T) {
 	}
 }
 
-// TestShell checks the syntax of every shell block, and runs those that need nothing but this repository.
+// TestShell checks the syntax of every shell block, and runs those that need nothing but this
+// repository.
 func TestShell(t *testing.T) {
 	ran := 0
 	for name, p := range load(t) {

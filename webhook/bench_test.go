@@ -127,7 +127,7 @@ func knownChange(b *testing.B, recorded reviews.Review) func(*corev1.Pod) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	result, err := review.Reviewer{Source: source}.Decide(b.Context(), pods.SubjectOf(&request.Pod), request.Namespace)
+	result, err := review.Reviewer{Source: source}.Inject(b.Context(), pods.SubjectOf(&request.Pod), request.Namespace)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -135,7 +135,7 @@ func knownChange(b *testing.B, recorded reviews.Review) func(*corev1.Pod) {
 		b.Fatalf("%s: outcome %s, want %s: %v", recorded.Size, result.Outcome, inject.Injected, result.AllErrors())
 	}
 	return func(pod *corev1.Pod) {
-		changed := corpus.Pod{Meta: &pod.ObjectMeta, Spec: pod.Spec}
+		changed := corpus.WholePod{Meta: &pod.ObjectMeta, Spec: pod.Spec}
 		changed.Mutate(&result.Change)
 		pod.Spec = changed.Spec
 	}

@@ -36,16 +36,8 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 // pathMetrics are the metrics of one path. All series exist from the start, so that the first
 // rejection is an increase, and no text of a review can add a series.
 type pathMetrics struct {
-	reviews  map[series]prometheus.Counter
+	reviews  *prometheus.CounterVec // by outcome and Reason
 	duration prometheus.Observer
-	// others counts combinations that the path should never have.
-	others func(series) prometheus.Counter
-}
-
-// series identifies a series of a path.
-type series struct {
-	outcome inject.Outcome
-	reason  api.Reason
 }
 
 // unused are the outcomes that a path never has.
@@ -58,22 +50,19 @@ var unused = map[string][]inject.Outcome{
 
 // at returns the metrics of a path.
 func (m *Metrics) at(path string) *pathMetrics {
-	p := &pathMetrics{reviews: map[series]prometheus.Counter{}, duration: m.duration.WithLabelValues(path), others: func(s series) prometheus.Counter {
-		return m.reviews.WithLabelValues(path, string(s.outcome), string(s.reason))
-	}}
+	p := &pathMetrics{
+		reviews:  m.reviews.MustCurryWith(prometheus.Labels{"path": path}),
+		duration: m.duration.WithLabelValues(path),
+	}
 	for _, outcome := range inject.Outcomes {
-		if slices.Contains(unused[path], outcome) {
-			continue
-		}
-		reasons := []api.Reason{""}
-		if outcome.Rejects() {
-			reasons = reasons[:0]
+		switch {
+		case slices.Contains(unused[path], outcome):
+		case outcome.Rejects():
 			for _, doc := range api.Reasons {
-				reasons = append(reasons, doc.Reason)
+				p.reviews.WithLabelValues(string(outcome), string(doc.Reason))
 			}
-		}
-		for _, reason := range reasons {
-			p.reviews[series{outcome, reason}] = p.others(series{outcome, reason})
+		default:
+			p.reviews.WithLabelValues(string(outcome), "")
 		}
 	}
 	return p
@@ -81,10 +70,6 @@ func (m *Metrics) at(path string) *pathMetrics {
 
 // observe counts a review.
 func (p *pathMetrics) observe(outcome inject.Outcome, reason api.Reason, start time.Time) {
-	counter, ok := p.reviews[series{outcome, reason}]
-	if !ok {
-		counter = p.others(series{outcome, reason})
-	}
-	counter.Inc()
+	p.reviews.WithLabelValues(string(outcome), string(reason)).Inc()
 	p.duration.Observe(time.Since(start).Seconds())
 }

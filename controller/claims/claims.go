@@ -38,9 +38,9 @@ import (
 	"github.com/akv-injector/akv-injector/core/inject"
 )
 
-// Pod is the part of an injected pod that a Table keeps: a few hundred bytes, however large the
+// Claimant is the part of an injected pod that a Table keeps: a few hundred bytes, however large the
 // pod's annotations are.
-type Pod struct {
+type Claimant struct {
 	// ObjectMeta has only the namespace, name, UID and resource version.
 	metav1.ObjectMeta
 
@@ -56,8 +56,8 @@ type Pod struct {
 }
 
 // podOf also returns the pod's outline; nil if the pod mounts no class.
-func podOf(object *corev1.Pod) (*Pod, *inject.Outline) {
-	p := &Pod{ObjectMeta: metav1.ObjectMeta{
+func podOf(object *corev1.Pod) (*Claimant, *inject.Outline) {
+	p := &Claimant{ObjectMeta: metav1.ObjectMeta{
 		Namespace: object.Namespace, Name: object.Name, UID: object.UID, ResourceVersion: object.ResourceVersion,
 	}}
 	if object.DeletionTimestamp != nil {
@@ -90,7 +90,7 @@ func podOf(object *corev1.Pod) (*Pod, *inject.Outline) {
 // the pod. For a StatefulSet or DaemonSet, which outlives many classes, it is the pod's
 // ControllerRevision. In all other cases it is the pod itself, also if the pod has several owners:
 // such a pod exists as long as one of them does.
-func (p *Pod) ownerOf(object *corev1.Pod) metav1.OwnerReference {
+func (p *Claimant) ownerOf(object *corev1.Pod) metav1.OwnerReference {
 	controller := metav1.GetControllerOfNoCopy(object)
 	if controller == nil || len(object.OwnerReferences) != 1 || !isName(controller.Name) {
 		return p.itself()
@@ -132,16 +132,16 @@ func idOf(owner metav1.OwnerReference) types.UID {
 
 // needsTheSame reports whether two versions of a pod need the same classes and owners. Most updates
 // of a pod change only its status.
-func (p *Pod) needsTheSame(other *Pod) bool {
+func (p *Claimant) needsTheSame(other *Claimant) bool {
 	return p.UID == other.UID && p.Owner == other.Owner && slices.Equal(p.Classes, other.Classes) && p.Digest == other.Digest
 }
 
-func (p *Pod) key() types.NamespacedName {
+func (p *Claimant) key() types.NamespacedName {
 	return types.NamespacedName{Namespace: p.Namespace, Name: p.Name}
 }
 
 // keys returns the names of the classes that a pod mounts, with the namespace.
-func (p *Pod) keys() []types.NamespacedName {
+func (p *Claimant) keys() []types.NamespacedName {
 	keys := make([]types.NamespacedName, len(p.Classes))
 	for i, name := range p.Classes {
 		keys[i] = types.NamespacedName{Namespace: p.Namespace, Name: name}
@@ -152,7 +152,7 @@ func (p *Pod) keys() []types.NamespacedName {
 // Claim means that an owner must own a class for its pods.
 type Claim struct {
 	Owner metav1.OwnerReference
-	Pods  []*Pod // at least one
+	Pods  []*Claimant // at least one
 }
 
 // Table keeps the claims of a cluster's pods. It is the store of a [feed.Feed], and nothing else
@@ -162,18 +162,18 @@ type Table struct {
 	// recent holds outlines of the latest pods, by digest. Most outlines are needed once, a moment
 	// after the pod is created.
 	recent *lru.Cache
-	get    func(ctx context.Context, p *Pod) (*corev1.Pod, error)
+	get    func(ctx context.Context, p *Claimant) (*corev1.Pod, error)
 
 	mu   sync.RWMutex
-	pods map[types.NamespacedName]*Pod
+	pods map[types.NamespacedName]*Claimant
 	// claims has the pods by class and the owner's idOf.
 	claims map[types.NamespacedName]map[types.UID]set
 }
 
-type set map[*Pod]struct{}
+type set map[*Claimant]struct{}
 
 // any returns one of the pods; nil for an empty set.
-func (s set) any() *Pod {
+func (s set) any() *Claimant {
 	for p := range s {
 		return p
 	}
@@ -205,7 +205,7 @@ var ErrChanged = errors.New("the pod has changed")
 // Outline returns the part of a pod from which its classes are derived. If the table does not
 // remember the outline, Outline reads the pod from the API server. The error is [ErrChanged] if the
 // pod has changed or no longer exists.
-func (t *Table) Outline(ctx context.Context, p *Pod) (*inject.Outline, error) {
+func (t *Table) Outline(ctx context.Context, p *Claimant) (*inject.Outline, error) {
 	if recent, ok := t.recent.Get(p.Digest); ok {
 		return recent.(*inject.Outline), nil //nolint:forcetypeassert // it holds nothing else
 	}
@@ -230,7 +230,7 @@ func NewTable(changed func(class types.NamespacedName)) *Table {
 	return &Table{
 		changed: changed,
 		recent:  lru.New(maxRecent),
-		pods:    map[types.NamespacedName]*Pod{},
+		pods:    map[types.NamespacedName]*Claimant{},
 		claims:  map[types.NamespacedName]map[types.UID]set{},
 	}
 }
@@ -242,7 +242,7 @@ func (t *Table) Of(class types.NamespacedName, known []metav1.OwnerReference) []
 	defer t.mu.RUnlock()
 	var claims []Claim
 	for _, pods := range t.claims[class] {
-		list := slices.SortedFunc(maps.Keys(pods), func(a, b *Pod) int { return strings.Compare(a.Name, b.Name) })
+		list := slices.SortedFunc(maps.Keys(pods), func(a, b *Claimant) int { return strings.Compare(a.Name, b.Name) })
 		claims = append(claims, claimsOf(list)...)
 	}
 	claims = slices.DeleteFunc(claims, func(c Claim) bool {
@@ -284,9 +284,9 @@ func (t *Table) holds(class types.NamespacedName, owner metav1.OwnerReference) b
 // claimsOf returns the claims of pods whose owners have the same UID. This is one claim if the
 // owner references are equal. Otherwise an author has written a false reference. A class can have
 // each UID only once, so each pod then owns the class itself.
-func claimsOf(pods []*Pod) []Claim {
+func claimsOf(pods []*Claimant) []Claim {
 	owner := pods[0].Owner
-	if !slices.ContainsFunc(pods, func(p *Pod) bool { return p.Owner != owner }) {
+	if !slices.ContainsFunc(pods, func(p *Claimant) bool { return p.Owner != owner }) {
 		return []Claim{{owner, pods}}
 	}
 	claims := make([]Claim, len(pods))
@@ -297,7 +297,7 @@ func claimsOf(pods []*Pod) []Claim {
 }
 
 // itself returns a reference to the pod as an owner.
-func (p *Pod) itself() metav1.OwnerReference {
+func (p *Claimant) itself() metav1.OwnerReference {
 	return metav1.OwnerReference{APIVersion: "v1", Kind: "Pod", Name: p.Name, UID: p.UID}
 }
 
@@ -346,7 +346,7 @@ func (t *Table) Add(object any) error {
 
 // left calls changed for the classes that a pod mounted, because another pod may have to become
 // their owner.
-func (t *Table) left(old *Pod) {
+func (t *Table) left(old *Claimant) {
 	if old == nil {
 		return
 	}
@@ -375,7 +375,7 @@ func (t *Table) Delete(object any) error {
 }
 
 // put replaces old by p; either may be nil.
-func (t *Table) put(old, p *Pod) {
+func (t *Table) put(old, p *Claimant) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if old != nil {
@@ -440,9 +440,9 @@ func (t *Table) Transformer() cache.TransformFunc {
 
 // read returns the part of an object that the table keeps. The objects of a streamed list have been
 // read before.
-func (t *Table) read(object any) (*Pod, error) {
+func (t *Table) read(object any) (*Claimant, error) {
 	switch o := object.(type) {
-	case *Pod:
+	case *Claimant:
 		return o, nil
 	case *corev1.Pod:
 		p, outline := podOf(o)

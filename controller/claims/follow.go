@@ -32,7 +32,7 @@ func Follow(config *rest.Config, client *http.Client, table *Table) (*feed.Feed,
 	if err != nil {
 		return nil, fmt.Errorf("create a client of pods: %w", err)
 	}
-	table.get = func(ctx context.Context, p *Pod) (*corev1.Pod, error) {
+	table.get = func(ctx context.Context, p *Claimant) (*corev1.Pod, error) {
 		// A pod at least as new as the table's. The API server can answer this from its cache.
 		return core.Pods(p.Namespace).Get(ctx, p.Name, metav1.GetOptions{ResourceVersion: p.ResourceVersion})
 	}

@@ -1,6 +1,6 @@
-// Package facts has the questions that a decision about a pod asks about the pod's namespace, and the types of the
-// answers. A [Source] answers them; package cluster has the sources that read an API server, and [Objects] is one that
-// holds objects from manifests:
+// Package facts has the questions that a decision about a pod asks about the pod's namespace, and
+// the types of the answers. A [Source] answers them; package cluster has the sources that read an
+// API server, and [Objects] is one that holds objects from manifests:
 //
 //	namespace, err := source.Namespace(ctx, "shop", false)
 //	answer, err := source.Facts(ctx, "shop", facts.Needs{Classes: []string{"key-vault-secret"}}, false)
@@ -18,16 +18,16 @@ import (
 
 // Source answers questions about namespaces. Callers must not modify what it returns.
 type Source interface {
-	// Namespace returns the labels and annotations of a namespace. If fresh, it reads the API server, not a cache. A namespace
-	// that does not exist has an empty name.
+	// Namespace returns the labels and annotations of a namespace. If fresh, it reads the API
+	// server, not a cache. A namespace that does not exist has an empty name.
 	Namespace(ctx context.Context, name string, fresh bool) (Namespace, error)
-	// Facts returns the objects in needs that exist in the namespace. If fresh, it reads the API server, not a cache, and the
-	// answer has the names of what else exists.
+	// Facts returns the objects in needs that exist in the namespace. If fresh, it reads the
+	// API server, not a cache, and the answer has the names of what else exists.
 	Facts(ctx context.Context, namespace string, needs Needs, fresh bool) (Answer, error)
 }
 
-// Namespace is a namespace with its labels and annotations. A Source may leave out keys that are not under a prefix of the
-// contract.
+// Namespace is a namespace with its labels and annotations. A Source may leave out keys that are
+// not under a prefix of the contract.
 type Namespace struct {
 	Name                string
 	Labels, Annotations map[string]string
@@ -46,12 +46,13 @@ func (n Namespace) OptedIn() bool {
 type Needs struct {
 	// Classes are names of SecretProviderClasses.
 	Classes []string
-	// ServiceAccount is the name of the ServiceAccount that the pod runs as; NamedServiceAccount is the one that the identity's
-	// name may mean.
+	// ServiceAccount is the name of the ServiceAccount that the pod runs as;
+	// NamedServiceAccount is the one that the identity's name may mean.
 	ServiceAccount, NamedServiceAccount string
 	// Selector is the spec.selector of an AzureIdentityBinding.
 	Selector string
-	// Identities needs the names of all identities. Messages offer them; no decision depends on them.
+	// Identities needs the names of all identities. Messages offer them; no decision depends on
+	// them.
 	Identities bool
 }
 
@@ -96,8 +97,8 @@ type ServiceAccount struct {
 // Available lists names of objects in a namespace. Managed classes are not listed.
 type Available struct {
 	Classes, ServiceAccounts []string
-	// Clients are the ServiceAccounts with a client id. They are listed if all identities were needed, or if something is
-	// missing from a fresh answer.
+	// Clients are the ServiceAccounts with a client id. They are listed if all identities were
+	// needed, or if something is missing from a fresh answer.
 	Clients []string
 	// Selectors are those of the AzureIdentityBindings.
 	Selectors []string

@@ -11,8 +11,8 @@ import (
 	"github.com/akv-injector/akv-injector/core/class"
 )
 
-// Objects is a [Source] that holds objects from manifests. The last of several objects with the same name counts. A namespace
-// that is not among them counts as opted in. The zero value is empty.
+// Objects is a [Source] that holds objects from manifests. The last of several objects with the
+// same name counts. A namespace that is not among them counts as opted in. The zero value is empty.
 type Objects struct {
 	namespaces map[string]Namespace
 	held       map[string]*held
@@ -38,8 +38,9 @@ func put[T any](list []T, item T, name func(T) string) []T {
 	return append(list, item)
 }
 
-// Add adds a Namespace, ServiceAccount, SecretProviderClass or AzureIdentityBinding, and ignores other kinds. The namespace is
-// that of an object without one. A class that cannot be decoded is added as an invalid class, and is an error.
+// Add adds a Namespace, ServiceAccount, SecretProviderClass or AzureIdentityBinding, and ignores
+// other kinds. The namespace is that of an object without one. A class that cannot be decoded is
+// added as an invalid class, and is an error.
 func (o *Objects) Add(object *unstructured.Unstructured, namespace string) error {
 	if object.GetNamespace() != "" {
 		namespace = object.GetNamespace()

@@ -11,8 +11,8 @@ type overlay struct {
 	cluster Source
 }
 
-// Overlay returns a Source that looks at objects first and asks cluster for the rest. A namespace that is in neither counts as
-// opted in.
+// Overlay returns a Source that looks at objects first and asks cluster for the rest. A namespace
+// that is in neither counts as opted in.
 func Overlay(objects *Objects, cluster Source) Source {
 	return &overlay{objects, cluster}
 }

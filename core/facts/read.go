@@ -17,7 +17,8 @@ import (
 // BindingResource is the resource of AzureIdentityBindings.
 var BindingResource = schema.GroupVersionResource{Group: "aadpodidentity.k8s.io", Version: "v1", Resource: "azureidentitybindings"}
 
-// ReadNamespace keeps the labels and annotations of a Namespace that are under the prefixes of the contract.
+// ReadNamespace keeps the labels and annotations of a Namespace that are under the prefixes of the
+// contract.
 func ReadNamespace(object metav1.Object) *Namespace {
 	return &Namespace{Name: object.GetName(), Labels: ours(object.GetLabels()), Annotations: ours(object.GetAnnotations())}
 }
@@ -62,13 +63,14 @@ func ReadServiceAccount(object *unstructured.Unstructured) *ServiceAccount {
 	return sa
 }
 
-// ReadClientID reads the client id in the annotations of a ServiceAccount, as [api.SplitGUID] does. It shortens values that are
-// too long to be an id: an annotation may have 256 KiB.
+// ReadClientID reads the client id in the annotations of a ServiceAccount, as [api.SplitGUID] does.
+// It shortens values that are too long to be an id: an annotation may have 256 KiB.
 func ReadClientID(annotations map[string]string) (valid, invalid string) {
 	return api.SplitGUID(api.Echo(annotations[api.WorkloadIdentityClientID]))
 }
 
-// ReadSelector returns the spec.selector of an AzureIdentityBinding, or "" if no label can have it as a value.
+// ReadSelector returns the spec.selector of an AzureIdentityBinding, or "" if no label can have it
+// as a value.
 func ReadSelector(object *unstructured.Unstructured) string {
 	selector, _, err := unstructured.NestedString(object.Object, "spec", "selector")
 	if err != nil || len(selector) > validation.LabelValueMaxLength {

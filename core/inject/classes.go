@@ -32,13 +32,14 @@ type mount struct {
 	vault   string
 	managed bool
 	path    string
-	// key and index are where the class, or the first item of a managed class, was written: an annotation and an index in its list.
+	// key and index are where the class, or the first item of a managed class, was written: an
+	// annotation and an index in its list.
 	key   string
 	index int
 	// volume is the name of the volume; set by addVolumes.
 	volume string
-	// elsewhere has the mount path of each container that already mounts the class at another path; used is true if a container
-	// mounts it at path. Both are set by changeContainers.
+	// elsewhere has the mount path of each container that already mounts the class at another
+	// path; used is true if a container mounts it at path. Both are set by changeContainers.
 	elsewhere map[string]string
 	used      bool
 }
@@ -54,7 +55,8 @@ type envVar struct {
 	containers        api.Selector
 	// item is the index of the item that requests it.
 	item int
-	// set is true if a container gets it; changeContainers sets it. A container may keep its own variable.
+	// set is true if a container gets it; changeContainers sets it. A container may keep its
+	// own variable.
 	set bool
 	// repeated is true once another item was reported to set it in the same container.
 	repeated bool
@@ -107,7 +109,8 @@ func (p *Plan) existingClasses(answer *facts.Answer, r *report) *content {
 	return out
 }
 
-// rejectSyncedTwice rejects classes that sync a Secret of the same name: the driver replaces the whole Secret for each.
+// rejectSyncedTwice rejects classes that sync a Secret of the same name: the driver replaces the
+// whole Secret for each.
 func (p *Plan) rejectSyncedTwice(classes []*class.Class, r *report) {
 	by := make(map[string]string)
 	for index, c := range classes {
@@ -135,8 +138,8 @@ func (c candidate) String() string {
 	return c.class.Name + "/" + c.object.Name + " as " + c.object.File
 }
 
-// candidates returns the objects that an item means, those that it would mean with another alias, and a class that cannot be read
-// and may have the object.
+// candidates returns the objects that an item means, those that it would mean with another alias,
+// and a class that cannot be read and may have the object.
 func candidates(item *api.Item, classes []*class.Class) (hits, otherFiles []candidate, unreadable *class.Class) {
 	for _, c := range classes {
 		switch {
@@ -159,8 +162,8 @@ func candidates(item *api.Item, classes []*class.Class) (hits, otherFiles []cand
 	return hits, otherFiles, unreadable
 }
 
-// itemOfClass looks up an item in the classes. It returns the env var of the item, if any, and a class that must be readable to
-// look up the item, if that class is not.
+// itemOfClass looks up an item in the classes. It returns the env var of the item, if any, and a
+// class that must be readable to look up the item, if that class is not.
 func (p *Plan) itemOfClass(index int, item api.Item, classes []*class.Class, r *report) (*envVar, *class.Class) {
 	if item.VaultOrClass != "" && !slices.Contains(p.request.Classes, item.VaultOrClass) {
 		return nil, nil // the parser reported it
@@ -208,7 +211,8 @@ func (p *Plan) envOfObject(index int, item api.Item, is candidate, r *report) *e
 	return &envVar{name: name, secret: key.Secret, key: key.Key, containers: item.Containers, item: index}
 }
 
-// syncedKey returns the one Secret key into which the class syncs the file of an object, or reports why there is none.
+// syncedKey returns the one Secret key into which the class syncs the file of an object, or reports
+// why there is none.
 func syncedKey(of candidate, env string, path *field.Path, r *report) *class.Synced {
 	hits := make([]class.Synced, 0, 1)
 	for _, s := range of.class.Synced {
@@ -251,8 +255,8 @@ func unusable(s class.Synced) string {
 	return ""
 }
 
-// missingSync returns the YAML that makes a class sync the file, and where to add it. A class has one list of Secrets, and two
-// entries with the same name would overwrite each other.
+// missingSync returns the YAML that makes a class sync the file, and where to add it. A class has
+// one list of Secrets, and two entries with the same name would overwrite each other.
 func missingSync(c *class.Class, file string) string {
 	data := fmt.Sprintf("{objectName: %s, key: %s}", file, class.SecretKey(file))
 	if len(c.Synced) > 0 {

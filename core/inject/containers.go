@@ -27,7 +27,8 @@ func (c *container) path(root pods.Root) *field.Path {
 	return root.Child("spec", "containers").Index(c.index)
 }
 
-// containersOf returns the pod's containers, init containers first. Ephemeral containers cannot get volumes.
+// containersOf returns the pod's containers, init containers first. Ephemeral containers cannot get
+// volumes.
 func containersOf(spec *pods.Spec) []container {
 	all := make([]container, 0, len(spec.InitContainers)+len(spec.Containers))
 	for i := range spec.InitContainers {
@@ -39,9 +40,10 @@ func containersOf(spec *pods.Spec) []container {
 	return all
 }
 
-// selectContainers returns the containers that get mounts and env vars, and reports names that do not exist. Another webhook may
-// add a container later, so these errors are unresolved ones. If the defaults of the namespace select no container and only they
-// request Key Vault, the plan that it returns requests no Key Vault.
+// selectContainers returns the containers that get mounts and env vars, and reports names that do
+// not exist. Another webhook may add a container later, so these errors are unresolved ones. If the
+// defaults of the namespace select no container and only they request Key Vault, the plan that it
+// returns requests no Key Vault.
 func (p *Plan) selectContainers(r *report) (*Plan, []container) {
 	all := containersOf(&p.subject.Spec)
 	selector := p.request.Containers
@@ -74,8 +76,8 @@ func (p *Plan) selectContainers(r *report) (*Plan, []container) {
 	return p, selected
 }
 
-// misfit returns how to report that the value of a key does not fit the pod: as a warning if the namespace sets it, since its
-// author does not know the pod.
+// misfit returns how to report that the value of a key does not fit the pod: as a warning if the
+// namespace sets it, since its author does not know the pod.
 func (p *Plan) misfit(key string, r *report) func(api.Reason, *field.Error) {
 	if p.request.OriginOf(key) == api.FromNamespace {
 		return r.warn
@@ -83,8 +85,9 @@ func (p *Plan) misfit(key string, r *report) func(api.Reason, *field.Error) {
 	return r.unresolve
 }
 
-// reportUnmatched reports the patterns of a selector that match no container, and whether there is one that selects. One that
-// excludes a container is only a warning: another webhook may add the sidecar later.
+// reportUnmatched reports the patterns of a selector that match no container, and whether there is
+// one that selects. One that excludes a container is only a warning: another webhook may add the
+// sidecar later.
 func (p *Plan) reportUnmatched(key string, selector api.Selector, names []string, path *field.Path, what string, r *report) (missing bool) {
 	for _, pattern := range selector.Unmatched(names) {
 		name, excluded := strings.CutPrefix(pattern, "!")
@@ -101,8 +104,9 @@ func (p *Plan) reportUnmatched(key string, selector api.Selector, names []string
 	return missing
 }
 
-// selectNone reports a selection that matches no container, unless an error names the missing container already. If only the
-// namespace requests Key Vault, it returns a plan without that request.
+// selectNone reports a selection that matches no container, unless an error names the missing
+// container already. If only the namespace requests Key Vault, it returns a plan without that
+// request.
 func (p *Plan) selectNone(reported bool, err *field.Error, r *report) *Plan {
 	switch {
 	case p.request.OriginOf(api.Containers) != api.FromNamespace:

@@ -12,15 +12,15 @@ import (
 	"github.com/akv-injector/akv-injector/core/policy"
 )
 
-// Decide returns what the pod gets. It may be called again with a fresher answer. It reports all mistakes at once: only what
-// depends on a value that cannot be parsed is skipped. A default of the namespace that does not fit the pod is skipped with a
-// warning.
+// Decide returns what the pod gets. It may be called again with a fresher answer. It reports all
+// mistakes at once: only what depends on a value that cannot be parsed is skipped. A default of the
+// namespace that does not fit the pod is skipped with a warning.
 func (p *Plan) Decide(answer facts.Answer) Result {
 	return p.fit(&answer, false)
 }
 
-// DecideClasses returns the managed classes that the pod gets, as [Plan.Decide] does. It reads neither containers nor volumes, so
-// the subject of an [Outline] is enough.
+// DecideClasses returns the managed classes that the pod gets, as [Plan.Decide] does. It reads
+// neither containers nor volumes, so the subject of an [Outline] is enough.
 func (p *Plan) DecideClasses(answer facts.Answer) Result {
 	return p.fit(&answer, true)
 }
@@ -32,9 +32,9 @@ func (p *Plan) fit(answer *facts.Answer, onlyClasses bool) Result {
 	}
 	var result Result
 	if onlyClasses {
-		result = p.decideClasses(answer)
+		result = p.decideClassesOnce(answer)
 	} else {
-		result = p.decide(answer)
+		result = p.decideOnce(answer)
 	}
 	errs := result.AllErrors()
 	if len(errs) == 0 {
@@ -52,8 +52,8 @@ func (p *Plan) fit(answer *facts.Answer, onlyClasses bool) Result {
 	return result
 }
 
-// decide makes all decisions about a pod, in the order in which they depend on each other.
-func (p *Plan) decide(answer *facts.Answer) Result {
+// decideOnce makes all decisions about a pod, in the order in which they depend on each other.
+func (p *Plan) decideOnce(answer *facts.Answer) Result {
 	r := p.newReport()
 	p, selected := p.selectContainers(r)
 	p.warnUnreadable(selected, r)
@@ -88,8 +88,8 @@ func (p *Plan) decide(answer *facts.Answer) Result {
 	return result
 }
 
-// decideClasses makes the decisions that the managed classes of a pod depend on.
-func (p *Plan) decideClasses(answer *facts.Answer) Result {
+// decideClassesOnce makes the decisions that the managed classes of a pod depend on.
+func (p *Plan) decideClassesOnce(answer *facts.Answer) Result {
 	r := p.newReport()
 	content := &content{}
 	var id identity
@@ -108,7 +108,8 @@ func (p *Plan) newReport() *report {
 	return &report{errors: slices.Clone(p.errs), warnings: slices.Clone(p.warnings)}
 }
 
-// result returns the result of a decision. Its Outcome is that of the errors, or [NotRequested] without any.
+// result returns the result of a decision. Its Outcome is that of the errors, or [NotRequested]
+// without any.
 func (r *report) result(change Change, content *content) Result {
 	result := Result{
 		Outcome: NotRequested, Change: change, Classes: content.classes,
@@ -149,8 +150,9 @@ func (p *Plan) checkCeilings(content *content, id *identity, answer *facts.Answe
 	}
 }
 
-// misfits returns lists of keys. Without the namespace's defaults for the keys of one list, there may be fewer errors: the keys
-// that errors are about, and the keys that request Key Vault if the pod itself does not.
+// misfits returns lists of keys. Without the namespace's defaults for the keys of one list, there
+// may be fewer errors: the keys that errors are about, and the keys that request Key Vault if the
+// pod itself does not.
 func (p *Plan) misfits(errs field.ErrorList) [][]string {
 	var named, asking []string
 	for i := range api.Keys {
@@ -186,7 +188,8 @@ func (p *Plan) without(keys []string) *Plan {
 	return NewPlan(p.subject, namespace, p.defaults)
 }
 
-// skipped returns warnings for the errors that are gone once the namespace's defaults for keys are skipped.
+// skipped returns warnings for the errors that are gone once the namespace's defaults for keys are
+// skipped.
 func skipped(errs, remaining field.ErrorList, keys []string) field.ErrorList {
 	var list field.ErrorList
 	names := strings.Join(keys, " and ")

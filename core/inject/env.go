@@ -39,8 +39,8 @@ func (p *Plan) setEnv(c *container, content *content, answer *facts.Answer, chan
 	}
 }
 
-// rejectRepeated rejects an item that sets the same env var in the container as one of the items before it. It reports the item
-// once, for the first container.
+// rejectRepeated rejects an item that sets the same env var in the container as one of the items
+// before it. It reports the item once, for the first container.
 func (p *Plan) rejectRepeated(before []envVar, e *envVar, containerName string, r *report) bool {
 	at := slices.IndexFunc(before, func(other envVar) bool { return other.name == e.name && other.containers.Matches(containerName) })
 	if at < 0 {
@@ -56,8 +56,9 @@ func (p *Plan) rejectRepeated(before []envVar, e *envVar, containerName string, 
 	return true
 }
 
-// keepsFromEnvFrom reports whether a container keeps an env var that its envFrom sets. The injector knows the keys of the Secrets
-// that the pod's classes sync, and reads no other Secret or ConfigMap.
+// keepsFromEnvFrom reports whether a container keeps an env var that its envFrom sets. The injector
+// knows the keys of the Secrets that the pod's classes sync, and reads no other Secret or
+// ConfigMap.
 func (p *Plan) keepsFromEnvFrom(c *container, wanted *EnvVar, answer *facts.Answer, r *report) (kept bool) {
 	for i := range c.EnvFrom {
 		from := &c.EnvFrom[i]
@@ -86,7 +87,8 @@ func (p *Plan) keepsFromEnvFrom(c *container, wanted *EnvVar, answer *facts.Answ
 	return kept
 }
 
-// keysOf returns the keys of a Secret that one of the pod's classes syncs; known is false for any other Secret.
+// keysOf returns the keys of a Secret that one of the pod's classes syncs; known is false for any
+// other Secret.
 func (p *Plan) keysOf(secret string, answer *facts.Answer) (keys []string, known bool) {
 	if secret == "" {
 		return nil, false
@@ -103,8 +105,8 @@ func (p *Plan) keysOf(secret string, answer *facts.Answer) (keys []string, known
 	return keys, len(keys) > 0
 }
 
-// resolveConflict applies keyvault.io/on-conflict to an env var that the container already sets. The message never repeats the
-// value of the variable.
+// resolveConflict applies keyvault.io/on-conflict to an env var that the container already sets.
+// The message never repeats the value of the variable.
 func (p *Plan) resolveConflict(c *container, at int, wanted EnvVar, change *ContainerChange, r *report) {
 	path := c.path(p.subject.Root).Child("env").Index(at)
 	switch p.request.OnConflict {

@@ -213,7 +213,7 @@ func (w *world) review(ctx context.Context, object []byte, root pods.Root) (inje
 	if err != nil {
 		return inject.Result{}, nil, err
 	}
-	result, err := review.Reviewer{Source: w, Defaults: w.defaults}.Decide(ctx, *subject, w.namespace.Name)
+	result, err := review.Reviewer{Source: w, Defaults: w.defaults}.Inject(ctx, *subject, w.namespace.Name)
 	if err != nil {
 		return result, nil, err
 	}

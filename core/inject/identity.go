@@ -16,7 +16,8 @@ import (
 
 // identity is how a pod is bound to its identity, and what the pod needs for it.
 type identity struct {
-	// mode is never [api.ModeAuto] unless there is no identity of the requested name; guessed is true if facts decided it.
+	// mode is never [api.ModeAuto] unless there is no identity of the requested name; guessed
+	// is true if facts decided it.
 	mode    api.Mode
 	guessed bool
 	// bound is the name of the identity: a selector or a ServiceAccount; empty for none.
@@ -57,8 +58,9 @@ func (p *Plan) bindIdentity(answer *facts.Answer, r *report) identity {
 	return id
 }
 
-// resolveAuto returns the mode that auto stands for (docs/annotations.md): an existing class decides first, then AzureIdentityBindings,
-// then ServiceAccounts. It returns none if nothing decides, and auto if there is no identity of the requested name.
+// resolveAuto returns the mode that auto stands for (docs/annotations.md): an existing class
+// decides first, then AzureIdentityBindings, then ServiceAccounts. It returns none if nothing
+// decides, and auto if there is no identity of the requested name.
 func (p *Plan) resolveAuto(answer *facts.Answer, r *report) api.Mode {
 	for _, name := range p.request.Classes {
 		switch c := answer.Class(name); {
@@ -74,8 +76,9 @@ func (p *Plan) resolveAuto(answer *facts.Answer, r *report) api.Mode {
 		if sa != nil && sa.ClientID != "" {
 			return api.ModeWorkloadIdentity
 		}
-		// The cache may not have a ServiceAccount that is applied with the pod. One in the cache without a client id is not read
-		// again: most pods have such a ServiceAccount, and each would cost a request.
+		// The cache may not have a ServiceAccount that is applied with the pod. One in the
+		// cache without a client id is not read again: most pods have such a
+		// ServiceAccount, and each would cost a request.
 		r.missed = r.missed || sa == nil
 		return api.ModeNone
 	}
@@ -119,8 +122,8 @@ func (p *Plan) namedServiceAccount(answer *facts.Answer) *facts.ServiceAccount {
 	return answer.NamedServiceAccount
 }
 
-// checkSignIns checks as which identity existing classes read the vault: a warning for another identity than the pod's, an error
-// for none.
+// checkSignIns checks as which identity existing classes read the vault: a warning for another
+// identity than the pod's, an error for none.
 func (p *Plan) checkSignIns(id *identity, answer *facts.Answer, r *report) {
 	for index, name := range p.request.Classes {
 		c := answer.Class(name)
@@ -154,7 +157,8 @@ func (p *Plan) checkSignIns(id *identity, answer *facts.Answer, r *report) {
 	}
 }
 
-// hasNodePublishSecret reports whether a volume of the pod mounts the class with the Secret of a service principal.
+// hasNodePublishSecret reports whether a volume of the pod mounts the class with the Secret of a
+// service principal.
 func (p *Plan) hasNodePublishSecret(name string) bool {
 	at := p.volumeOf(name)
 	return at >= 0 && p.subject.Spec.Volumes[at].CSI.HasNodePublishSecret
@@ -229,7 +233,8 @@ func (p *Plan) boundPath(id *identity) *field.Path {
 	return p.subject.Root.Child("spec", "serviceAccountName")
 }
 
-// bindWorkloadIdentity adds the label of Azure's webhook, and makes the pod run as the named ServiceAccount.
+// bindWorkloadIdentity adds the label of Azure's webhook, and makes the pod run as the named
+// ServiceAccount.
 func (p *Plan) bindWorkloadIdentity(id *identity, answer *facts.Answer, r *report) {
 	name, current := p.request.Identity, p.subject.RunsAs()
 	id.bound = name
@@ -280,7 +285,8 @@ func (p *Plan) bindLabel(id *identity, key, wanted string, r *report) {
 	}
 }
 
-// reportConflict reports a label or annotation that the pod has and the request needs with another value.
+// reportConflict reports a label or annotation that the pod has and the request needs with another
+// value.
 func (p *Plan) reportConflict(path *field.Path, existing, wanted string, r *report) {
 	err := field.Invalid(path, existing, fmt.Sprintf("must be %q, as the annotations request; it was kept: remove it, or change the annotations", wanted))
 	if policy.Enforces(p.namespace) {

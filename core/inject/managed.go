@@ -76,7 +76,8 @@ func (p *Plan) syncedEnv(spc *class.SecretProviderClass, request class.Request, 
 	return env
 }
 
-// managedIDs returns the tenant and the client id of managed classes. It reports false if there can be no such class.
+// managedIDs returns the tenant and the client id of managed classes. It reports false if there can
+// be no such class.
 func (p *Plan) managedIDs(id *identity, answer *facts.Answer, r *report) (tenantID, clientID value, ok bool) {
 	switch {
 	case id.mode == api.ModeNone && !id.guessed && !p.defaults.AllowVMIdentity:

@@ -15,7 +15,8 @@ type Defaults struct {
 	Mode api.Mode
 	// TenantID is the Microsoft Entra tenant of managed classes; empty for none.
 	TenantID string
-	// AllowVMIdentity lets a managed class read the vault as the node, for a pod that sets mode none.
+	// AllowVMIdentity lets a managed class read the vault as the node, for a pod that sets mode
+	// none.
 	AllowVMIdentity bool
 }
 
@@ -34,7 +35,8 @@ type Plan struct {
 	errs, warnings field.ErrorList
 }
 
-// NewPlan parses the request of a pod in a namespace. The pod must be as it is now, including what other webhooks added.
+// NewPlan parses the request of a pod in a namespace. The pod must be as it is now, including what
+// other webhooks added.
 func NewPlan(subject pods.Subject, namespace facts.Namespace, defaults Defaults) *Plan {
 	p := &Plan{subject: subject, namespace: namespace, defaults: defaults}
 	if subject.IsMirror() {
@@ -117,7 +119,8 @@ func (p *Plan) warnOptedOut() {
 	}
 }
 
-// warnUnknownInjection warns of a label of the namespace that does not opt in, by a value that does not exist.
+// warnUnknownInjection warns of a label of the namespace that does not opt in, by a value that does
+// not exist.
 func (p *Plan) warnUnknownInjection() {
 	value, labelled := p.namespace.Labels[api.Injection]
 	if !labelled || value == api.InjectionDisabled {
@@ -138,8 +141,8 @@ func (p *Plan) itemPath(index int) *field.Path {
 	return p.path(api.Secrets).Index(index)
 }
 
-// causedBy returns where to report that the pod, at path, conflicts with the value of a key: at the key if the namespace has it,
-// since the author of the pod did not write it.
+// causedBy returns where to report that the pod, at path, conflicts with the value of a key: at the
+// key if the namespace has it, since the author of the pod did not write it.
 func (p *Plan) causedBy(key string, path *field.Path) *field.Path {
 	if p.request.OriginOf(key) == api.FromNamespace {
 		return p.path(key)

@@ -19,7 +19,8 @@ type report struct {
 	offers int
 }
 
-// maxReported is how many errors, and how many warnings, one pod gets: it can have a hundred thousand mounts that conflict.
+// maxReported is how many errors, and how many warnings, one pod gets: it can have a hundred
+// thousand mounts that conflict.
 const maxReported = 1_000
 
 func put(list *field.ErrorList, reason api.Reason, err *field.Error) {
@@ -40,7 +41,8 @@ func (r *report) warn(reason api.Reason, err *field.Error) {
 	put(&r.warnings, reason, err)
 }
 
-// failOrUnresolve is unresolve if guessed: another object may then turn the decision that the error follows from.
+// failOrUnresolve is unresolve if guessed: another object may then turn the decision that the error
+// follows from.
 func (r *report) failOrUnresolve(guessed bool, reason api.Reason, err *field.Error) {
 	if guessed {
 		r.unresolve(reason, err)
@@ -64,7 +66,8 @@ func (r *report) all() field.ErrorList {
 	return append(slices.Clip(r.errors), r.unresolved...)
 }
 
-// maxOffers is how many messages of a report list names: each compares what was written with every name that exists.
+// maxOffers is how many messages of a report list names: each compares what was written with every
+// name that exists.
 const maxOffers = 5
 
 // offer reports whether one more message may list names.

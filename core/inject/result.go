@@ -9,7 +9,8 @@ import (
 	"github.com/akv-injector/akv-injector/core/class"
 )
 
-// Outcome is the outcome of a review: metric label, audit annotation and log value. [Outcomes] is the whole set.
+// Outcome is the outcome of a review: metric label, audit annotation and log value. [Outcomes] is
+// the whole set.
 type Outcome string
 
 // The outcomes.
@@ -24,7 +25,8 @@ const (
 	Allowed Outcome = "allowed"
 	// Invalid means that the request is wrong: the object is rejected.
 	Invalid Outcome = "invalid"
-	// Forbidden means that the request is valid but not permitted in this namespace: the object is rejected.
+	// Forbidden means that the request is valid but not permitted in this namespace: the object
+	// is rejected.
 	Forbidden Outcome = "forbidden"
 	// Malformed means that what arrived is not an AdmissionReview.
 	Malformed Outcome = "malformed"
@@ -48,21 +50,25 @@ type Result struct {
 	Outcome Outcome
 	// Change is empty unless Outcome is [Injected].
 	Change Change
-	// Classes are the managed classes that the pod mounts, in the order of its volumes. They have no namespace.
+	// Classes are the managed classes that the pod mounts, in the order of its volumes. They
+	// have no namespace.
 	Classes []*class.SecretProviderClass
 	// Warnings are for the author to read. Warnings and errors carry their [api.Reason].
 	Warnings field.ErrorList
 	// Errors are mistakes that the author can correct only in this object.
 	Errors field.ErrorList
-	// Unresolved are errors that another object may correct: what is missing may be applied a moment later.
+	// Unresolved are errors that another object may correct: what is missing may be applied a
+	// moment later.
 	Unresolved field.ErrorList
 	// NotOptedIn is true if the namespace did not opt in, so that nothing was decided.
 	NotOptedIn bool
-	// Missed is true if the decision depends on something that does not exist, and that a fresher answer may have.
+	// Missed is true if the decision depends on something that does not exist, and that a
+	// fresher answer may have.
 	Missed bool
 }
 
-// Class returns the managed class of that name; nil if the pod does not get it, or the result has errors.
+// Class returns the managed class of that name; nil if the pod does not get it, or the result has
+// errors.
 func (r *Result) Class(name string) *class.SecretProviderClass {
 	if len(r.Errors)+len(r.Unresolved) > 0 {
 		return nil

@@ -62,8 +62,8 @@ func (p *Plan) checkReused(name string, at int, r *report) {
 	}
 }
 
-// volumeOf returns the index of the pod's volume that mounts a class, or -1. A second volume of one class would break the driver's
-// sync, so the first is reused.
+// volumeOf returns the index of the pod's volume that mounts a class, or -1. A second volume of one
+// class would break the driver's sync, so the first is reused.
 func (p *Plan) volumeOf(name string) int {
 	for i := range p.subject.Spec.Volumes {
 		csi := p.subject.Spec.Volumes[i].CSI
@@ -115,7 +115,8 @@ func mountedAt(c *pods.Container, volume string) string {
 	return ""
 }
 
-// mountedElsewhere records where a container already mounts a class, and warns once for each class if the pod requests another path.
+// mountedElsewhere records where a container already mounts a class, and warns once for each class
+// if the pod requests another path.
 func (p *Plan) mountedElsewhere(c *container, m *mount, at string, r *report) {
 	if p.normalise(at) == p.normalise(m.path) {
 		m.used = true
@@ -164,8 +165,8 @@ func (p *Plan) checkMountPath(c *container, m *mount, volumes *volumeIndex, r *r
 	}
 }
 
-// remedy returns the fix for a pod that was injected for another request. A copy of an injected pod has lost its labels, unless they
-// are kept.
+// remedy returns the fix for a pod that was injected for another request. A copy of an injected pod
+// has lost its labels, unless they are kept.
 func (p *Plan) remedy() string {
 	const (
 		isCopy = "copy an injected pod without its annotations, such as by kubectl debug --copy-to without --keep-annotations"
@@ -212,8 +213,8 @@ func (x *volumeIndex) managedClass(name string) string {
 	return ""
 }
 
-// isReadOnly reports whether nothing can be created inside a mount: the mount is read-only, or the kubelet mounts its kind of volume
-// read-only.
+// isReadOnly reports whether nothing can be created inside a mount: the mount is read-only, or the
+// kubelet mounts its kind of volume read-only.
 func (x *volumeIndex) isReadOnly(m *pods.Mount) bool {
 	if m.ReadOnly {
 		return true

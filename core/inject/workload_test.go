@@ -109,8 +109,8 @@ func TestHandDown(t *testing.T) {
 			if diff := cmp.Diff(untouched, w); diff != "" {
 				t.Errorf("the workload is modified (-before +after):\n%s", diff)
 			}
-			// A pod of the template has the same request, and another review of the workload
-			// changes nothing.
+			// A pod of the template has the same request, and another review of the
+			// workload changes nothing.
 			if !strings.Contains(behaviour, "checked") && test.own[api.Inherited] == "" {
 				if diff := cmp.Diff(test.effective, pods.SubjectOf(h.Template()).Annotations, cmpopts.EquateEmpty()); diff != "" {
 					t.Errorf("a pod's annotations differ (-want +got):\n%s", diff)

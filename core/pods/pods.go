@@ -259,7 +259,8 @@ func (m *Meta) read(r *jsonstream.Reader) {
 		case "labels":
 			m.Labels, m.HasLabels = entries(r, isRead, maxLabels)
 		case "annotations":
-			// One byte more than the API server allows shows that the annotations are too large.
+			// One byte more than the API server allows shows that the annotations are
+			// too large.
 			m.Annotations, m.HasAnnotations = entries(r, isRead, apivalidation.TotalAnnotationSizeLimitB+1)
 		case "ownerReferences":
 			m.Controller = controller(r)

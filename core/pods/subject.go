@@ -38,19 +38,21 @@ type Subject struct {
 
 	// Root is where the pod is in its object.
 	Root Root
-	// Annotations are the effective ones: the pod's own, then those that it inherits from its workload.
+	// Annotations are the effective ones: the pod's own, then those that it inherits from its
+	// workload.
 	Annotations map[string]string
-	// Claims are the names of the volumes that a StatefulSet adds to its pods, from its volumeClaimTemplates.
+	// Claims are the names of the volumes that a StatefulSet adds to its pods, from its
+	// volumeClaimTemplates.
 	Claims []string
 	// ByNode is true if a node creates the pod.
 	ByNode bool
-	// AnnotationPath returns where an annotation was written. If it is nil or returns nil, that is the pod's
-	// metadata.annotations.
+	// AnnotationPath returns where an annotation was written. If it is nil or returns nil, that
+	// is the pod's metadata.annotations.
 	AnnotationPath func(key string) *field.Path
 }
 
-// SubjectOf returns the subject for a pod that is an object of its own. An annotation [api.Inherited] that cannot be parsed
-// stays among the annotations, where it is an error.
+// SubjectOf returns the subject for a pod that is an object of its own. An annotation
+// [api.Inherited] that cannot be parsed stays among the annotations, where it is an error.
 func SubjectOf(pod *Pod) Subject {
 	s := Subject{Pod: pod}
 	if pod.Meta == nil {
@@ -79,8 +81,9 @@ func SubjectOf(pod *Pod) Subject {
 	return s
 }
 
-// IsMirror reports whether the pod is a mirror pod: the API server's copy of a static pod, which must not be changed or
-// rejected. Only nodes create mirror pods, and these can use no ServiceAccount and no Secret; any user can write the annotation.
+// IsMirror reports whether the pod is a mirror pod: the API server's copy of a static pod, which
+// must not be changed or rejected. Only nodes create mirror pods, and these can use no
+// ServiceAccount and no Secret; any user can write the annotation.
 func (s *Subject) IsMirror() bool {
 	if s.Meta == nil || !s.ByNode {
 		return false

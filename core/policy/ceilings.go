@@ -11,8 +11,8 @@ import (
 	"github.com/akv-injector/akv-injector/core/facts"
 )
 
-// Ceiling returns the annotation that limits identities without a name in a namespace: that on names, else that on vaults;
-// empty if the namespace has neither.
+// Ceiling returns the annotation that limits identities without a name in a namespace: that on
+// names, else that on vaults; empty if the namespace has neither.
 func Ceiling(namespace facts.Namespace) string {
 	for _, key := range []string{api.AllowedNames, api.AllowedVaults} {
 		if _, set := namespace.Annotations[key]; set {
@@ -22,8 +22,8 @@ func Ceiling(namespace facts.Namespace) string {
 	return ""
 }
 
-// CheckVault returns an error at fldPath if the ceiling of the namespace does not allow the Key Vault, else nil. Vault names are
-// parts of DNS names, so case does not matter.
+// CheckVault returns an error at fldPath if the ceiling of the namespace does not allow the Key
+// Vault, else nil. Vault names are parts of DNS names, so case does not matter.
 func CheckVault(namespace facts.Namespace, vault string, fldPath *field.Path) *field.Error {
 	ceiling, set := namespace.Annotations[api.AllowedVaults]
 	if !set || matchesAny(strings.ToLower(ceiling), strings.ToLower(vault)) {
@@ -32,7 +32,8 @@ func CheckVault(namespace facts.Namespace, vault string, fldPath *field.Path) *f
 	return forbidden(api.VaultNotAllowed, namespace, api.AllowedVaults, fldPath, "must not read Key Vault "+api.Echo(vault))
 }
 
-// CheckIdentity returns an error at fldPath if the ceiling of the namespace does not allow the identity of that name, else nil.
+// CheckIdentity returns an error at fldPath if the ceiling of the namespace does not allow the
+// identity of that name, else nil.
 func CheckIdentity(namespace facts.Namespace, name string, fldPath *field.Path) *field.Error {
 	ceiling, set := namespace.Annotations[api.AllowedNames]
 	if !set || matchesAny(ceiling, name) {
@@ -41,8 +42,8 @@ func CheckIdentity(namespace facts.Namespace, name string, fldPath *field.Path) 
 	return forbidden(api.IdentityNotAllowed, namespace, api.AllowedNames, fldPath, "must not use identity "+api.Echo(name))
 }
 
-// CheckNameless returns an error at fldPath if the class reads the vault as an identity without a name, and the namespace has a
-// ceiling, which cannot allow that identity. Else it returns nil.
+// CheckNameless returns an error at fldPath if the class reads the vault as an identity without a
+// name, and the namespace has a ceiling, which cannot allow that identity. Else it returns nil.
 func CheckNameless(namespace facts.Namespace, c *class.Class, fldPath *field.Path) *field.Error {
 	ceiling := Ceiling(namespace)
 	if ceiling == "" || !c.IsNameless() {
@@ -51,7 +52,8 @@ func CheckNameless(namespace facts.Namespace, c *class.Class, fldPath *field.Pat
 	return forbidden(api.IdentityNotAllowed, namespace, ceiling, fldPath, "must not read the vault as the node or a service principal, as class "+api.Echo(c.Name)+" does")
 }
 
-// CheckAttributes returns an error if the namespace has that ceiling, and attributes of the volume override its class, else nil.
+// CheckAttributes returns an error if the namespace has that ceiling, and attributes of the volume
+// override its class, else nil.
 func CheckAttributes(namespace facts.Namespace, ceiling string, v *Volume) *field.Error {
 	_, set := namespace.Annotations[ceiling]
 	others := v.others()
@@ -82,8 +84,9 @@ func allows(namespace facts.Namespace, key string) string {
 	return "; namespace annotation " + key + " allows " + api.Cut(ceiling, maxCeiling)
 }
 
-// CheckNamespace warns of annotations of a namespace that may not do what their author wants: ceilings without a label that
-// enforces them, and globs. If onlyUnchecked, it leaves out what a review of policy reports for the pods of the namespace.
+// CheckNamespace warns of annotations of a namespace that may not do what their author wants:
+// ceilings without a label that enforces them, and globs. If onlyUnchecked, it leaves out what a
+// review of policy reports for the pods of the namespace.
 func CheckNamespace(namespace facts.Namespace, onlyUnchecked bool) field.ErrorList {
 	warnings := ceilingsNotEnforced(namespace)
 	if onlyUnchecked && hasLevels(namespace) {
@@ -108,7 +111,8 @@ func ceilingsNotEnforced(namespace facts.Namespace) field.ErrorList {
 		"must be set for "+strings.Join(ceilings, " and ")+" to hold for labels and volumes that are written by hand; set it to "+string(Bound)))}
 }
 
-// GlobMistakes warns of globs in the annotations of a namespace that match something else than their author may expect.
+// GlobMistakes warns of globs in the annotations of a namespace that match something else than
+// their author may expect.
 func GlobMistakes(namespace facts.Namespace) field.ErrorList {
 	var errs field.ErrorList
 	for _, key := range []string{api.AllowedVaults, api.AllowedNames, api.Exempt} {

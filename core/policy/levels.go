@@ -41,13 +41,14 @@ func (l Level) AtLeast(other Level) bool {
 	return l.rank() >= other.rank()
 }
 
-// Modes are the levels of a namespace: pods are rejected, their authors warned, or the audit log annotated.
+// Modes are the levels of a namespace: pods are rejected, their authors warned, or the audit log
+// annotated.
 type Modes struct {
 	Enforce, Warn, Audit Level
 }
 
-// ModesOf reads the labels of a namespace for the pods of a ServiceAccount. If the namespace exempts the ServiceAccount, every
-// level is [Off]. An unknown level counts as [Required].
+// ModesOf reads the labels of a namespace for the pods of a ServiceAccount. If the namespace
+// exempts the ServiceAccount, every level is [Off]. An unknown level counts as [Required].
 func ModesOf(namespace facts.Namespace, serviceAccount string) Modes {
 	if exempt(namespace, serviceAccount) {
 		return Modes{}
@@ -70,8 +71,8 @@ func (m Modes) atLeast(level Level) bool {
 	return m.Enforce.AtLeast(level) || m.Warn.AtLeast(level) || m.Audit.AtLeast(level)
 }
 
-// Enforces reports whether policy rejects pods of the namespace. Every value of the label turns that on: an unknown level
-// counts as [Required].
+// Enforces reports whether policy rejects pods of the namespace. Every value of the label turns
+// that on: an unknown level counts as [Required].
 func Enforces(namespace facts.Namespace) bool {
 	_, set := namespace.Labels[api.Enforce]
 	return set
@@ -100,15 +101,15 @@ func UnknownLevels(namespace facts.Namespace) field.ErrorList {
 	return errs
 }
 
-// exempt reports whether the levels of a namespace skip the pods of a ServiceAccount; empty for a Binding, which names none.
-// Ceilings skip no pod.
+// exempt reports whether the levels of a namespace skip the pods of a ServiceAccount; empty for a
+// Binding, which names none. Ceilings skip no pod.
 func exempt(namespace facts.Namespace, serviceAccount string) bool {
 	globs, set := namespace.Annotations[api.Exempt]
 	return set && serviceAccount != "" && matchesAny(globs, serviceAccount)
 }
 
-// matchesAny reports whether one of the comma-separated globs matches name. A malformed glob matches nothing, so a ceiling that
-// cannot be parsed allows less, not more.
+// matchesAny reports whether one of the comma-separated globs matches name. A malformed glob
+// matches nothing, so a ceiling that cannot be parsed allows less, not more.
 func matchesAny(globs, name string) bool {
 	for glob := range strings.SplitSeq(globs, ",") {
 		if ok, err := path.Match(strings.TrimSpace(glob), name); err == nil && ok {

@@ -122,8 +122,8 @@ func TestExempt(t *testing.T) {
 		"ceilings do not exempt":      {map[string]string{api.AllowedNames: "*", api.AllowedVaults: "*"}, "builder", false},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
-			// A label with the key of the annotation must have no effect: users who may label the
-			// namespace may not be allowed to annotate it.
+			// A label with the key of the annotation must have no effect: users who may
+			// label the namespace may not be allowed to annotate it.
 			namespace := facts.Namespace{Name: "team-a", Labels: map[string]string{api.Exempt: "*", api.Enforce: "bound"}, Annotations: test.annotations}
 			if got := policy.ModesOf(namespace, test.name).Enforce == policy.Off; got != test.want {
 				t.Errorf("%s is exempt: %t", test.name, got)

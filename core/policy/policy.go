@@ -1,5 +1,6 @@
-// Package policy has every rule about what the pods of a namespace may use. [Rules] is the table of the rules, from which
-// docs/policy.md is generated; ceilings.go has the comparisons that package inject makes before it injects anything.
+// Package policy has every rule about what the pods of a namespace may use. [Rules] is the table of
+// the rules, from which docs/policy.md is generated; ceilings.go has the comparisons that package
+// inject makes before it injects anything.
 //
 //	needs := usage.Needs(namespace)                      // what to look up
 //	violations := policy.Check(usage, namespace, &answer) // the rules that the pod breaks
@@ -26,24 +27,27 @@ type Usage struct {
 	Root pods.Root
 	// Labels are the pod's.
 	Labels map[string]string
-	// LabelPaths has the path of each label that an annotation causes; other labels are at metadata.labels.
+	// LabelPaths has the path of each label that an annotation causes; other labels are at
+	// metadata.labels.
 	LabelPaths map[string]*field.Path
 	// ServiceAccount is the one that the pod runs as; never empty.
 	ServiceAccount string
 	// Volumes are those of the Secrets Store CSI driver.
 	Volumes []Volume
-	// HasIdentityToken is true if a volume projects a token by which the ServiceAccount signs in to Microsoft Entra.
+	// HasIdentityToken is true if a volume projects a token by which the ServiceAccount signs
+	// in to Microsoft Entra.
 	HasIdentityToken bool
 	// NodeIdentityAllowed is true if the server lets pods read vaults as their node.
 	NodeIdentityAllowed bool
-	// IsBinding is true for a Binding, which has nothing but labels. The scheduler creates it to give a pod its node, and its
-	// labels become the pod's.
+	// IsBinding is true for a Binding, which has nothing but labels. The scheduler creates it
+	// to give a pod its node, and its labels become the pod's.
 	IsBinding bool
 }
 
 // Volume is a volume of the Secrets Store CSI driver.
 type Volume struct {
-	// Path is where the volume was written. If Injected, it is the annotation that causes the volume.
+	// Path is where the volume was written. If Injected, it is the annotation that causes the
+	// volume.
 	Path     *field.Path
 	Injected bool
 	// Attributes are the volumeAttributes.
@@ -79,8 +83,8 @@ func (u *Usage) binding() string {
 	return u.Labels[api.PodIdentityBinding]
 }
 
-// usesWorkloadIdentity reports whether the pod gets a token of its ServiceAccount for Microsoft Entra: from Azure's webhook, or
-// from a projected volume.
+// usesWorkloadIdentity reports whether the pod gets a token of its ServiceAccount for Microsoft
+// Entra: from Azure's webhook, or from a projected volume.
 func (u *Usage) usesWorkloadIdentity() bool {
 	return u.Labels[api.WorkloadIdentityUse] == "true" || u.HasIdentityToken
 }
@@ -119,8 +123,8 @@ func (u *Usage) Needs(namespace facts.Namespace) facts.Needs {
 	return n
 }
 
-// maxLookedUp is how many classes of a pod are looked up; each may be a read of the API server. A pod with more classes is
-// rejected where a rule needs to know them.
+// maxLookedUp is how many classes of a pod are looked up; each may be a read of the API server. A
+// pod with more classes is rejected where a rule needs to know them.
 const maxLookedUp = 100
 
 // tooManyClasses rejects a pod with classes that are not looked up.
@@ -179,8 +183,9 @@ type subject struct {
 	answer    *facts.Answer
 }
 
-// ByMode sorts violations by what the namespace does about them: errors reject the pod, warnings go to its author, audited ones
-// only to the audit log. One mistake that breaks several rules is reported once.
+// ByMode sorts violations by what the namespace does about them: errors reject the pod, warnings go
+// to its author, audited ones only to the audit log. One mistake that breaks several rules is
+// reported once.
 func ByMode(namespace facts.Namespace, serviceAccount string, violations []Violation) (errs, warnings, audited field.ErrorList) {
 	modes := ModesOf(namespace, serviceAccount)
 	for _, v := range violations {
@@ -201,8 +206,8 @@ func ByMode(namespace facts.Namespace, serviceAccount string, violations []Viola
 	return errs, warnings, audited
 }
 
-// ceilingByMode is [ByMode] for a ceiling. A ceiling holds in every mode that a label turns on, at any level, and for exempt
-// pods too.
+// ceilingByMode is [ByMode] for a ceiling. A ceiling holds in every mode that a label turns on, at
+// any level, and for exempt pods too.
 func ceilingByMode(namespace facts.Namespace, err *field.Error, errs, warnings, audited *field.ErrorList) {
 	if Enforces(namespace) {
 		add(errs, err)

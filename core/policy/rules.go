@@ -16,11 +16,13 @@ import (
 type Rule struct {
 	// Name identifies the rule; it is stable.
 	Name string
-	// Level is the lowest level at which the rule holds; [Off] for ceilings, which hold wherever a namespace has them.
+	// Level is the lowest level at which the rule holds; [Off] for ceilings, which hold
+	// wherever a namespace has them.
 	Level Level
 	// Reason is the Reason of the rule's violations.
 	Reason api.Reason
-	// Alone is true if the rule needs only the pod and its namespace, so that the API server can check it without the injector.
+	// Alone is true if the rule needs only the pod and its namespace, so that the API server
+	// can check it without the injector.
 	Alone bool
 	// OfBindings is true for rules about Bindings, which do not hold for pods.
 	OfBindings bool
@@ -139,8 +141,8 @@ func serviceAccountBound(s *subject) field.ErrorList {
 		"must be a ServiceAccount with annotation "+api.WorkloadIdentityClientID+api.NoClientID(sa.InvalidClientID)+api.Available("", "ServiceAccount with one", s.answer.Available.Clients))}
 }
 
-// maxErrors is how many errors a rule returns for a pod. A pod may have thousands of volumes, and each message searches for
-// similar names.
+// maxErrors is how many errors a rule returns for a pod. A pod may have thousands of volumes, and
+// each message searches for similar names.
 const maxErrors = 20
 
 // eachVolume collects the errors of the pod's volumes.
@@ -267,7 +269,8 @@ func identities(a *facts.Available) string {
 	return "; available here: " + strings.Join(offered, ", ")
 }
 
-// vaultsAllowed looks at classes of every provider: a ceiling must not depend on the name under which one runs on a node.
+// vaultsAllowed looks at classes of every provider: a ceiling must not depend on the name under
+// which one runs on a node.
 func vaultsAllowed(s *subject) field.ErrorList {
 	if _, set := s.namespace.Annotations[api.AllowedVaults]; !set {
 		return nil
@@ -341,7 +344,8 @@ func listOf(err *field.Error) field.ErrorList {
 	return field.ErrorList{err}
 }
 
-// missing rejects a class that does not exist under a ceiling: it could later name any vault or identity.
+// missing rejects a class that does not exist under a ceiling: it could later name any vault or
+// identity.
 func (s *subject) missing(v *Volume, ceiling string) *field.Error {
 	err := s.noClass(v)
 	err.Detail += allows(s.namespace, ceiling)

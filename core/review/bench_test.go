@@ -48,11 +48,11 @@ func BenchmarkPolicy(b *testing.B) {
 			b.Fatal(err)
 		}
 		subject := pods.SubjectOf(&request.Pod)
-		result, err := review.Reviewer{Source: source}.Decide(b.Context(), subject, request.Namespace)
+		result, err := review.Reviewer{Source: source}.Inject(b.Context(), subject, request.Namespace)
 		if err != nil || result.Outcome != inject.Injected {
 			b.Fatalf("outcome %s, %v", result.Outcome, err)
 		}
-		injected := corpus.Pod{Meta: &request.Object.ObjectMeta, Spec: request.Object.Spec}
+		injected := corpus.WholePod{Meta: &request.Object.ObjectMeta, Spec: request.Object.Spec}
 		injected.Mutate(&result.Change)
 		text, err := json.Marshal(&injected)
 		if err != nil {

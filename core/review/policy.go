@@ -15,8 +15,8 @@ import (
 	"github.com/akv-injector/akv-injector/core/policy"
 )
 
-// PodPolicy checks a new pod, or one whose labels change from those of old, against the policy of its namespace. An update is
-// rejected only for what old did not already violate.
+// PodPolicy checks a new pod, or one whose labels change from those of old, against the policy of
+// its namespace. An update is rejected only for what old did not already violate.
 func (r Reviewer) PodPolicy(ctx context.Context, subject pods.Subject, old *pods.Pod, namespace string) (Verdict, error) {
 	if subject.IsMirror() {
 		return Verdict{Outcome: inject.NotRequested}, nil
@@ -42,7 +42,8 @@ func (r Reviewer) PodPolicy(ctx context.Context, subject pods.Subject, old *pods
 	return v, nil
 }
 
-// BindingPolicy checks a Binding, whose labels become those of a pod, against the policy of its namespace.
+// BindingPolicy checks a Binding, whose labels become those of a pod, against the policy of its
+// namespace.
 func (r Reviewer) BindingPolicy(ctx context.Context, binding pods.Subject, namespace string) (Verdict, error) {
 	u := &policy.Usage{IsBinding: true}
 	if binding.Meta != nil {
@@ -55,14 +56,15 @@ func (r Reviewer) BindingPolicy(ctx context.Context, binding pods.Subject, names
 	return j.verdict(), nil
 }
 
-// WorkloadPolicy checks the pods that a workload will have against the policy of their namespace. It never rejects the workload: its
-// pods are checked when they are created, and what they need may exist by then.
+// WorkloadPolicy checks the pods that a workload will have against the policy of their namespace.
+// It never rejects the workload: its pods are checked when they are created, and what they need may
+// exist by then.
 func (r Reviewer) WorkloadPolicy(ctx context.Context, w *pods.Workload, namespace string) (Verdict, error) {
 	handover, ok := inject.HandDown(w)
 	if !ok || w.Meta.Deleted {
 		return Verdict{Outcome: inject.NotRequested}, nil
 	}
-	result, err := r.Decide(ctx, handover.Subject, namespace)
+	result, err := r.Inject(ctx, handover.Subject, namespace)
 	if err != nil {
 		return Verdict{}, err
 	}
@@ -134,8 +136,9 @@ type judgement struct {
 	violations     []policy.Violation
 }
 
-// judge checks a pod against the policy of its namespace; on fresh facts if it violates any. The API server does not ask about
-// namespaces without a label of the injector, so for such a namespace the facts are out of date, too.
+// judge checks a pod against the policy of its namespace; on fresh facts if it violates any. The
+// API server does not ask about namespaces without a label of the injector, so for such a namespace
+// the facts are out of date, too.
 func (r Reviewer) judge(ctx context.Context, u *policy.Usage, name string, managed managed) (j judgement, err error) {
 	u.NodeIdentityAllowed = r.Defaults.AllowVMIdentity
 	for _, fresh := range looks {

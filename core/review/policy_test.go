@@ -42,6 +42,40 @@ func (c *cluster) Facts(_ context.Context, _ string, needs facts.Needs, fresh bo
 	return found, nil
 }
 
+// TestInjectDecidesTwice checks that a pod is rejected, or not injected, only on fresh facts, and that
+// the API server is read for no other pod.
+func TestInjectDecidesTwice(t *testing.T) {
+	const guid = "0d4b7f2e-6c1a-4f0e-9a53-5b1c3e8f7a90"
+	enabled := map[string]string{api.Injection: "enabled"}
+	app := &class.Class{Name: "app", Provider: class.Provider, ClientID: guid}
+	requesting := func(annotations map[string]string) pods.Subject {
+		return pods.SubjectOf(&pods.Pod{
+			Meta: &pods.Meta{Annotations: annotations},
+			Spec: pods.Spec{Containers: []pods.Container{{Name: "app"}}},
+		})
+	}
+	for behaviour, test := range map[string]struct {
+		cluster cluster
+		request map[string]string
+		want    inject.Outcome
+		reads   int
+	}{
+		"a class that is not in the cache yet": {cluster{cached: enabled, live: enabled, class: app}, map[string]string{api.Class: "app"}, inject.Injected, 1},
+		"a class that does not exist":          {cluster{cached: enabled, live: enabled}, map[string]string{api.Class: "app"}, inject.Invalid, 1},
+		"a label that is not in the cache yet": {cluster{live: enabled, class: app}, map[string]string{api.Class: "app"}, inject.Injected, 1},
+		"a value that is wrong in any case":    {cluster{cached: enabled, live: enabled}, map[string]string{api.IdentityMode: "x"}, inject.Invalid, 0},
+		"a binding in the cache":               {cluster{cached: enabled, live: enabled, known: true}, map[string]string{api.IdentityName: "blob"}, inject.Injected, 0},
+	} {
+		t.Run(behaviour, func(t *testing.T) {
+			result, err := review.Reviewer{Source: &test.cluster}.Inject(t.Context(), requesting(test.request), "team-a")
+			if err != nil || result.Outcome != test.want || test.cluster.reads != test.reads {
+				t.Errorf("outcome is %s after %d reads, error %v, errors %v; want %s after %d",
+					result.Outcome, test.cluster.reads, err, result.AllErrors(), test.want, test.reads)
+			}
+		})
+	}
+}
+
 // TestNothingIsSaidOnStaleFacts shows that the API server is read before a pod is rejected or gets
 // a warning, and only then.
 func TestNothingIsSaidOnStaleFacts(t *testing.T) {

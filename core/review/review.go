@@ -1,11 +1,12 @@
-// Package review makes the verdict about a pod or a workload. A [Reviewer] looks up what package inject and package policy need,
-// and decides a second time on fresh facts before it rejects anything: objects that are applied together arrive in any order.
+// Package review makes the verdict about a pod or a workload. A [Reviewer] looks up what package
+// inject and package policy need, and decides a second time on fresh facts before it rejects
+// anything: objects that are applied together arrive in any order.
 //
 //	r := review.Reviewer{Source: source, Defaults: defaults}
 //	verdict, err := r.Pod(ctx, pods.SubjectOf(pod), "shop")
 //
-// The webhook and the command line call it in the same way. The package writes no HTTP response, and has no rule about what a pod
-// gets or may use.
+// The webhook and the command line call it in the same way. The package writes no HTTP response,
+// and has no rule about what a pod gets or may use.
 package review
 
 import (
@@ -37,7 +38,8 @@ type Verdict struct {
 	Outcome inject.Outcome
 	// Operations are a JSON Patch of the object; empty unless Outcome is [inject.Injected].
 	Operations []jsonpatch.Operation
-	// Errors are the reasons to reject the object, and Warnings are for its author. Each carries its Reason.
+	// Errors are the reasons to reject the object, and Warnings are for its author. Each
+	// carries its Reason.
 	Errors, Warnings field.ErrorList
 	// Audited is only for the API server's audit log.
 	Audited field.ErrorList
@@ -45,12 +47,13 @@ type Verdict struct {
 	Owner string
 }
 
-// looks are the values of fresh with which a decision is made: the second time only if the first may be wrong.
+// looks are the values of fresh with which a decision is made: the second time only if the first
+// may be wrong.
 var looks = [...]bool{false, true}
 
 // Pod reviews the creation of a pod.
 func (r Reviewer) Pod(ctx context.Context, subject pods.Subject, namespace string) (Verdict, error) {
-	result, err := r.Decide(ctx, subject, namespace)
+	result, err := r.Inject(ctx, subject, namespace)
 	if err != nil {
 		return Verdict{}, err
 	}
@@ -62,8 +65,9 @@ func (r Reviewer) Pod(ctx context.Context, subject pods.Subject, namespace strin
 	}, nil
 }
 
-// Decide returns what a pod gets. It decides on fresh facts if the pod would be rejected, or if something does not exist.
-func (r Reviewer) Decide(ctx context.Context, subject pods.Subject, namespace string) (result inject.Result, err error) {
+// Inject returns what a pod gets. It decides on fresh facts if the pod would be rejected, or if
+// something does not exist.
+func (r Reviewer) Inject(ctx context.Context, subject pods.Subject, namespace string) (result inject.Result, err error) {
 	for _, fresh := range looks {
 		plan, answer, err := r.lookUp(ctx, subject, namespace, fresh)
 		if err != nil {
@@ -77,7 +81,8 @@ func (r Reviewer) Decide(ctx context.Context, subject pods.Subject, namespace st
 	return result, nil
 }
 
-// Classes returns the managed classes that a pod gets. It reads of the subject what [inject.Plan.DecideClasses] reads.
+// Classes returns the managed classes that a pod gets. It reads of the subject what
+// [inject.Plan.DecideClasses] reads.
 func (r Reviewer) Classes(ctx context.Context, subject pods.Subject, namespace string, fresh bool) (inject.Result, error) {
 	plan, answer, err := r.lookUp(ctx, subject, namespace, fresh)
 	if err != nil {
@@ -116,9 +121,10 @@ func (r Reviewer) facts(ctx context.Context, namespace string, needs facts.Needs
 	return answer, nil
 }
 
-// Workload reviews the creation of a workload or, if old is not nil, its update. The pod template inherits the annotations of the
-// workload, and the request of its pods is checked at once. Errors that another object may correct are warnings. So are all errors
-// of an update that changes no annotation: the workload's controllers must be able to go on.
+// Workload reviews the creation of a workload or, if old is not nil, its update. The pod template
+// inherits the annotations of the workload, and the request of its pods is checked at once. Errors
+// that another object may correct are warnings. So are all errors of an update that changes no
+// annotation: the workload's controllers must be able to go on.
 func (r Reviewer) Workload(ctx context.Context, w, old *pods.Workload, namespace string) (Verdict, error) {
 	handover, ok := inject.HandDown(w)
 	if !ok || w.Meta.Deleted {
@@ -128,7 +134,7 @@ func (r Reviewer) Workload(ctx context.Context, w, old *pods.Workload, namespace
 		return patched(inject.Restore(w, old), false), nil
 	}
 	unchanged := old != nil && inject.SameRequest(w, old)
-	result, err := r.Decide(ctx, handover.Subject, namespace)
+	result, err := r.Inject(ctx, handover.Subject, namespace)
 	if err != nil && unchanged {
 		v := patched(inject.Restore(w, old), false)
 		v.Warnings = field.ErrorList{api.Because(api.LookupFailed, field.InternalError(field.NewPath("metadata", "annotations"), err))}
@@ -143,7 +149,8 @@ func (r Reviewer) Workload(ctx context.Context, w, old *pods.Workload, namespace
 	warnings := slices.Concat(handover.Warnings, result.Warnings, result.Unresolved)
 	switch {
 	case len(result.Errors) > 0 && unchanged:
-		// The template keeps what it inherited, even if the client did not send that: otherwise its pods would be rejected.
+		// The template keeps what it inherited, even if the client did not send that:
+		// otherwise its pods would be rejected.
 		v := patched(inject.Restore(w, old), true)
 		v.Warnings = append(warnings, result.Errors...)
 		return v, nil
@@ -167,8 +174,8 @@ func patched(operations []jsonpatch.Operation, requested bool) Verdict {
 	return v
 }
 
-// TooLarge reviews an object that is too large to be read. It rejects a pod that could break the policy of its namespace, and admits
-// anything else with a warning.
+// TooLarge reviews an object that is too large to be read. It rejects a pod that could break the
+// policy of its namespace, and admits anything else with a warning.
 func (r Reviewer) TooLarge(ctx context.Context, isPod bool, name string) (Verdict, error) {
 	namespace, err := r.namespace(ctx, name, true)
 	if err != nil {

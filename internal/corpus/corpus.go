@@ -271,7 +271,7 @@ func Template(w *pods.Workload) (subject pods.Subject, ok bool) {
 }
 
 func (a *Archive) reviewPod(ctx context.Context, source facts.Source, subject pods.Subject, prefix string) (map[string]string, error) {
-	result, err := review.Reviewer{Source: source}.Decide(ctx, subject, a.Namespace())
+	result, err := review.Reviewer{Source: source}.Inject(ctx, subject, a.Namespace())
 	if err != nil {
 		return nil, err
 	}

@@ -87,7 +87,7 @@ func CheckLaws(object []byte, operations []jsonpatch.Operation, again func(patch
 
 // CheckOutline checks that a review of the outline of an injected pod gives the same classes as the
 // review of the whole pod.
-func CheckOutline(ctx context.Context, source facts.Source, injected *Pod, namespace string, defaults inject.Defaults, whole *inject.Result) error {
+func CheckOutline(ctx context.Context, source facts.Source, injected *WholePod, namespace string, defaults inject.Defaults, whole *inject.Result) error {
 	if len(whole.AllErrors()) > 0 {
 		return nil
 	}
@@ -111,14 +111,14 @@ func CheckOutline(ctx context.Context, source facts.Source, injected *Pod, names
 	return nil
 }
 
-// Pod is the pod in an object, with all fields of the Kubernetes API.
-type Pod struct {
+// WholePod is the pod in an object, with all fields of the Kubernetes API.
+type WholePod struct {
 	Meta *metav1.ObjectMeta `json:"metadata"`
 	Spec corev1.PodSpec     `json:"spec"`
 }
 
 // PodOf decodes a pod, or the pod template of a workload. Its metadata is never nil.
-func PodOf(object []byte) (*Pod, error) {
+func PodOf(object []byte) (*WholePod, error) {
 	p, err := parse(object)
 	if err != nil {
 		return nil, err
@@ -127,7 +127,7 @@ func PodOf(object []byte) (*Pod, error) {
 }
 
 // Mutate applies a change to the decoded pod. The result must be the same as that of the patch.
-func (p *Pod) Mutate(change *inject.Change) {
+func (p *WholePod) Mutate(change *inject.Change) {
 	for _, e := range change.Labels {
 		metav1.SetMetaDataLabel(p.Meta, e.Key, e.Value)
 	}
@@ -180,17 +180,17 @@ func envVar(v inject.EnvVar) corev1.EnvVar {
 // parsed is an object with a pod, in all forms that the laws need.
 type parsed struct {
 	root pods.Root
-	pod  Pod
+	pod  WholePod
 	tree any
 }
 
 // workload is an object that may be a workload.
 type workload struct {
 	Spec struct {
-		Template    *Pod `json:"template"`
+		Template    *WholePod `json:"template"`
 		JobTemplate *struct {
 			Spec struct {
-				Template *Pod `json:"template"`
+				Template *WholePod `json:"template"`
 			} `json:"spec"`
 		} `json:"jobTemplate"`
 	} `json:"spec"`
@@ -497,7 +497,7 @@ var podSecurity = func() psapolicy.Evaluator {
 }()
 
 // level returns what Pod Security forbids in the pod at the levels baseline and restricted.
-func level(pod *Pod) string {
+func level(pod *WholePod) string {
 	var forbidden []string
 	for _, l := range []psaapi.Level{psaapi.LevelBaseline, psaapi.LevelRestricted} {
 		result := psapolicy.AggregateCheckResults(podSecurity.EvaluatePod(psaapi.LevelVersion{Level: l, Version: psaapi.LatestVersion()}, pod.Meta, &pod.Spec))

@@ -107,7 +107,7 @@ func patchPod(ctx context.Context, source facts.Source, namespace string) patche
 		if err := pods.Decode(text, &pod); err != nil {
 			return nil, err
 		}
-		operations, err := decide(ctx, source, pods.SubjectOf(&pod), namespace, text)
+		operations, err := patchOf(ctx, source, pods.SubjectOf(&pod), namespace, text)
 		return operations, errors.Join(err, unmodified(text, &pod, new(pods.Pod)))
 	}
 }
@@ -123,15 +123,15 @@ func patchTemplate(ctx context.Context, source facts.Source, namespace string) p
 		if !ok {
 			return nil, nil
 		}
-		operations, err := decide(ctx, source, subject, namespace, text)
+		operations, err := patchOf(ctx, source, subject, namespace, text)
 		return operations, errors.Join(err, unmodified(text, &w, new(pods.Workload)))
 	}
 }
 
-// decide reviews a subject. It checks that the patch has the same result as the change of the
+// patchOf reviews a subject. It checks that the patch has the same result as the change of the
 // decoded pod.
-func decide(ctx context.Context, source facts.Source, subject pods.Subject, namespace string, text []byte) ([]jsonpatch.Operation, error) {
-	result, err := review.Reviewer{Source: source}.Decide(ctx, subject, namespace)
+func patchOf(ctx context.Context, source facts.Source, subject pods.Subject, namespace string, text []byte) ([]jsonpatch.Operation, error) {
+	result, err := review.Reviewer{Source: source}.Inject(ctx, subject, namespace)
 	if err != nil {
 		return nil, err
 	}

@@ -80,8 +80,8 @@ func newServer(address string, handler http.Handler, callers *Callers, l limits,
 			WriteTimeout:      l.answer,
 			IdleTimeout:       l.idle,
 			MaxHeaderBytes:    l.headerBytes,
-			// Buffers of HTTP/2 for bodies that are not read yet. The default for a connection is 1
-			// MiB.
+			// Buffers of HTTP/2 for bodies that are not read yet. The default for a
+			// connection is 1 MiB.
 			HTTP2: &http.HTTP2Config{MaxReceiveBufferPerConnection: 128 << 10, MaxReceiveBufferPerStream: 64 << 10},
 		},
 		ShutdownTimeout: &l.shutdown,

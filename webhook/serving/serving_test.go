@@ -162,7 +162,8 @@ func TestDrain(t *testing.T) {
 				}
 				return nil
 			})
-			// The old connection gets one more response, then each request opens a new connection.
+			// The old connection gets one more response, then each request opens a new
+			// connection.
 			for i, want := range []bool{true, false, false} {
 				response, reused := s.ask(t, client, "meanwhile")
 				if response.StatusCode != http.StatusOK || reused != want {

@@ -122,7 +122,7 @@ func recordedPod(ctx context.Context) (*corev1.Pod, []jsonpatch.Operation, error
 		return nil, nil, err
 	}
 	subject := pods.SubjectOf(&request.Pod)
-	result, err := review.Reviewer{Source: source}.Decide(ctx, subject, request.Namespace)
+	result, err := review.Reviewer{Source: source}.Inject(ctx, subject, request.Namespace)
 	if err != nil {
 		return nil, nil, err
 	}

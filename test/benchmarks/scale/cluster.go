@@ -191,7 +191,7 @@ func (c *cluster) injected(n int) (*corev1.Pod, error) {
 	if err := result.AllErrors().ToAggregate(); err != nil {
 		return nil, fmt.Errorf("inject a pod: %w", err)
 	}
-	injected := corpus.Pod{Meta: &pod.ObjectMeta, Spec: pod.Spec}
+	injected := corpus.WholePod{Meta: &pod.ObjectMeta, Spec: pod.Spec}
 	injected.Mutate(&result.Change)
 	pod.Spec = injected.Spec
 	if key := classOf(pod); len(result.Classes) != 1 || result.Classes[0].Name != key.Name {

@@ -198,7 +198,7 @@ func (s *show) putBack(ctx context.Context) error {
 
 // readsSecret returns an error unless the file and the environment variable of a pod, or of a
 // Deployment's pod, contain the secret of the vault, and the pod has signed in by source.
-func (s *show) readsSecret(ctx context.Context, namespace, pod string, source keyvault.Source) error {
+func (s *show) readsSecret(ctx context.Context, namespace, pod string, source keyvault.Issuer) error {
 	for _, command := range [][]string{{"cat", "/mnt/secrets-store/secret-425"}, {"sh", "-c", "echo $KEYVAULT_SECRET"}} {
 		if err := s.prints(ctx, []string{secret}, append([]string{"exec", "-n", namespace, pod, "--"}, command...)...); err != nil {
 			return err
@@ -210,7 +210,7 @@ func (s *show) readsSecret(ctx context.Context, namespace, pod string, source ke
 // signedIn checks the tokens that Azure has issued since the last check to pods whose names start
 // with pods. It returns an error unless there is one, and all are for the managed identity and from
 // source.
-func (s *show) signedIn(pods string, source keyvault.Source) error {
+func (s *show) signedIn(pods string, source keyvault.Issuer) error {
 	tokens := 0
 	for _, token := range s.node.Azure.Take().Tokens {
 		holder, err := holderOf(token)
@@ -218,8 +218,8 @@ func (s *show) signedIn(pods string, source keyvault.Source) error {
 		case err != nil:
 			return err
 		case !strings.HasPrefix(holder, pods):
-		case token.Source != source || token.For.ClientID != blobAccess:
-			return fmt.Errorf("%s must sign in as %s by %s, signs in as %s by %s", holder, blobAccess, source, token.For.ClientID, token.Source)
+		case token.Issuer != source || token.For.ClientID != blobAccess:
+			return fmt.Errorf("%s must sign in as %s by %s, signs in as %s by %s", holder, blobAccess, source, token.For.ClientID, token.Issuer)
 		default:
 			tokens++
 		}
@@ -232,7 +232,7 @@ func (s *show) signedIn(pods string, source keyvault.Source) error {
 
 // holderOf returns the pod of a token. NMI knows the pod; an assertion has it in a claim.
 func holderOf(token keyvault.Token) (string, error) {
-	if token.Source == keyvault.NMI {
+	if token.Issuer == keyvault.NMI {
 		return token.Namespace + "/" + token.Pod, nil
 	}
 	var claims struct {

@@ -108,8 +108,8 @@ func findHierarchies() (found hierarchies, err error) {
 		if len(fields) < 4 || !strings.HasPrefix(fields[1], "/sys/fs/cgroup") || !strings.HasPrefix(fields[2], "cgroup") {
 			continue
 		}
-		// Version 2 is in use unless it is only mounted in a subfolder of version 1. runc creates a
-		// cgroup even there.
+		// Version 2 is in use unless it is only mounted in a subfolder of version 1. runc
+		// creates a cgroup even there.
 		if found.unified = fields[1] == "/sys/fs/cgroup"; found.unified {
 			found.folders = nil
 		}
@@ -231,8 +231,8 @@ func passOn(folder string) (takeBack func() error, err error) {
 	}
 	for _, controller := range added {
 		if err := set("+", controller); err != nil && slices.Contains(controllers, controller) {
-			// For example in a container that has its own cgroup namespace, with its processes
-			// in the root.
+			// For example in a container that has its own cgroup namespace, with its
+			// processes in the root.
 			return takeBack, fmt.Errorf("enable controller %s (which is possible only if no process is in %s itself): %w", controller, folder, err)
 		}
 	}

@@ -84,20 +84,20 @@ type Federation struct {
 	Proxied bool
 }
 
-// Source is the service that issued a token.
-type Source string
+// Issuer is the service that issued a token.
+type Issuer string
 
-// The sources of tokens.
+// The issuers of tokens.
 const (
-	Entra      Source = "entra"
-	TokenProxy Source = "token-proxy"
-	NMI        Source = "nmi"
-	Metadata   Source = "metadata"
+	Entra      Issuer = "entra"
+	TokenProxy Issuer = "token-proxy"
+	NMI        Issuer = "nmi"
+	Metadata   Issuer = "metadata"
 )
 
 // Token is an issued token.
 type Token struct {
-	Source Source
+	Issuer Issuer
 	For    Identity
 	// Assertion is the assertion in the request, for [Entra] and [TokenProxy].
 	Assertion string

@@ -76,7 +76,7 @@ func (a *Azure) signIn(w http.ResponseWriter, r *http.Request, tenant string) {
 	if federation.Proxied {
 		source = TokenProxy
 	}
-	text := a.give(Token{Source: source, For: federation.Identity, Assertion: federation.Assertion})
+	text := a.give(Token{Issuer: source, For: federation.Identity, Assertion: federation.Assertion})
 	seconds := int(lifetime.Seconds())
 	answer(w, http.StatusOK, object{"token_type": "Bearer", "access_token": text, "expires_in": seconds, "ext_expires_in": seconds})
 }
@@ -95,7 +95,7 @@ func (a *Azure) serveMetadata(w http.ResponseWriter, r *http.Request) {
 	}
 	for index, identity := range a.Machine {
 		if asked := query.Get("client_id"); asked == identity.ClientID || (asked == "" && index == 0) {
-			text := a.give(Token{Source: Metadata, For: identity})
+			text := a.give(Token{Issuer: Metadata, For: identity})
 			body := tokenOf(text)
 			body["client_id"] = identity.ClientID
 			answer(w, http.StatusOK, body)
@@ -134,7 +134,7 @@ func (a *Azure) serveNMI(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusNotFound)
 		return
 	}
-	text := a.give(Token{Source: NMI, For: identity, Namespace: namespace, Pod: pod})
+	text := a.give(Token{Issuer: NMI, For: identity, Namespace: namespace, Pod: pod})
 	answer(w, http.StatusOK, object{"token": tokenOf(text), "clientid": identity.ClientID})
 }
 

@@ -119,7 +119,8 @@ func (m *Machine) setEnvironment() error {
 		// These files end with the machine: folders of tests, data of etcd, caches of kubectl.
 		os.Setenv("TMPDIR", temporary),
 		os.Setenv("KUBECACHEDIR", filepath.Join(temporary, "kubectl")),
-		// containerd finds runc and its shim by PATH. The program ip may be in /usr/sbin or /sbin.
+		// containerd finds runc and its shim by PATH. The program ip may be in /usr/sbin or
+		// /sbin.
 		os.Setenv("PATH", strings.Join([]string{m.program("usr/bin"), m.program("usr/sbin"), os.Getenv("PATH"), "/usr/sbin", "/sbin"}, ":")),
 	}
 	for _, name := range []string{variable, "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"} {

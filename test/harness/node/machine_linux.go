@@ -120,8 +120,9 @@ func (m *Machine) settle() (err error) {
 	for _, args := range []string{
 		"link set lo up",
 		"address add " + controlplane.ServiceIP + "/32 dev lo",
-		// Without a fixed address, the bridge takes the lowest address of its ports. When a new
-		// port changes it, pods with the old address in their caches lose the network for seconds.
+		// Without a fixed address, the bridge takes the lowest address of its ports. When a
+		// new port changes it, pods with the old address in their caches lose the network
+		// for seconds.
 		"link add " + bridge + " address 02:00:00:00:00:01 type bridge",
 		"address add " + nodeAddress + "/24 dev " + bridge,
 		"link set " + bridge + " up",

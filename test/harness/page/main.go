@@ -13,8 +13,8 @@ import (
 // is closed. Main exits with the status that run returns, with 1 if run returns an error, and with
 // 130 if run returns an error because the context has ended.
 func Main(name string, run func(context.Context, *Page) (status int, err error)) {
-	// A closed pipe must not end the process before it has stopped its servers. With SIGPIPE ignored,
-	// the write fails instead.
+	// A closed pipe must not end the process before it has stopped its servers. With SIGPIPE
+	// ignored, the write fails instead.
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	status, err := run(ctx, New(os.Stdout, stop))

@@ -60,8 +60,8 @@ func StartCommand(dir string, cmd *exec.Cmd) (*Process, error) {
 	p.cmd.SysProcAttr = childAttributes()
 	started := make(chan error)
 	go func() {
-		// Linux sends the parent-death signal when the thread ends that started the child, so this
-		// thread must not end before the child.
+		// Linux sends the parent-death signal when the thread ends that started the child,
+		// so this thread must not end before the child.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		defer log.Close()

@@ -123,8 +123,8 @@ func startInjector(ctx context.Context, group *errgroup.Group, kubeconfig string
 	manager, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme:  scheme,
 		Metrics: metricsserver.Options{BindAddress: "0"},
-		// The cainjector watches only the metadata of Secrets, so it must read Secrets without a
-		// cache.
+		// The cainjector watches only the metadata of Secrets, so it must read Secrets
+		// without a cache.
 		Client: client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{&corev1.Secret{}}}},
 	})
 	if err != nil {

@@ -192,8 +192,9 @@ func TestKinds(t *testing.T) {
 				t.Fatal(err)
 			}
 			f.again()
-			// This undo restores a template with the same annotations under their own names. They
-			// belong to the author until the manifest is applied as an update.
+			// This undo restores a template with the same annotations under their own
+			// names. They belong to the author until the manifest is applied as an
+			// update.
 			if err := f.kubectl(t, "rollout", "undo", kind, "app", "--to-revision=2"); err != nil {
 				t.Fatal(err)
 			}

@@ -133,7 +133,8 @@ func TestClassesOfRevisions(t *testing.T) {
 			}
 			waitFor(t, "old classes to be deleted", func(ctx context.Context) error {
 				classes, err := objects.Resource(managed.Resource).Namespace(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/managed-by=akv-injector"})
-				// One class of the current revision, and one of the revision kept for an undo.
+				// One class of the current revision, and one of the revision kept
+				// for an undo.
 				if err == nil && len(classes.Items) != 2 {
 					err = fmt.Errorf("there are %d classes, want 2", len(classes.Items))
 				}

@@ -43,8 +43,8 @@ func setJudge(ctx context.Context, t *testing.T, url string) {
 	}
 	configurations := objects.Resource(schema.GroupVersionResource{Group: "admissionregistration.k8s.io", Version: "v1", Resource: "validatingwebhookconfigurations"})
 	for _, object := range shipped {
-		// The same field manager as before, so that the URL is replaced. The injector owns the CA
-		// bundle.
+		// The same field manager as before, so that the URL is replaced. The injector owns
+		// the CA bundle.
 		if _, err := configurations.Apply(ctx, object.GetName(), object, metav1.ApplyOptions{FieldManager: "akv-injector-test", Force: true}); err != nil {
 			t.Fatal(err)
 		}

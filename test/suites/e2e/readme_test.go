@@ -12,7 +12,8 @@ import (
 	"github.com/akv-injector/akv-injector/core/api"
 )
 
-// TestQuickStart runs the commands of the README's quick start that need no Azure, and requires an injected pod.
+// TestQuickStart runs the commands of the README's quick start that need no Azure, and requires an
+// injected pod.
 func TestQuickStart(t *testing.T) {
 	t.Parallel()
 	readme, err := os.ReadFile(filepath.Join("..", "..", "..", "README.md"))

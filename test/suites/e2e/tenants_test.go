@@ -320,8 +320,8 @@ func TestTenantAsksForMore(t *testing.T) {
 	requests := map[string]struct {
 		change         map[string]string
 		serviceAccount string // default: blob
-		// reason is the Reason of the rejection. If empty, the webhook admits the pod and no class
-		// is created.
+		// reason is the Reason of the rejection. If empty, the webhook admits the pod and
+		// no class is created.
 		reason api.Reason
 		// forged changes the request to the class that a missing check would create.
 		forged func(*spc.Request)
@@ -479,7 +479,8 @@ func TestTenantForgesPods(t *testing.T) {
 				t.Errorf("the event says %q, want %q", note, test.says)
 			}
 			checkClasses(t, n.namespace)
-			// After the namespace opts in, such a pod gets the class of a new pod, and no more.
+			// After the namespace opts in, such a pod gets the class of a new pod, and
+			// no more.
 			tooMuch := request
 			tooMuch.Vault = "other-kv"
 			if test.injection != "enabled" {
@@ -577,8 +578,8 @@ func TestTenantChangesPods(t *testing.T) {
 	for behaviour, test := range map[string]struct {
 		annotations, labels map[string]string
 		client              string
-		// says is part of the event's note. If empty, no event is expected, since the injector no
-		// longer watches the pod.
+		// says is part of the event's note. If empty, no event is expected, since the
+		// injector no longer watches the pod.
 		says string
 		// kept is true if the pod's request stays the same.
 		kept bool

@@ -112,7 +112,7 @@ func injected(ctx context.Context, source facts.Source, text []byte, namespaceNa
 		return nil, fmt.Errorf("decode pod: %w", err)
 	}
 	before := pods.SubjectOf(&pod)
-	result, err := review.Reviewer{Source: source, Defaults: defaults}.Decide(ctx, before, namespaceName)
+	result, err := review.Reviewer{Source: source, Defaults: defaults}.Inject(ctx, before, namespaceName)
 	if err != nil {
 		return nil, err
 	}
@@ -233,14 +233,14 @@ func (s *subject) token() keyvault.Token {
 	token := keyvault.Token{For: s.identity}
 	switch s.mode {
 	case api.ModeWorkloadIdentity:
-		token.Source, token.Assertion = keyvault.Entra, assertion(s.namespace, s.serviceAccount(), auth.DefaultTokenAudience)
+		token.Issuer, token.Assertion = keyvault.Entra, assertion(s.namespace, s.serviceAccount(), auth.DefaultTokenAudience)
 	case api.ModeIdentityBinding:
-		token.Source, token.Assertion = keyvault.TokenProxy, assertion(s.namespace, s.serviceAccount(), auth.IdentityBindingTokenAudience)
+		token.Issuer, token.Assertion = keyvault.TokenProxy, assertion(s.namespace, s.serviceAccount(), auth.IdentityBindingTokenAudience)
 	case api.ModePodIdentity:
-		token.Source, token.Namespace, token.Pod = keyvault.NMI, s.namespace, s.podName()
+		token.Issuer, token.Namespace, token.Pod = keyvault.NMI, s.namespace, s.podName()
 		token.For.ClientID = "bound to " + s.pod.Labels[api.PodIdentityBinding]
 	default:
-		token.Source = keyvault.Metadata
+		token.Issuer = keyvault.Metadata
 		if token.For.ClientID == "" {
 			token.For.ClientID = machine
 		}
@@ -259,7 +259,7 @@ func (s *subject) mount(t *testing.T, share *share, spc *class.SecretProviderCla
 	token, objects := s.token(), share.stock()
 	cloud.Clear()
 	cloud.Put(share.vault, keyvault.Vault{Tenant: s.identity.Tenant, Readers: []string{token.For.ClientID}, Objects: objects})
-	if token.Source == keyvault.NMI {
+	if token.Issuer == keyvault.NMI {
 		bound.Store(token.Namespace+"/"+token.Pod, token.For)
 		defer bound.Delete(token.Namespace + "/" + token.Pod)
 	}
@@ -296,7 +296,8 @@ func checkRecord(t *testing.T, record keyvault.Record, want []keyvault.Read, tok
 			got = append(got, read)
 			continue
 		}
-		// A client's first request has no token: the answer names the server that issues tokens.
+		// A client's first request has no token: the answer names the server that issues
+		// tokens.
 		read.By, read.Status = token.For, 200
 		if !slices.Contains(want, read) {
 			t.Errorf("the vault got a request without a token that is not wanted: %+v", read)
@@ -307,7 +308,7 @@ func checkRecord(t *testing.T, record keyvault.Record, want []keyvault.Read, tok
 		t.Errorf("requests to the vault (-want +got):\n%s", diff)
 	}
 	// The provider's library caches the virtual machine's tokens in the process.
-	if len(record.Tokens) == 0 && token.Source != keyvault.Metadata {
+	if len(record.Tokens) == 0 && token.Issuer != keyvault.Metadata {
 		t.Error("no token was requested")
 	}
 	for _, got := range record.Tokens {
