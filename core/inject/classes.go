@@ -204,7 +204,7 @@ func (p *Plan) envOfObject(index int, item api.Item, is candidate, r *report) *e
 	if name == "" {
 		return nil
 	}
-	key := syncedKey(is, name, p.itemPath(index).Child("env"), r)
+	key := p.syncedKey(index, is, name, r)
 	if key == nil {
 		return nil
 	}
@@ -213,7 +213,10 @@ func (p *Plan) envOfObject(index int, item api.Item, is candidate, r *report) *e
 
 // syncedKey returns the one Secret key into which the class syncs the file of an object, or reports
 // why there is none.
-func syncedKey(of candidate, env string, path *field.Path, r *report) *class.Synced {
+func (p *Plan) syncedKey(index int, of candidate, env string, r *report) *class.Synced {
+	invalid := func(reason api.Reason, detail string) {
+		r.unresolve(reason, field.Invalid(p.itemPath(index).Child("env"), env, detail))
+	}
 	hits := make([]class.Synced, 0, 1)
 	for _, s := range of.class.Synced {
 		if s.File == of.object.File {
@@ -223,23 +226,23 @@ func syncedKey(of candidate, env string, path *field.Path, r *report) *class.Syn
 	switch len(hits) {
 	case 1:
 		if detail := unusable(hits[0]); detail != "" {
-			r.unresolve(api.ClassInvalid, field.Invalid(path, env, "must come from a Secret key that an env var can refer to; correct class "+of.class.Name+": "+detail))
+			invalid(api.ClassInvalid, "must come from a Secret key that an env var can refer to; correct class "+of.class.Name+": "+detail)
 			return nil
 		}
 		return &hits[0]
 	case 0:
 		for _, s := range of.class.Untyped {
 			if s.File == of.object.File {
-				r.unresolve(api.EnvNotSynced, field.Invalid(path, env, fmt.Sprintf(
-					"must be synced, and the driver syncs no Secret without a type; add type: Opaque to Secret %s in spec.secretObjects of class %s", s.Secret, of.class.Name)))
+				invalid(api.EnvNotSynced, fmt.Sprintf(
+					"must be synced, and the driver syncs no Secret without a type; add type: Opaque to Secret %s in spec.secretObjects of class %s", s.Secret, of.class.Name))
 				return nil
 			}
 		}
-		r.unresolve(api.EnvNotSynced, field.Invalid(path, env, "must be synced; add to class "+of.class.Name+missingSync(of.class, of.object.File)))
+		invalid(api.EnvNotSynced, "must be synced; add to class "+of.class.Name+missingSync(of.class, of.object.File))
 	default:
-		r.unresolve(api.EnvAmbiguous, field.Invalid(path, env, fmt.Sprintf(
+		invalid(api.EnvAmbiguous, fmt.Sprintf(
 			"must come from one Secret key, and class %s syncs file %s into several: %s; leave one of them in the class",
-			of.class.Name, of.object.File, few(hits, func(s class.Synced) string { return s.Secret + "/" + s.Key }))))
+			of.class.Name, of.object.File, few(hits, func(s class.Synced) string { return s.Secret + "/" + s.Key })))
 	}
 	return nil
 }

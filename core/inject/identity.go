@@ -213,12 +213,17 @@ func (p *Plan) bindPodIdentity(id *identity, answer *facts.Answer, r *report) {
 
 // rejectUnsupported rejects a pod where pod identity cannot work.
 func (p *Plan) rejectUnsupported(id *identity, answer *facts.Answer, r *report) {
-	path, detail := p.subject.Root.Child("spec", "hostNetwork"), "must not be true with pod identity, which identifies a pod by its IP address; set "+api.IdentityMode+" to "+string(api.ModeWorkloadIdentity)
-	if p.subject.IsWindows() {
-		path, detail = p.path(api.IdentityName), "must not be pod identity on Windows, where it does not exist; set "+api.IdentityMode+" to "+string(api.ModeWorkloadIdentity)
-	} else if !p.subject.Spec.HostNetwork {
+	var path *field.Path
+	var detail string
+	switch {
+	case p.subject.IsWindows():
+		path, detail = p.path(api.IdentityName), "must not be pod identity on Windows, where it does not exist"
+	case p.subject.Spec.HostNetwork:
+		path, detail = p.subject.Root.Child("spec", "hostNetwork"), "must not be true with pod identity, which identifies a pod by its IP address"
+	default:
 		return
 	}
+	detail += "; set " + api.IdentityMode + " to " + string(api.ModeWorkloadIdentity)
 	r.failOrUnresolve(id.guessed && !answer.Bound, api.IdentityUnsupported, field.Forbidden(p.causedBy(api.IdentityName, path), detail))
 }
 
