@@ -189,7 +189,7 @@ Exit status: 0 fine, 1 something is rejected, 2 wrong usage or unreadable input.
 	}
 	options := manifestFlags(cmd)
 	level := cmd.Flags().String("level", "", "policy level to enforce in namespaces without a policy label: "+string(policy.Bound)+", "+string(policy.Required))
-	format := cmd.Flags().StringP("output", "o", string(cli.Text), "output format: text, json, github")
+	format := cmd.Flags().StringP("output", "o", string(cli.Text), "output format: "+join(cli.Formats...))
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		o, err := options()
 		if err != nil {
@@ -198,6 +198,9 @@ Exit status: 0 fine, 1 something is rejected, 2 wrong usage or unreadable input.
 		o.Level = policy.Level(*level)
 		if o.Level != policy.Off && o.Level != policy.Bound && o.Level != policy.Required {
 			return fmt.Errorf("--level: must be %s or %s, is %q", policy.Bound, policy.Required, *level)
+		}
+		if !slices.Contains(cli.Formats, cli.Format(*format)) {
+			return fmt.Errorf("--output: must be one of %s, is %q", join(cli.Formats...), *format)
 		}
 		*status, err = cli.Lint(cmd.Context(), o, cli.Format(*format), cmd.OutOrStdout())
 		return err
@@ -213,6 +216,9 @@ func clusterConfig(kubeconfig, otherwise string) (*rest.Config, error) {
 	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
 	if clientcmd.IsEmptyConfig(err) {
 		return nil, errors.New("find the cluster: there is no kubeconfig; set --kubeconfig, or " + otherwise) // the library's text names a flag that this program does not have
+	}
+	if err != nil && kubeconfig != "" {
+		return nil, fmt.Errorf("--kubeconfig: %w", err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("find the cluster: %w", err)

@@ -47,7 +47,7 @@ func TestUsage(t *testing.T) {
 		"a kubeconfig for no cluster":       {[]string{"lint", "-f", "-", "--kubeconfig", "x"}, 2, "", "error: --kubeconfig: must come with --cluster\n"},
 		"a namespace that can't be":         {[]string{"lint", "-f", "-", "-n", "No_Name"}, 2, "", `error: --namespace: must be 1 to 63 lower case letters, digits and dashes, is "No_Name"` + "\n"},
 		"a cluster that nobody names":       {[]string{"lint", "-f", "-", "--cluster"}, 2, "", "error: find the cluster: there is no kubeconfig; set --kubeconfig, or leave out --cluster\n"},
-		"a kubeconfig that is not there":    {[]string{"lint", "-f", "-", "--cluster", "--kubeconfig", "nofile"}, 2, "", "error: find the cluster: stat nofile: no such file or directory\n"},
+		"a kubeconfig that is not there":    {[]string{"lint", "-f", "-", "--cluster", "--kubeconfig", "nofile"}, 2, "", "error: --kubeconfig: stat nofile: no such file or directory\n"},
 		"serving in no cluster":             {[]string{"serve"}, 2, "", "error: find the cluster: there is no kubeconfig; set --kubeconfig, or run in a pod\n"},
 		"a wrong flag before no cluster":    {[]string{"serve", "--certs", "x"}, 2, "", `error: --certs: must be cert-manager, self-signed or files, is "x"` + "\n"},
 		"no time for API servers to learn":  {[]string{"serve", "--propagation-delay", "0s"}, 2, "", "error: --propagation-delay: must be above 0, is 0s\n"},

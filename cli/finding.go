@@ -129,6 +129,9 @@ const (
 	GitHub Format = "github"
 )
 
+// Formats are all formats.
+var Formats = []Format{Text, JSON, GitHub}
+
 type findings []Finding
 
 func (f findings) status() Status {
