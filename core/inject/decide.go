@@ -57,15 +57,7 @@ func (p *Plan) decideOnce(answer *facts.Answer) Result {
 	r := p.newReport()
 	p, selected := p.selectContainers(r)
 	p.warnUnreadable(selected, r)
-	content := p.existingClasses(answer, r)
-	var id identity
-	if !p.request.Illegible(api.IdentityName, api.IdentityMode, api.Class) {
-		id = p.bindIdentity(answer, r)
-		if p.asksManaged() {
-			content = p.managedClasses(&id, answer, r)
-		}
-	}
-	p.checkCeilings(content, &id, answer, r)
+	id, content := p.identityAndClasses(p.existingClasses(answer, r), answer, r)
 	change := Change{Labels: id.labels, Annotations: id.annotations, ServiceAccountName: id.serviceAccountName}
 	if !p.request.Illegible(api.MountPath, api.Containers) {
 		change.Volumes = p.addVolumes(content, r)
@@ -91,16 +83,22 @@ func (p *Plan) decideOnce(answer *facts.Answer) Result {
 // decideClassesOnce makes the decisions that the managed classes of a pod depend on.
 func (p *Plan) decideClassesOnce(answer *facts.Answer) Result {
 	r := p.newReport()
-	content := &content{}
-	var id identity
+	_, content := p.identityAndClasses(&content{}, answer, r)
+	return r.result(Change{}, content)
+}
+
+// identityAndClasses decides how the pod is bound to its identity, and adds managed classes to the
+// existing ones: a request has one or the other. It checks both against the ceilings.
+func (p *Plan) identityAndClasses(existing *content, answer *facts.Answer, r *report) (id identity, all *content) {
+	all = existing
 	if !p.request.Illegible(api.IdentityName, api.IdentityMode, api.Class) {
 		id = p.bindIdentity(answer, r)
 		if p.asksManaged() {
-			content = p.managedClasses(&id, answer, r)
+			all = p.managedClasses(&id, answer, r)
 		}
 	}
-	p.checkCeilings(content, &id, answer, r)
-	return r.result(Change{}, content)
+	p.checkCeilings(all, &id, answer, r)
+	return id, all
 }
 
 // newReport returns a report with what the parser found.
