@@ -21,7 +21,7 @@ RUN CGO_ENABLED=0 GOOS=${TARGETOS} GOARCH=${TARGETARCH} \
 FROM ${DISTROLESS:?}/static-debian13:nonroot@sha256:e2e927ec666bae08560abb3c55d0659eceabb657f56b6782ab500a9fc7f555e3
 ARG VERSION=dev REVISION=unknown
 LABEL org.opencontainers.image.title="akv-injector" \
-      org.opencontainers.image.description="Identity and Key Vault secrets for pods on Azure Kubernetes, by annotations" \
+      org.opencontainers.image.description="Identity and Key Vault secrets for pods on Azure Kubernetes Service, by annotations" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"

@@ -41,7 +41,7 @@ func main() {
 	context.AfterFunc(ctx, stop) // a second signal ends the program at once
 	root := &cobra.Command{
 		Use:           name,
-		Short:         "Identity and Key Vault secrets for pods on Azure Kubernetes, by annotations",
+		Short:         "Identity and Key Vault secrets for pods on Azure Kubernetes Service, by annotations",
 		Version:       buildVersion(),
 		SilenceUsage:  true,
 		SilenceErrors: true,

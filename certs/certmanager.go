@@ -43,7 +43,7 @@ type CertManagerOptions struct {
 // is the missing permission.
 //
 //	secrets                                          get, list, watch   the Secret, by name
-//	mutating-, validatingwebhookconfigurations       get, list, watch   our own, by name
+//	mutating-, validatingwebhookconfigurations       get, list, watch   the injector's, by name
 //	certificates.cert-manager.io                     get                the Certificate, by name
 //	issuers, clusterissuers, certificaterequests     get, get, list     in the Namespace, except clusterissuers
 func CertManager(o CertManagerOptions) (Certificates, error) {

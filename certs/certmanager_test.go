@@ -434,7 +434,7 @@ func TestCertManagerRefuses(t *testing.T) {
 		"a key that does not match":       {next.crt, good.key, secret + "tls: private key does not match public key"},
 		"a certificate without a key":     {next.crt, nil, secret + "tls: failed to find any PEM data in key input"},
 		"an expired certificate":          {expired.crt, expired.key, secret + "expired on 2029-12-31T23:00:00Z; renew it"},
-		"a certificate without our names": {nameless.crt, nameless.key, secret + "is for no names, while our webhook configurations call " + serviceHost + ", 127.0.0.1; issue it for these"},
+		"a certificate without our names": {nameless.crt, nameless.key, secret + "is for no names, while the injector's webhook configurations call " + serviceHost + ", 127.0.0.1; issue it for these"},
 	} {
 		t.Run(behaviour+" leaves the old one serving", func(t *testing.T) {
 			t.Parallel()

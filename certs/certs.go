@@ -11,8 +11,8 @@
 //	tlsOpts := []func(*tls.Config){certs.Configure(source, 0)}
 //	server := webhook.NewServer(webhook.Options{TLSOpts: tlsOpts})
 //
-// No source loses a review to a certificate: an invalid certificate never replaces a valid one, and
-// a valid one never replaces another before API servers have had time to receive its CA.
+// Changing a certificate fails no review: an invalid certificate never replaces a valid one, and a
+// valid one never replaces another before API servers have had time to receive its CA.
 //
 // The package does not serve requests and does not read pods.
 package certs
@@ -38,17 +38,17 @@ type Certificates interface {
 	// GetCertificate is for tls.Config. It returns an error while there is no certificate.
 	GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error)
 	// Ready returns why the API server would not accept the served certificate, and how to fix it:
-	// there is no certificate, it has expired, or the CA bundle of one of our webhook
+	// there is no certificate, it has expired, or the CA bundle of one of the injector's webhook
 	// configurations does not verify it.
 	Ready(req *http.Request) error
 }
 
 // Options configure every source of certificates.
 type Options struct {
-	// Client reads our webhook configurations. Nil means that there is no cluster; certificates are
-	// then not checked against CA bundles.
+	// Client reads the injector's webhook configurations. Nil means that there is no cluster;
+	// certificates are then not checked against CA bundles.
 	Client kubernetes.Interface
-	// WebhookConfigurations are the names of our MutatingWebhookConfigurations and
+	// WebhookConfigurations are the names of the injector's MutatingWebhookConfigurations and
 	// ValidatingWebhookConfigurations. Each name may exist in both kinds, in one, or in none.
 	WebhookConfigurations []string
 	// Metrics is the registry for the metrics of the source; nil registers none.

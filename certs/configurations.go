@@ -60,7 +60,8 @@ func (w webhook) equal(v webhook) bool {
 
 func (c configuration) String() string { return c.kind + " " + c.name }
 
-// configurations watches our webhook configurations by name, so that RBAC can be limited to them.
+// configurations watches the injector's webhook configurations by name, so that RBAC can be limited
+// to them.
 type configurations struct {
 	client   kubernetes.Interface
 	watchers []*watcher

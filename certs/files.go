@@ -13,8 +13,8 @@ import (
 // Files returns Certificates that serve the PEM files tls.crt (the certificate, then its
 // intermediates) and tls.key in dir, as soon as they change. It rejects a pair that is unreadable,
 // half-written, not valid now, for other names than API servers call, or of two different keys, and
-// continues to serve the previous pair. It holds back a pair that the CA bundles of our webhook
-// configurations do not verify, until they do.
+// continues to serve the previous pair. It holds back a pair that the CA bundles of the injector's
+// webhook configurations do not verify, until they do.
 //
 // Files reads the files every second and does not watch them. This costs two small reads. inotify
 // has a limit per node that other pods can use up, sends no events on network file systems, and

@@ -351,7 +351,7 @@ func TestFilesReady(t *testing.T) {
 	unnamed := issue(t, "root again", ecdsaKey(t), ca, true, expiry.Add(validity/2))
 	m.swap(unnamed.crt, unnamed.key)
 	eventually(t, "refusal", func() error {
-		if src.book.count("is for no names, while our webhook configurations call "+serviceHost+", 127.0.0.1; issue it for these") == 0 {
+		if src.book.count("is for no names, while the injector's webhook configurations call "+serviceHost+", 127.0.0.1; issue it for these") == 0 {
 			return errors.New(src.book.String())
 		}
 		return nil

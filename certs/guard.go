@@ -138,7 +138,7 @@ func (g *guard) judge(now time.Time) error {
 		}
 	}
 	if len(names) > 0 {
-		return fmt.Errorf("%s: is for %s, while our webhook configurations call %s; issue it for these",
+		return fmt.Errorf("%s: is for %s, while the injector's webhook configurations call %s; issue it for these",
 			g.origin, named(leaf), strings.Join(names, ", "))
 	}
 	return nil
@@ -180,7 +180,8 @@ func (g *guard) hold(served *tls.Certificate) error {
 	return nil
 }
 
-// observe reads our webhook configurations, and records when their CA bundles last changed.
+// observe reads the injector's webhook configurations, and records when their CA bundles last
+// changed.
 func (g *guard) observe() {
 	known := g.configurations.known()
 	if !slices.EqualFunc(callersOf(known), callersOf(g.known), webhook.equal) {

@@ -40,8 +40,8 @@ type SelfSignedOptions struct {
 }
 
 // An Authority is Certificates that signs its certificate itself, keeps it in a Secret, and writes
-// the CA to our webhook configurations. Renewal has these steps. Any replica can do each of them,
-// and all replicas see the result in the Secret:
+// the CA to the injector's webhook configurations. Renewal has these steps. Any replica can do each
+// of them, and all replicas see the result in the Secret:
 //
 //  1. Create a new CA and certificate, and store them as next.crt and next.key. Replicas serve the
 //     old certificate.

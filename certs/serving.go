@@ -59,7 +59,7 @@ func newServing(o Options, remedy string) (*serving, error) {
 		}, s.expiry),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "akv_injector_ca_bundle_mismatch",
-			Help: "Webhooks of our own configurations whose CA bundle does not verify the serving certificate.",
+			Help: "Webhooks of the injector's configurations whose CA bundle does not verify the serving certificate.",
 		}, func() float64 { return float64(len(s.mismatches())) }),
 	} {
 		if err := o.Metrics.Register(c); err != nil {

@@ -38,7 +38,7 @@ func newWatcher[L runtime.Object](
 	objects := feed.NewObjects[metav1.Object](changed)
 	return &watcher{
 		Feed: feed.New(feed.Kind{
-			Objects:   what,
+			Plural:    what,
 			ListWatch: feed.ListWatch(client, func(options *metav1.ListOptions) { options.FieldSelector = selector }),
 			Client:    set,
 			Example:   example,

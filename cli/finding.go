@@ -11,7 +11,7 @@ import (
 	"github.com/akv-injector/akv-injector/core/api"
 )
 
-// Severity is whether a finding rejects its object.
+// Severity says whether a finding causes a rejection.
 type Severity string
 
 // The severities.

@@ -33,7 +33,7 @@ type Options struct {
 	Files []string
 	// Recursive also reads the subdirectories of directories.
 	Recursive bool
-	// Namespace is the namespace of objects that name none; empty for default.
+	// Namespace is the namespace of objects that name none; empty for the namespace default.
 	Namespace string
 	// Cluster is used for objects that the files do not have; nil for none.
 	Cluster facts.Source

@@ -7,7 +7,8 @@
 //	go cached.Start(ctx)
 //	reviewer := review.Reviewer{Source: cached, Defaults: defaults}
 //
-// The package does not decide anything about pods, and does not write to the cluster.
+// The package does not decide anything about pods, and does not write to the cluster. Package
+// controller writes classes with the client [Live.Dynamic].
 package cluster
 
 import (
@@ -126,7 +127,7 @@ func (c *Cache) Register(registry prometheus.Registerer) {
 // followMetadata returns a feed that writes the metadata of a kind's objects to store.
 func (c *Cache) followMetadata(objects string, resource schema.GroupVersionResource, selector fields.Selector, store cache.TransformingStore) *feed.Feed {
 	return feed.New(feed.Kind{
-		Objects: objects,
+		Plural: objects,
 		ListWatch: feed.ListWatch(c.live.Metadata.Resource(resource), func(options *metav1.ListOptions) {
 			options.FieldSelector = selector.String()
 		}),
@@ -161,7 +162,7 @@ func (c *Cache) followCustom(objects string, resource schema.GroupVersionResourc
 // kind.
 func (c *Cache) follow(objects string, resource schema.GroupVersionResource, wake <-chan struct{}, store cache.TransformingStore) *feed.Feed {
 	return feed.New(feed.Kind{
-		Objects:   objects,
+		Plural:    objects,
 		ListWatch: feed.ListWatch(c.live.Dynamic.Resource(resource), nil),
 		Client:    c.live.Dynamic,
 		Example:   &unstructured.Unstructured{},
@@ -319,7 +320,7 @@ func (c *Cache) Facts(ctx context.Context, namespace string, needs facts.Needs, 
 		NoDriver:        c.classFeed.Absent(),
 	}
 	if needs.Identities || fresh {
-		available.Clients = facts.Clients(serviceAccounts.values)
+		available.Clients = facts.ClientServiceAccounts(serviceAccounts.values)
 	}
 	if fresh || !c.watched() {
 		answer, err := c.live.needed(ctx, namespace, needs)

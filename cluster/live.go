@@ -41,7 +41,8 @@ const (
 // Live is a [facts.Source] that reads the API server at every lookup. An object or a kind that does
 // not exist is not an error; every other failed request is.
 type Live struct {
-	// Metadata reads the metadata of objects. Dynamic reads and writes whole objects.
+	// Metadata reads the metadata of objects. Dynamic reads whole objects; package controller
+	// also writes classes with it.
 	Metadata metadata.Interface
 	Dynamic  dynamic.Interface
 
@@ -85,8 +86,9 @@ func (l *Live) Namespace(ctx context.Context, name string, _ bool) (facts.Namesp
 	})
 }
 
-// Facts implements [facts.Source]. The answer has the names of available objects only if fresh is
-// set and an object is missing.
+// Facts implements [facts.Source]. If not fresh, Available has only selectors, and only if needs
+// has a Selector or Identities. If fresh, it has no managed classes, and at most 500 names of each
+// other kind.
 func (l *Live) Facts(ctx context.Context, namespace string, needs facts.Needs, fresh bool) (facts.Answer, error) {
 	answer, err := l.needed(ctx, namespace, needs)
 	if err != nil || !fresh {

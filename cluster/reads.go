@@ -33,8 +33,8 @@ const (
 	maxLimits = 4096
 )
 
-// NewCallerLimit returns a limit for the requests that the reviews of one caller cause. Pass it to
-// [WithCaller].
+// NewCallerLimit returns a limit for the requests that the reviews of one caller cause: 100
+// requests a second, with a burst of 200. Pass it to [WithCaller].
 func NewCallerLimit() *rate.Limiter {
 	return rate.NewLimiter(callerRate, callerBurst)
 }

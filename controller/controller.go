@@ -478,7 +478,7 @@ func (c *controller) write(ctx context.Context, key types.NamespacedName, d *der
 	if found != nil && !found.Ours {
 		c.record(api.ClassNameTaken, key, notesTo(d.granted, key.Name, takenNote(key.Name)))
 		c.total.WithLabelValues(taken).Inc()
-		return errors.New("somebody else made another class of that name")
+		return errors.New("another client created a class of that name")
 	}
 	result, err := c.apply(ctx, key.Namespace, d, found)
 	switch {

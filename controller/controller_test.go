@@ -146,7 +146,7 @@ func TestRetries(t *testing.T) {
 			about = append(about, line)
 		}
 	}
-	const message, why = "Class is not as its pods need it", "SecretProviderClass kv-0123456789 is missing and is not made, since "
+	const message, why = "Class is not as its pods need it", "SecretProviderClass kv-0123456789 is missing and was not created, since "
 	if len(about) != 1 || about[0]["msg"] != message || !strings.HasPrefix(fmt.Sprint(about[0]["why"]), why) {
 		t.Errorf("log lines about the class: %v; want one", about)
 	}

@@ -94,28 +94,28 @@ func action(text string) string {
 // outdatedNote says that a pod does not request the class of that name. Found is the class as it
 // exists; nil if it does not.
 func outdatedNote(name string, found *cluster.ManagedClass, result *inject.Result) string {
-	state := "is missing and is not made"
+	state := "is missing and was not created"
 	switch {
 	case found != nil && found.Intact:
 		state = "is not kept for this pod"
 	case found != nil:
-		state = "was edited and is not put back"
+		state = "was edited and is not restored"
 	}
-	why := "the annotations of the pod and its namespace ask for no managed class"
+	why := "the annotations of the pod and its namespace request no managed class"
 	switch errs := result.AllErrors(); {
 	case result.NotOptedIn:
 		why = fmt.Sprintf("its namespace has no label %s: %s", api.Injection, api.InjectionEnabled)
 	case len(errs) > 0:
-		why = "what the pod asks for is refused by now: " + api.Message(errs[0])
+		why = "what the pod requests is now rejected: " + api.Message(errs[0])
 	case len(result.Classes) > 0:
-		why = "the pod, its namespace and its ServiceAccount by now ask for " + result.Classes[0].Name
+		why = "the pod, its namespace and its ServiceAccount now request " + result.Classes[0].Name
 	}
 	return fmt.Sprintf("SecretProviderClass %s %s, since %s; change that back, or replace the pod, for example by kubectl rollout restart", name, state, why)
 }
 
 // takenNote says that a class of another client has the name.
 func takenNote(name string) string {
-	return fmt.Sprintf("SecretProviderClass %s is another than the pod asks for, and the injector did not make it, so it was left alone; delete it, and the right one is made", name)
+	return fmt.Sprintf("SecretProviderClass %s is not the class that the pod requests, and was not created by akv-injector; delete it to have it recreated", name)
 }
 
 // notWrittenNote says why the API server rejected a class, and how to fix it.

@@ -47,8 +47,9 @@ type Tracing struct {
 	propagator propagation.TextMapPropagator
 }
 
-// New returns a Tracing that sends spans until Stop. It does not connect to the collector. It
-// returns an error if an environment variable is invalid.
+// New returns a Tracing that sends spans until Stop. Service and version are the OpenTelemetry
+// attributes service.name and service.version of this program. New does not connect to the
+// collector. It returns an error if an environment variable is invalid.
 func New(ctx context.Context, service, version string, log logr.Logger) (*Tracing, error) {
 	// The variable for traces overrides the variable for all signals.
 	for _, variable := range []string{"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"} {

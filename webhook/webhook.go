@@ -7,7 +7,7 @@
 //		Metrics:  webhook.NewMetrics(registry),
 //	})
 //
-// It makes no decision about pods, and writes to no cluster.
+// It makes no decision about pods, and does not write to a cluster.
 package webhook
 
 import (
@@ -22,7 +22,7 @@ import (
 	"github.com/akv-injector/akv-injector/core/review"
 )
 
-// Paths of the webhooks, as the webhook configuration names them.
+// Paths of the webhooks, as the webhook configurations name them. ValidatePods also gets Bindings.
 const (
 	MutatePods      = "/mutate/pods"
 	MutateWorkloads = "/mutate/workloads"
@@ -33,7 +33,7 @@ const (
 
 // Options configure the webhooks.
 type Options struct {
-	// Reviewer makes the verdicts.
+	// Reviewer reaches the verdicts.
 	Reviewer review.Reviewer
 	// Log gets one line for each review.
 	Log logr.Logger

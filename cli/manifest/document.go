@@ -16,8 +16,8 @@ import (
 	"github.com/akv-injector/akv-injector/core/api"
 )
 
-// Document is one document of a file. The texts of all documents of a file, one after the other,
-// are the text of the file.
+// Document is one document of a file. Together, the documents of a file contain its whole text, in
+// order.
 type Document struct {
 	// head is a byte order mark and the line that starts with ---; tail is the line that starts
 	// with "...".
@@ -93,8 +93,8 @@ const (
 	endMarker     = "..."
 )
 
-// Split splits the text of a file into documents. The documents always have the whole text. Those
-// that cannot be read have a [Document.Problem].
+// Split splits the text of a file into documents. Together, the documents contain the whole text.
+// Those that cannot be read have a [Document.Problem].
 func Split(text string) []*Document {
 	if !utf8.ValidString(text) {
 		return []*Document{{body: text, problem: &Problem{Detail: "must be UTF-8"}}}

@@ -53,7 +53,7 @@ func NewWatcher(o Options) *Watcher {
 	o.Metrics.MustRegister(w.problems)
 	w.configurations = feed.NewObjects[*admissionregistrationv1.MutatingWebhookConfiguration](w.check)
 	w.feed = feed.New(feed.Kind{
-		Objects:   "MutatingWebhookConfigurations",
+		Plural:    "MutatingWebhookConfigurations",
 		ListWatch: feed.ListWatch(o.Client.AdmissionregistrationV1().MutatingWebhookConfigurations(), nil),
 		Client:    o.Client,
 		Example:   &admissionregistrationv1.MutatingWebhookConfiguration{},

@@ -1,4 +1,4 @@
-// Package claims keeps which pods of a cluster mount which managed classes, and which objects own
+// Package claims records which pods of a cluster mount which managed classes, and which objects own
 // the classes for these pods.
 //
 //	table := claims.NewTable(enqueue)
@@ -38,14 +38,15 @@ import (
 	"github.com/akv-injector/akv-injector/core/inject"
 )
 
-// Claimant is the part of an injected pod that a Table keeps: a few hundred bytes, however large the
-// pod's annotations are.
+// Claimant is the part of an injected pod that a Table keeps: a few hundred bytes, however large
+// the pod's annotations are.
 type Claimant struct {
 	// ObjectMeta has only the namespace, name, UID and resource version.
 	metav1.ObjectMeta
 
-	// Owner is the owner of the classes that the pod mounts; see ownerOf. The reference to a
-	// ControllerRevision has no UID.
+	// Owner is the owner of the classes that the pod mounts: the ReplicaSet, ReplicationController
+	// or Job that controls the pod, the ControllerRevision of a pod of a StatefulSet or DaemonSet,
+	// or else the pod. The reference to a ControllerRevision has no UID.
 	Owner metav1.OwnerReference
 	// Digest is the digest of the outline from which the classes are derived; see [Table.Outline].
 	Digest [sha256.Size]byte

@@ -37,7 +37,7 @@ func Follow(config *rest.Config, client *http.Client, table *Table) (*feed.Feed,
 		return core.Pods(p.Namespace).Get(ctx, p.Name, metav1.GetOptions{ResourceVersion: p.ResourceVersion})
 	}
 	return feed.New(feed.Kind{
-		Objects: "injected Pods",
+		Plural: "injected Pods",
 		ListWatch: feed.ListWatch(core.Pods(metav1.NamespaceAll), func(options *metav1.ListOptions) {
 			options.LabelSelector, options.FieldSelector = injected, running
 		}),

@@ -21,7 +21,7 @@ const (
 	FromPod
 )
 
-// String returns the word that the status annotation uses.
+// String returns "pod", "namespace" or "default".
 func (o Origin) String() string {
 	switch o {
 	case FromPod:

@@ -36,9 +36,10 @@ type Item struct {
 	Type string
 	// Version is the object's version, 32 hex digits; empty for the latest.
 	Version string
-	// History is how many versions are mounted. If it is greater than 1, they are the files PATH/0,
-	// PATH/1 and so on, and PATH/0 is the latest. If it is 0 or 1, only the latest version is
-	// mounted, as PATH. See getLatestNKeyVaultObjects in the Azure provider.
+	// History is how many older versions are mounted in addition to the newest, 0 to 100. If it is
+	// greater than 1, the files are PATH/0 (the newest) to PATH/History. If it is 0 or 1, only the
+	// newest version is mounted, as PATH. With Version, no version newer than that is mounted. See
+	// getLatestNKeyVaultObjects in the Azure provider.
 	History int
 	// Format is pem or pfx; empty for the provider's default.
 	Format string

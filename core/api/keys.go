@@ -2,8 +2,8 @@ package api
 
 import "slices"
 
-// Prefixes of all annotation and label keys of akv-injector. A key with one of these prefixes that
-// does not exist is an error.
+// Prefixes of all annotation and label keys of akv-injector. An unknown annotation with one of
+// these prefixes is an error on a pod or workload, and a warning on a namespace.
 const (
 	KeyVaultPrefix = "keyvault.io/"
 	IdentityPrefix = "identity.io/"
@@ -57,7 +57,7 @@ const (
 	InjectionDisabled = "disabled"
 )
 
-// Labels and annotations that an injected pod gets.
+// Other keys and values of pods and ServiceAccounts.
 const (
 	// Injected is a label with the value "true" on every injected pod.
 	Injected = KeyVaultPrefix + "injected"
@@ -109,9 +109,9 @@ type Key struct {
 //go:generate go run ../../docs/generate
 var Keys = [numKeys]Key{
 	identityName:     {IdentityName, "a name", "", "the identity to bind: the selector of an AzureIdentityBinding, or a ServiceAccount"},
-	identityMode:     {IdentityMode, "`auto`, `pod-identity`, `workload-identity`, `identity-binding`, `none`", "`auto`", "how the identity is bound"},
+	identityMode:     {IdentityMode, "`auto`, `pod-identity`, `workload-identity`, `identity-binding`, `none`", "`auto`, or the flag `--identity-mode`", "how the identity is bound"},
 	identityClientID: {IdentityClientID, "GUID", "from the ServiceAccount", "the client id of the identity with which a managed class reads the vault"},
-	identityTenantID: {IdentityTenantID, "GUID", "from the ServiceAccount", "the Microsoft Entra tenant of that identity"},
+	identityTenantID: {IdentityTenantID, "GUID", "from the ServiceAccount, then `--tenant-id`", "the Microsoft Entra tenant of that identity"},
 	secrets:          {Secrets, "a list of items", "", "the Key Vault objects to mount, and the env vars to set"},
 	classes:          {Class, "comma-separated names", "a managed class", "existing SecretProviderClasses to mount: the first at the mount path, the others at `<mount-path>-<class>`"},
 	vault:            {Vault, "vault name", "", "the Key Vault of items without a vault, for managed classes"},

@@ -57,9 +57,9 @@ func ParseYAML(text string, maxMarks int) (*yaml.Node, error) {
 	return document.Content[0], checkNode(document.Content[0], 0)
 }
 
-// CountMarks counts the characters that can begin or end a node: ends of lines, punctuation, and
-// dashes and question marks before a space or the end of a line. A text with n marks has at most a
-// small multiple of n nodes.
+// CountMarks counts the characters that can begin or end a YAML node: ends of lines, punctuation,
+// and dashes and question marks before a space or the end of a line. A YAML text with n marks has
+// at most a small multiple of n nodes.
 func CountMarks(text string) int {
 	marks, indicator := 0, false
 	for _, r := range text {

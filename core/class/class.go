@@ -4,7 +4,7 @@
 //	existing := class.Read(spc)                  // its objects, its Secrets, how it authenticates
 //	managed := class.Managed(class.Request{...}) // a new class, named by a hash of its spec
 //
-// It reads and writes no cluster, and never sees the value of a secret.
+// It does not access a cluster, and never sees the value of a secret.
 package class
 
 import (

@@ -32,11 +32,13 @@ const (
 type Request struct {
 	// Vault and TenantID are never empty.
 	Vault, TenantID string
-	// Mode is how the provider authenticates, never [api.ModeAuto]. [api.ModeNone] means the
-	// identity of the node.
+	// Mode is how the provider authenticates, never [api.ModeAuto]. With [api.ModeNone] the pod
+	// has no identity, and the provider reads the vault as the node. Package inject renders such
+	// a class only with the flag --allow-vm-identity, and only if the request sets mode none.
 	Mode api.Mode
 	// ClientID is the client id that the provider signs in with; never empty in the workload modes,
-	// and unused with pod identity.
+	// unused with pod identity, and optional with [api.ModeNone], where it selects an identity of
+	// the node.
 	ClientID string
 	// Items are the objects, with different paths. Their Env, VaultOrClass and Containers are
 	// ignored.

@@ -1,6 +1,6 @@
-// Package facts has the questions that a decision about a pod asks about the pod's namespace, and
-// the types of the answers. A [Source] answers them; package cluster has the sources that read an
-// API server, and [Objects] is one that holds objects from manifests:
+// Package facts defines the questions about a pod's namespace that a decision about the pod depends
+// on, and the types of the answers. A [Source] answers them; package cluster has the sources that
+// read an API server, and [Objects] is one that holds objects from manifests:
 //
 //	namespace, err := source.Namespace(ctx, "shop", false)
 //	answer, err := source.Facts(ctx, "shop", facts.Needs{Classes: []string{"key-vault-secret"}}, false)
@@ -22,12 +22,13 @@ type Source interface {
 	// server, not a cache. A namespace that does not exist has an empty name.
 	Namespace(ctx context.Context, name string, fresh bool) (Namespace, error)
 	// Facts returns the objects in needs that exist in the namespace. If fresh, it reads the
-	// API server, not a cache, and the answer has the names of what else exists.
+	// API server, not a cache, and Available has the names that a message may offer for what is
+	// missing, and all identities if needs.Identities.
 	Facts(ctx context.Context, namespace string, needs Needs, fresh bool) (Answer, error)
 }
 
-// Namespace is a namespace with its labels and annotations. A Source may leave out keys that are
-// not under a prefix of the contract.
+// Namespace is a namespace with its labels and annotations. A Source may leave out keys without the
+// prefix keyvault.io/ or identity.io/.
 type Namespace struct {
 	Name                string
 	Labels, Annotations map[string]string
@@ -69,7 +70,8 @@ type Answer struct {
 	ServiceAccount, NamedServiceAccount *ServiceAccount
 	// Bound is true if an AzureIdentityBinding has the needed selector.
 	Bound bool
-	// Available has names that errors offer. It may be empty if nothing is missing.
+	// Available has the names that messages may offer; see [Source]. It may be empty if the
+	// answer is not fresh, or if nothing is missing.
 	Available Available
 }
 
@@ -94,13 +96,13 @@ type ServiceAccount struct {
 	PullSecrets []string
 }
 
-// Available lists names of objects in a namespace. Managed classes are not listed.
+// Available lists names of objects in a namespace.
 type Available struct {
 	Classes, ServiceAccounts []string
-	// Clients are the ServiceAccounts with a client id. They are listed if all identities were
-	// needed, or if something is missing from a fresh answer.
+	// Clients are the ServiceAccounts with a client id.
 	Clients []string
-	// Selectors are those of the AzureIdentityBindings.
+	// Selectors are those of the AzureIdentityBindings. An answer has them, fresh or not, if
+	// needs has a Selector or Identities: mode auto depends on whether there are any.
 	Selectors []string
 	// NoDriver is true if the cluster does not have the kind SecretProviderClass.
 	NoDriver bool

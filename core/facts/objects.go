@@ -107,7 +107,7 @@ func (o *Objects) Facts(_ context.Context, namespace string, needs Needs, _ bool
 
 // answer returns what is needed, and the names of everything.
 func (h *held) answer(needs Needs) Answer {
-	answer := Answer{Available: Available{Selectors: h.selectors, Clients: Clients(h.serviceAccounts)}}
+	answer := Answer{Available: Available{Selectors: h.selectors, Clients: ClientServiceAccounts(h.serviceAccounts)}}
 	for _, c := range h.classes {
 		answer.Available.Classes = append(answer.Available.Classes, c.Name)
 		for _, name := range needs.Classes {

@@ -79,8 +79,8 @@ func ReadSelector(object *unstructured.Unstructured) string {
 	return selector
 }
 
-// Clients returns the names of the ServiceAccounts with a client id.
-func Clients(all []*ServiceAccount) []string {
+// ClientServiceAccounts returns the names of the ServiceAccounts with a client id.
+func ClientServiceAccounts(all []*ServiceAccount) []string {
 	var names []string
 	for _, sa := range all {
 		if sa.ClientID != "" {

@@ -11,15 +11,19 @@ type Entry struct {
 	Key, Value string
 }
 
-// Change is what the injector adds to a pod. It replaces only three things: an env var that the
-// request overrides, the injector's own label and status annotation, and the default ServiceAccount
-// together with what the API server added for it.
+// Change is what the injector changes in a pod. Most of it is added. It replaces or removes only:
+//
+//   - env vars that the request overrides;
+//   - other values of the injector's own label and status annotation;
+//   - the default ServiceAccount, and what the API server's ServiceAccount admission plugin added
+//     for it: image pull secrets, the volume of the API token, and the mounts of that volume.
 type Change struct {
 	Labels, Annotations []Entry
 	// ServiceAccountName is the new ServiceAccount; empty for no change.
 	ServiceAccountName string
 	// RemovePullSecrets removes spec.imagePullSecrets. RemoveVolumes has the indices of the volumes
-	// to remove, in descending order. See [Plan.leaveServiceAccount].
+	// to remove, in descending order. Both remove only what the admission plugin added for the
+	// default ServiceAccount, and only with another ServiceAccountName.
 	RemovePullSecrets bool
 	RemoveVolumes     []int
 	// Volumes are added after those of the pod.

@@ -88,7 +88,7 @@ func (p *Plan) managedIDs(id *identity, answer *facts.Answer, r *report) (tenant
 		r.missed = true
 		has := ""
 		if sa := answer.ServiceAccount; sa != nil && sa.InvalidClientID != "" {
-			has = fmt.Sprintf(", which is %q there, no GUID", sa.InvalidClientID)
+			has = fmt.Sprintf(", which has %q, not a GUID", sa.InvalidClientID)
 		}
 		r.unresolve(api.IdentityRequired, field.Required(p.path(api.IdentityName), fmt.Sprintf(
 			"must be set, or ServiceAccount %s must have annotation %s%s: a managed class reads the vault as some identity%s",

@@ -11,9 +11,10 @@ import (
 	"github.com/akv-injector/akv-injector/core/class"
 )
 
-// Appender is a value of a patch with its own JSON encoding, which takes a third of the time of an
-// encoder by reflection.
+// Appender is a value of a patch with its own JSON encoding.
 type Appender interface {
+	// AppendJSON appends the value as JSON. It takes a third of the time of an encoder by
+	// reflection.
 	AppendJSON(to []byte) []byte
 }
 

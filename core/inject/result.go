@@ -15,9 +15,10 @@ type Outcome string
 
 // The outcomes.
 const (
-	// NotRequested means that nothing was requested, or that nothing is to be done for this object.
+	// NotRequested means that the object gets nothing: it requests nothing, its namespace did not
+	// opt in, or the webhook does not review it.
 	NotRequested Outcome = "not-requested"
-	// Unchanged means that the object already has what was requested.
+	// Unchanged means that the object requests something, and already has all of it.
 	Unchanged Outcome = "unchanged"
 	// Injected means that the object gets what was requested.
 	Injected Outcome = "injected"
@@ -30,7 +31,7 @@ const (
 	Forbidden Outcome = "forbidden"
 	// Malformed means that what arrived is not an AdmissionReview.
 	Malformed Outcome = "malformed"
-	// Failed means that the injector could not review the object.
+	// Failed means that the injector could not review the object. Its value is "error".
 	Failed Outcome = "error"
 	// Abandoned means that the API server closed the connection before the answer.
 	Abandoned Outcome = "abandoned"

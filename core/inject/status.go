@@ -20,8 +20,9 @@ type Status struct {
 	EnvChanges string `json:"envChanges,omitempty"`
 	// Containers are those that mount the volumes.
 	Containers []string `json:"containers,omitempty"`
-	// From has the origin of each key of the request that is set: pod, serviceaccount, namespace or
-	// flag.
+	// From has the origin of each key of the request that is set: pod or namespace. For a
+	// managed class, that of the client id may also be serviceaccount, and that of the tenant id
+	// serviceaccount or flag.
 	From map[string]string `json:"from,omitempty"`
 }
 

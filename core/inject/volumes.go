@@ -89,7 +89,7 @@ func (p *Plan) rejectMountedTwice(name string, first int, r *report) {
 }
 
 func (p *Plan) volumeNameTaken(name string, added []Volume) bool {
-	if slices.Contains(p.subject.Claims, name) {
+	if slices.Contains(p.subject.ClaimTemplates, name) {
 		return true
 	}
 	for i := range p.subject.Spec.Volumes {

@@ -67,7 +67,7 @@ func HandDown(w *pods.Workload) (Handover, bool) {
 		return Handover{}, false
 	}
 	own, theirs := ownAnnotations(w), annotationsOf(template)
-	h := Handover{Subject: pods.Subject{Pod: template, Root: root, Claims: w.Claims}, Inherited: api.FormatInherited(own)}
+	h := Handover{Subject: pods.Subject{Pod: template, Root: root, ClaimTemplates: w.ClaimTemplates}, Inherited: api.FormatInherited(own)}
 	effective := make(map[string]string, len(own)+len(theirs))
 	for key, value := range own {
 		if api.IsOurs(key) && key != api.Status { // an unknown key stays, so that it is reported

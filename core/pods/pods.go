@@ -141,9 +141,9 @@ type Workload struct {
 	Template, JobTemplate *Pod
 	// JobAnnotations are the annotations in the metadata of a CronJob's spec.jobTemplate.
 	JobAnnotations map[string]string
-	// Claims are the names of the volumeClaimTemplates of a StatefulSet. They are volumes of its
-	// pods.
-	Claims []string
+	// ClaimTemplates are the names of the volumeClaimTemplates of a StatefulSet. They are volumes
+	// of its pods.
+	ClaimTemplates []string
 }
 
 // ObjectMeta returns the pod's metadata; nil for none.
@@ -162,7 +162,8 @@ const MaxKept = 16 << 20
 
 // Limits of texts in bytes. A longer text is cut, and then equals no valid value.
 const (
-	// MaxName is the length of the longest name of an object.
+	// MaxName is the length of the longest name of an object, and the limit of all names and other
+	// short texts, such as kinds and audiences.
 	MaxName   = 253
 	maxPath   = 4 << 10
 	maxLabels = 4 << 10 // all labels that are read
@@ -210,7 +211,7 @@ func (w *Workload) Read(r *jsonstream.Reader) {
 				case "jobTemplate":
 					w.readJobTemplate(r)
 				case "volumeClaimTemplates":
-					w.Claims = jsonstream.List(r, claim)
+					w.ClaimTemplates = jsonstream.List(r, claim)
 				default:
 					r.Skip()
 				}

@@ -17,7 +17,8 @@ type Root struct {
 	Path *field.Path
 }
 
-// The roots of the kinds that have a pod template.
+// The roots: PodRoot of a Pod, CronJobRoot of the template of a CronJob, and TemplateRoot of the
+// template of every other workload.
 var (
 	PodRoot      = Root{}
 	TemplateRoot = Root{Pointer: "/spec/template", Path: field.NewPath("spec", "template")}
@@ -41,9 +42,9 @@ type Subject struct {
 	// Annotations are the effective ones: the pod's own, then those that it inherits from its
 	// workload.
 	Annotations map[string]string
-	// Claims are the names of the volumes that a StatefulSet adds to its pods, from its
+	// ClaimTemplates are the names of the volumes that a StatefulSet adds to its pods, from its
 	// volumeClaimTemplates.
-	Claims []string
+	ClaimTemplates []string
 	// ByNode is true if a node creates the pod.
 	ByNode bool
 	// AnnotationPath returns where an annotation was written. If it is nil or returns nil, that

@@ -11,8 +11,9 @@ import (
 	"github.com/akv-injector/akv-injector/core/facts"
 )
 
-// Ceiling returns the annotation that limits identities without a name in a namespace: that on
-// names, else that on vaults; empty if the namespace has neither.
+// Ceiling returns the key of the annotation that limits identities without a name in a namespace:
+// [api.AllowedNames] if the namespace has it, else [api.AllowedVaults]. It is empty if the
+// namespace has neither, and so no ceiling.
 func Ceiling(namespace facts.Namespace) string {
 	for _, key := range []string{api.AllowedNames, api.AllowedVaults} {
 		if _, set := namespace.Annotations[key]; set {

@@ -17,7 +17,8 @@ type Level string
 const (
 	// Off demands nothing. Ceilings hold at every level.
 	Off Level = ""
-	// Bound demands that every identity and class that a pod uses exists.
+	// Bound demands that every identity that a pod uses is bound: it exists, and a ServiceAccount
+	// has a client id. It also demands that every class exists. [Rules] has the rest.
 	Bound Level = "bound"
 	// Required demands an identity, too.
 	Required Level = "required"

@@ -46,8 +46,8 @@ type Usage struct {
 
 // Volume is a volume of the Secrets Store CSI driver.
 type Volume struct {
-	// Path is where the volume was written. If Injected, it is the annotation that causes the
-	// volume.
+	// Path is the path of the volume's field csi. If Injected, it is that of the annotation that
+	// causes the volume.
 	Path     *field.Path
 	Injected bool
 	// Attributes are the volumeAttributes.

@@ -21,8 +21,8 @@ type Rule struct {
 	Level Level
 	// Reason is the Reason of the rule's violations.
 	Reason api.Reason
-	// Alone is true if the rule needs only the pod and its namespace, so that the API server
-	// can check it without the injector.
+	// Alone is true if the rule needs no lookup, only the pod and its namespace. The API server
+	// can check such a rule without the injector.
 	Alone bool
 	// OfBindings is true for rules about Bindings, which do not hold for pods.
 	OfBindings bool
@@ -76,22 +76,22 @@ var Rules = [...]Rule{
 	},
 	{
 		Name: "vaults-allowed", Reason: api.VaultNotAllowed,
-		Checks: "The namespace's annotation `keyvault.io/allowed-vaults`, where there is one, allows the Key Vault of every class that the pod mounts. The class is there to tell, and no attribute of the volume overrides it.",
+		Checks: "The namespace's annotation `keyvault.io/allowed-vaults`, if the namespace has it, allows the Key Vault of every class that the pod mounts. The class must exist, and no attribute of the volume may override it.",
 		Fix:    "Use a vault that it allows, or ask the owner of the namespace.", check: vaultsAllowed,
 	},
 	{
 		Name: "identities-allowed", Reason: api.IdentityNotAllowed,
-		Checks: "The namespace's annotation `identity.io/allowed-names`, where there is one, allows the label `aadpodidbinding`, and the ServiceAccount of a pod that has the label `azure.workload.identity/use: \"true\"`, projects a token for Microsoft Entra, or mounts a class with a `clientID`. The class is there to tell, and no attribute of a volume overrides it. Under either ceiling, no class reads the vault as the node or a service principal, which have no name, unless the server's flag `--allow-vm-identity` is set.",
+		Checks: "The namespace's annotation `identity.io/allowed-names`, if the namespace has it, allows the label `aadpodidbinding`, and the ServiceAccount of a pod that has the label `azure.workload.identity/use: \"true\"`, projects a token for Microsoft Entra, or mounts a class with a `clientID`. The class must exist, and no attribute of a volume may override it. Under either ceiling, no class reads the vault as the node or a service principal, which have no name, unless `akv-injector serve` runs with `--allow-vm-identity`.",
 		Fix:    "Use an identity that it allows, or ask the owner of the namespace.", check: identitiesAllowed,
 	},
 	{
 		Name: "binding-labels-allowed", Reason: api.IdentityNotAllowed, OfBindings: true,
-		Checks: "In a namespace with the annotation `identity.io/allowed-names`, a Binding, by which a scheduler gives a pod its node, sets no identity label on the pod. It says too little about the pod to check the identity.",
+		Checks: "In a namespace with the annotation `identity.io/allowed-names`, a Binding, by which a scheduler gives a pod its node, sets no identity label on the pod. A Binding does not have what policy needs to check the identity.",
 		Fix:    "Set the label on the pod.", check: bindingLabelsAllowed,
 	},
 	{
 		Name: "binding-labels", Level: Bound, Reason: api.IdentityNotAllowed, OfBindings: true,
-		Checks: "The same in any namespace.",
+		Checks: "A Binding sets no identity label on the pod, also without `identity.io/allowed-names`.",
 		Fix:    "Set the label on the pod.", check: bindingLabels,
 	},
 }

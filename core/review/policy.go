@@ -16,7 +16,8 @@ import (
 )
 
 // PodPolicy checks a new pod, or one whose labels change from those of old, against the policy of
-// its namespace. An update is rejected only for what old did not already violate.
+// its namespace. An update is rejected only for what old did not already violate. PodPolicy returns
+// an error if a lookup fails.
 func (r Reviewer) PodPolicy(ctx context.Context, subject pods.Subject, old *pods.Pod, namespace string) (Verdict, error) {
 	if subject.IsMirror() {
 		return Verdict{Outcome: inject.NotRequested}, nil
@@ -43,7 +44,7 @@ func (r Reviewer) PodPolicy(ctx context.Context, subject pods.Subject, old *pods
 }
 
 // BindingPolicy checks a Binding, whose labels become those of a pod, against the policy of its
-// namespace.
+// namespace. It returns an error if a lookup fails.
 func (r Reviewer) BindingPolicy(ctx context.Context, binding pods.Subject, namespace string) (Verdict, error) {
 	u := &policy.Usage{IsBinding: true}
 	if binding.Meta != nil {
@@ -58,7 +59,7 @@ func (r Reviewer) BindingPolicy(ctx context.Context, binding pods.Subject, names
 
 // WorkloadPolicy checks the pods that a workload will have against the policy of their namespace.
 // It never rejects the workload: its pods are checked when they are created, and what they need may
-// exist by then.
+// exist by then. It returns an error if a lookup fails.
 func (r Reviewer) WorkloadPolicy(ctx context.Context, w *pods.Workload, namespace string) (Verdict, error) {
 	handover, ok := inject.HandDown(w)
 	if !ok || w.Meta.Deleted {
@@ -80,7 +81,8 @@ func (r Reviewer) WorkloadPolicy(ctx context.Context, w *pods.Workload, namespac
 	return v, err
 }
 
-// Policy checks a pod as result will change it against the policy of its namespace.
+// Policy checks a pod as result will change it against the policy of its namespace. It returns an
+// error if a lookup fails.
 func (r Reviewer) Policy(ctx context.Context, subject pods.Subject, result *inject.Result, namespace string) (Verdict, error) {
 	if subject.IsMirror() {
 		return Verdict{Outcome: inject.NotRequested}, nil
@@ -137,8 +139,8 @@ type judgement struct {
 }
 
 // judge checks a pod against the policy of its namespace; on fresh facts if it violates any. The
-// API server does not ask about namespaces without a label of the injector, so for such a namespace
-// the facts are out of date, too.
+// API server sends no reviews of namespaces without a label of the injector, so for such a
+// namespace the facts are out of date, too.
 func (r Reviewer) judge(ctx context.Context, u *policy.Usage, name string, managed managed) (j judgement, err error) {
 	u.NodeIdentityAllowed = r.Defaults.AllowVMIdentity
 	for _, fresh := range looks {

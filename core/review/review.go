@@ -1,6 +1,7 @@
-// Package review makes the verdict about a pod or a workload. A [Reviewer] looks up what package
-// inject and package policy need, and decides a second time on fresh facts before it rejects
-// anything: objects that are applied together arrive in any order.
+// Package review reaches the verdict about a pod or a workload. A [Reviewer] looks up what package
+// inject and package policy need. It decides a second time, on fresh facts, before it rejects an
+// object because of something that another object may correct: objects that are applied together
+// arrive in any order.
 //
 //	r := review.Reviewer{Source: source, Defaults: defaults}
 //	verdict, err := r.Pod(ctx, pods.SubjectOf(pod), "shop")
@@ -51,7 +52,7 @@ type Verdict struct {
 // may be wrong.
 var looks = [...]bool{false, true}
 
-// Pod reviews the creation of a pod.
+// Pod reviews the creation of a pod. It returns an error if a lookup fails.
 func (r Reviewer) Pod(ctx context.Context, subject pods.Subject, namespace string) (Verdict, error) {
 	result, err := r.Inject(ctx, subject, namespace)
 	if err != nil {
@@ -65,8 +66,9 @@ func (r Reviewer) Pod(ctx context.Context, subject pods.Subject, namespace strin
 	}, nil
 }
 
-// Inject returns what a pod gets. It decides on fresh facts if the pod would be rejected, or if
-// something does not exist.
+// Inject returns what a pod gets. It decides a second time, on fresh facts, if the pod has errors
+// that another object may correct, if the decision depends on something that does not exist, or if
+// the namespace has not opted in. It returns an error if a lookup fails.
 func (r Reviewer) Inject(ctx context.Context, subject pods.Subject, namespace string) (result inject.Result, err error) {
 	for _, fresh := range looks {
 		plan, answer, err := r.lookUp(ctx, subject, namespace, fresh)
@@ -81,8 +83,9 @@ func (r Reviewer) Inject(ctx context.Context, subject pods.Subject, namespace st
 	return result, nil
 }
 
-// Classes returns the managed classes that a pod gets. It reads of the subject what
-// [inject.Plan.DecideClasses] reads.
+// Classes returns the managed classes that a pod gets. It needs only the subject of an
+// [inject.Outline]. It decides once, on fresh facts if fresh. It returns an error if a lookup
+// fails.
 func (r Reviewer) Classes(ctx context.Context, subject pods.Subject, namespace string, fresh bool) (inject.Result, error) {
 	plan, answer, err := r.lookUp(ctx, subject, namespace, fresh)
 	if err != nil {
@@ -124,7 +127,8 @@ func (r Reviewer) facts(ctx context.Context, namespace string, needs facts.Needs
 // Workload reviews the creation of a workload or, if old is not nil, its update. The pod template
 // inherits the annotations of the workload, and the request of its pods is checked at once. Errors
 // that another object may correct are warnings. So are all errors of an update that changes no
-// annotation: the workload's controllers must be able to go on.
+// annotation: the workload's controllers must be able to go on. Workload returns an error if a
+// lookup fails, except for such an update, which then gets a warning.
 func (r Reviewer) Workload(ctx context.Context, w, old *pods.Workload, namespace string) (Verdict, error) {
 	handover, ok := inject.HandDown(w)
 	if !ok || w.Meta.Deleted {
@@ -175,15 +179,16 @@ func patched(operations []jsonpatch.Operation, requested bool) Verdict {
 }
 
 // TooLarge reviews an object that is too large to be read. It rejects a pod that could break the
-// policy of its namespace, and admits anything else with a warning.
-func (r Reviewer) TooLarge(ctx context.Context, isPod bool, name string) (Verdict, error) {
-	namespace, err := r.namespace(ctx, name, true)
+// policy of its namespace, and admits anything else with a warning. It returns an error if the
+// lookup of the namespace fails.
+func (r Reviewer) TooLarge(ctx context.Context, isPod bool, namespace string) (Verdict, error) {
+	found, err := r.namespace(ctx, namespace, true)
 	if err != nil {
 		return Verdict{}, err
 	}
 	path := field.NewPath("request", "object")
-	if isPod && (policy.Enforces(namespace) || policy.Ceiling(namespace) != "") {
-		detail := "is too large to be checked against the policy of namespace " + namespace.Name + "; make it smaller"
+	if isPod && (policy.Enforces(found) || policy.Ceiling(found) != "") {
+		detail := "is too large to be checked against the policy of namespace " + found.Name + "; make it smaller"
 		return Verdict{Outcome: inject.Forbidden, Errors: field.ErrorList{api.Because(api.ReviewTooLarge, field.Forbidden(path, detail))}}, nil
 	}
 	detail := "is too large to be reviewed, and was admitted without injection; make it smaller"

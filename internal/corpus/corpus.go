@@ -266,7 +266,7 @@ func Template(w *pods.Workload) (subject pods.Subject, ok bool) {
 	default:
 		return subject, false
 	}
-	subject.Claims = w.Claims
+	subject.ClaimTemplates = w.ClaimTemplates
 	return subject, true
 }
 

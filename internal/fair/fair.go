@@ -70,8 +70,8 @@ func (c *Capacity[K]) take(p *peer, size int64) {
 	c.used += size
 }
 
-// TryAcquire takes size units for a peer if they are available without waiting. It reports whether
-// it did.
+// TryAcquire takes size units for the peer key if they are available without waiting. It reports
+// whether it did.
 func (c *Capacity[K]) TryAcquire(key K, size int64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -84,8 +84,9 @@ func (c *Capacity[K]) TryAcquire(key K, size int64) bool {
 	return true
 }
 
-// Acquire waits until it can take size units for a peer. If ctx ends first, it returns the error of
-// ctx and takes nothing.
+// Acquire waits until it can take size units for the peer key. If ctx ends first, it returns the
+// error of ctx and takes nothing. A size above half of the capacity never fits: Acquire then waits
+// until ctx ends, and so do the peer's later calls behind it.
 func (c *Capacity[K]) Acquire(ctx context.Context, key K, size int64) error {
 	w := &waiter{size: size, granted: make(chan struct{})}
 	c.mu.Lock()
@@ -110,7 +111,8 @@ func (c *Capacity[K]) Acquire(ctx context.Context, key K, size int64) error {
 	return ctx.Err()
 }
 
-// Release returns size units that a peer acquired.
+// Release returns size units that the peer key acquired. It panics for a peer that has acquired
+// nothing and waits for nothing.
 func (c *Capacity[K]) Release(key K, size int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -4,7 +4,7 @@
 //
 //	secrets := feed.NewObjects[*corev1.Secret](onChange)
 //	f := feed.New(feed.Kind{
-//		Objects:   "Secrets",
+//		Plural:    "Secrets",
 //		ListWatch: feed.ListWatch(client.CoreV1().Secrets(namespace), nil),
 //		Client:    client,
 //		Example:   &corev1.Secret{},
@@ -39,8 +39,8 @@ import (
 
 // Kind describes the objects to watch.
 type Kind struct {
-	// Objects names them in logs, errors and metrics, such as "Namespaces".
-	Objects string
+	// Plural names them in logs, errors and metrics, such as "Namespaces".
+	Plural string
 	// ListWatch lists and watches the objects; see [ListWatch].
 	ListWatch cache.ListWatch
 	// Client is the client set that ListWatch uses. The reflector checks whether it supports
@@ -95,7 +95,7 @@ type Feed struct {
 // New returns a feed that writes the objects of a kind to store while [Feed.Run] runs. Nothing else
 // may write to store.
 func New(kind Kind, store cache.TransformingStore) *Feed {
-	f := &Feed{objects: kind.Objects, wake: kind.Wake, filled: make(chan struct{})}
+	f := &Feed{objects: kind.Plural, wake: kind.Wake, filled: make(chan struct{})}
 	noting := &notingStore{TransformingStore: store, feed: f}
 	f.store = noting
 	// The reflector retries a failed watch without returning an error, so the feed observes each
@@ -114,7 +114,7 @@ func New(kind Kind, store cache.TransformingStore) *Feed {
 	}
 	f.reflector = cache.NewReflectorWithOptions(
 		cache.ToListWatcherWithWatchListSemantics(observed, kind.Client), kind.Example, noting,
-		cache.ReflectorOptions{Name: "feed", TypeDescription: kind.Objects},
+		cache.ReflectorOptions{Name: "feed", TypeDescription: kind.Plural},
 	)
 	return f
 }

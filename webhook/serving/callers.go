@@ -30,9 +30,11 @@ const (
 )
 
 // Callers limits the memory that the callers of a server use. Callers with a verified client
-// certificate share one capacity, and all others share a second one. Within a capacity, each
-// address gets a share, so that a flood from one address does not block other addresses, and large
-// requests do not block small ones.
+// certificate share one capacity, and all others share a second one: each has 4 MiB for small
+// requests and 8 MiB for large ones, from 256 KiB. Large requests therefore do not block small
+// ones. Within a capacity, each address gets a share, at most half, so that a flood from one
+// address does not block other addresses. Up to 1,024 requests wait for a share, up to 5 seconds
+// each.
 type Callers struct {
 	// CertificateRequired rejects callers without a verified client certificate before their body
 	// is read.
@@ -139,7 +141,8 @@ func IsAuthenticated(r *http.Request) bool {
 }
 
 // PeerOf returns the address that a caller counts as, given its address and port: an IPv4 address,
-// or the /64 network of an IPv6 address, since a single machine may have a whole /64.
+// or the /64 network of an IPv6 address, since a single machine may have a whole /64. It returns
+// the zero Addr for an address that cannot be parsed.
 func PeerOf(remote string) netip.Addr {
 	address, err := netip.ParseAddrPort(remote)
 	if err != nil {

@@ -43,8 +43,8 @@ type limits struct {
 	connections int64
 }
 
-// A review takes at most 10 seconds with its body. With our webhook configurations, the API server
-// waits 5 seconds.
+// A review takes at most 10 seconds with its body. With the injector's webhook configurations, the
+// API server waits 5 seconds.
 var serverLimits = limits{
 	idle:        2 * time.Minute,
 	headerBytes: 16 << 10,

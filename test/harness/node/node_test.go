@@ -158,8 +158,8 @@ func TestNode(t *testing.T) {
 			t.Errorf("Azure got the requests %+v", record)
 		}
 		for _, token := range record.Tokens {
-			if diff := cmp.Diff(keyvault.Identity{Tenant: tenant, ClientID: clientID}, token.For); diff != "" || token.Source != keyvault.Entra {
-				t.Errorf("a token by %s for (-want +got)\n%s", token.Source, diff)
+			if diff := cmp.Diff(keyvault.Identity{Tenant: tenant, ClientID: clientID}, token.For); diff != "" || token.Issuer != keyvault.Entra {
+				t.Errorf("a token by %s for (-want +got)\n%s", token.Issuer, diff)
 			}
 		}
 	})

@@ -27,8 +27,7 @@ import (
 // Notes of the injector's events on pods, with the name of the class as %[1]s. Users read them and
 // search for them.
 const (
-	noteTaken = "SecretProviderClass %[1]s is another than the pod asks for, and the injector did not make it, so it was left alone; " +
-		"delete it, and the right one is made"
+	noteTaken = "SecretProviderClass %[1]s is not the class that the pod requests, and was not created by akv-injector; delete it to have it recreated"
 	noteQuota = `SecretProviderClass %[1]s could not be written: secretproviderclasses.secrets-store.csi.x-k8s.io "%[1]s" is forbidden: ` +
 		"exceeded quota: no-classes, requested: count/secretproviderclasses.secrets-store.csi.x-k8s.io=1, " +
 		"used: count/secretproviderclasses.secrets-store.csi.x-k8s.io=0, limited: count/secretproviderclasses.secrets-store.csi.x-k8s.io=0; " +
@@ -39,8 +38,8 @@ const (
 		`User "system:serviceaccount:akv-injector-system:akv-injector" cannot create resource "secretproviderclasses" ` +
 		`in API group "secrets-store.csi.x-k8s.io" in the namespace "default"; ` +
 		"raise the quota, or give the injector's ServiceAccount the rights of its ClusterRole"
-	noteMissing = "SecretProviderClass %[1]s is missing and is not made, since %[2]s; change that back, or replace the pod, for example by kubectl rollout restart"
-	noteEdited  = "SecretProviderClass %[1]s was edited and is not put back, since %[2]s; change that back, or replace the pod, for example by kubectl rollout restart"
+	noteMissing = "SecretProviderClass %[1]s is missing and was not created, since %[2]s; change that back, or replace the pod, for example by kubectl rollout restart"
+	noteEdited  = "SecretProviderClass %[1]s was edited and is not restored, since %[2]s; change that back, or replace the pod, for example by kubectl rollout restart"
 )
 
 // eventsOf returns the events of a pod with a reason.
@@ -110,7 +109,7 @@ func TestClassNameTaken(t *testing.T) {
 	}
 	waitFor(t, "the line in the log", func(context.Context) error {
 		text, err := os.ReadFile(filepath.Join(server.Dir, "akv-injector.log"))
-		want := `"msg":"Class is not as its pods need it","namespace":"` + namespace + `","class":"` + name + `","why":"somebody else made another class of that name"}`
+		want := `"msg":"Class is not as its pods need it","namespace":"` + namespace + `","class":"` + name + `","why":"another client created a class of that name"}`
 		if err == nil && !strings.Contains(string(text), want) {
 			err = errors.New("no line has " + want)
 		}
@@ -274,7 +273,7 @@ func TestClassOutdated(t *testing.T) {
 			change: setNamespace(`{"metadata":{"annotations":{"keyvault.io/vault":"other-kv"}}}`),
 			back:   setNamespace(`{"metadata":{"annotations":{"keyvault.io/vault":"team-kv"}}}`),
 			spoil:  remove, note: noteMissing,
-			why: "the pod, its namespace and its ServiceAccount by now ask for %s",
+			why: "the pod, its namespace and its ServiceAccount now request %s",
 		},
 		"another-client": {
 			change: setClient(`"00000000-0000-4000-8000-000000000001"`),
@@ -284,13 +283,13 @@ func TestClassOutdated(t *testing.T) {
 				patchClass(t, namespace, name, types.MergePatchType, `{"spec":{"parameters":{"useVMManagedIdentity":"true"}}}`)
 			},
 			note: noteEdited,
-			why:  "the pod, its namespace and its ServiceAccount by now ask for %s",
+			why:  "the pod, its namespace and its ServiceAccount now request %s",
 		},
 		"a-ceiling": {
 			change: setNamespace(`{"metadata":{"annotations":{"keyvault.io/allowed-vaults":"other-*"}}}`),
 			back:   setNamespace(`{"metadata":{"annotations":{"keyvault.io/allowed-vaults":null}}}`),
 			spoil:  remove, note: noteMissing,
-			why: `what the pod asks for is refused by now: [VaultNotAllowed] metadata.annotations[keyvault.io/secrets][0]: Forbidden: ` +
+			why: `what the pod requests is now rejected: [VaultNotAllowed] metadata.annotations[keyvault.io/secrets][0]: Forbidden: ` +
 				`must not read Key Vault team-kv; namespace annotation keyvault.io/allowed-vaults allows other-*`,
 		},
 		"no-opt-in": {
@@ -400,7 +399,7 @@ func TestClassTroubleChanges(t *testing.T) {
 		if i == 0 {
 			deleteClass(t, objects, namespace, name) // which until then would be put back
 		}
-		want = append(want, fmt.Sprintf(noteMissing, name, "the pod, its namespace and its ServiceAccount by now ask for "+asked))
+		want = append(want, fmt.Sprintf(noteMissing, name, "the pod, its namespace and its ServiceAccount now request "+asked))
 		waitForNotes(t, namespace, "app", "ClassOutdated", want...)
 	}
 }

@@ -21,7 +21,7 @@ func TestQuickStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, block, _ := strings.Cut(string(readme), "```sh\nkubectl create namespace shop\n")
-	block, _, ok := strings.Cut(block, "\nkubectl exec ")
+	block, _, ok := strings.Cut(block, "\nkubectl rollout status ")
 	if !ok {
 		t.Fatal("the README has no quick start")
 	}

@@ -585,16 +585,16 @@ func TestTenantChangesPods(t *testing.T) {
 		kept bool
 	}{
 		"a vault above the ceiling":               {annotations: map[string]string{"keyvault.io/vault": "other-kv"}, says: "VaultNotAllowed"},
-		"another vault":                           {annotations: map[string]string{"keyvault.io/vault": "team-b"}, says: "by now ask for kv-"},
-		"other secrets":                           {annotations: map[string]string{"keyvault.io/secrets": "PASSWORD=root"}, says: "by now ask for kv-"},
-		"an existing class":                       {annotations: map[string]string{"keyvault.io/class": "key-vault-secret"}, says: "ask for no managed class"},
+		"another vault":                           {annotations: map[string]string{"keyvault.io/vault": "team-b"}, says: "now request kv-"},
+		"other secrets":                           {annotations: map[string]string{"keyvault.io/secrets": "PASSWORD=root"}, says: "now request kv-"},
+		"an existing class":                       {annotations: map[string]string{"keyvault.io/class": "key-vault-secret"}, says: "request no managed class"},
 		"an identity above the ceiling":           {annotations: map[string]string{"identity.io/mode": "pod-identity", "identity.io/name": "other"}, says: "IdentityNotAllowed"},
 		"the identity of the node":                {annotations: map[string]string{"identity.io/mode": "none"}, says: "IdentityRequired"},
-		"another client id":                       {annotations: map[string]string{"identity.io/client-id": someTenant}, says: "by now ask for kv-"},
-		"another client id of the ServiceAccount": {client: someTenant, says: "by now ask for kv-"},
+		"another client id":                       {annotations: map[string]string{"identity.io/client-id": someTenant}, says: "now request kv-"},
+		"another client id of the ServiceAccount": {client: someTenant, says: "now request kv-"},
 		"an invalid client id":                    {client: crooked, says: "ClientIDRequired"},
 		"an unknown key":                          {annotations: map[string]string{"keyvault.io/cloudName": "AzureStackCloud"}, says: "UnknownKey"},
-		"an opt-out":                              {annotations: map[string]string{"keyvault.io/inject": "false"}, says: "ask for no managed class"},
+		"an opt-out":                              {annotations: map[string]string{"keyvault.io/inject": "false"}, says: "request no managed class"},
 		"no injected label":                       {labels: map[string]string{"keyvault.io/injected": ""}},
 		"another status annotation":               {annotations: map[string]string{"keyvault.io/status": `{"vault":"other-kv","classes":["kv-0000000000"]}`}, kept: true},
 	} {
