@@ -21,6 +21,9 @@ OUTPUT ?= --push
 # The build of programs that tests run next to the injector. Without it the tests build them silently.
 BUILD_PART = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w'
 
+# `make lint` runs vet. Without -vet=off, `go test` would run it again, on all dependencies of the tests.
+TEST = go test -vet=off -shuffle=on
+
 # The modules with code of this project.
 MODULES = . test test/parts/argocd test/parts/azurewi test/parts/mlog test/parts/certmanager test/parts/flux \
 	test/suites/image test/suites/observability test/suites/provider test/harness/keyvault tools/release
@@ -84,8 +87,8 @@ image: ## Build the image; DISTROLESS=REGISTRY/distroless is its base, IMAGE=REG
 
 .PHONY: image-check
 image-check: ## Test Dockerfile, binaries, SBOMs and notices without a container engine; the first run is slow
-	$(call step,tests of the notices,cd tools/release && go test -shuffle=on ./...)
-	$(call step,tests of the image,cd test/suites/image && go test -count=1 -shuffle=on ./...)
+	$(call step,tests of the notices,cd tools/release && $(TEST) ./...)
+	$(call step,tests of the image,cd test/suites/image && $(TEST) -count=1 ./...)
 
 .PHONY: demo
 demo: ## Show injection on a real API server; KEEP=1 keeps it running
@@ -118,16 +121,16 @@ test: test-unit test-provider test-observability test-apiserver image-check test
 test-unit: ## Run the unit tests and the corpus with the race detector
 	@cc=$$(go env CC); command -v "$${cc%% *}" >/dev/null || \
 		{ echo "make: the race detector needs cgo and a C compiler, and $$cc is not here: install gcc or set CC" >&2; exit 1; }
-	$(call step,unit tests,CGO_ENABLED=1 go test -race -shuffle=on ./...)
+	$(call step,unit tests,CGO_ENABLED=1 $(TEST) -race ./...)
 
 .PHONY: test-provider
 test-provider: ## Test managed classes with the code of the Azure provider and the driver, and a fake Key Vault
-	$(call step,tests of the fake Azure,cd test/harness/keyvault && CGO_ENABLED=1 go test -race -shuffle=on ./...)
-	$(call step,tests with the Azure provider,cd test/suites/provider && CGO_ENABLED=1 go test -race -shuffle=on -timeout=10m ./...)
+	$(call step,tests of the fake Azure,cd test/harness/keyvault && CGO_ENABLED=1 $(TEST) -race ./...)
+	$(call step,tests with the Azure provider,cd test/suites/provider && CGO_ENABLED=1 $(TEST) -race -timeout=10m ./...)
 
 .PHONY: test-observability
 test-observability: $(PROMTOOL) ## Test alerts, dashboard and traces; the first run builds promtool
-	$(call step,tests of alerts and dashboard,cd test/suites/observability && go test -count=1 -shuffle=on ./...)
+	$(call step,tests of alerts and dashboard,cd test/suites/observability && $(TEST) -count=1 ./...)
 
 .PHONY: test-apiserver
 test-apiserver: $(HELM) $(HELM3) ## Test with a real API server; the first run builds a control plane, for minutes
@@ -137,7 +140,7 @@ test-apiserver: $(HELM) $(HELM3) ## Test with a real API server; the first run b
 	$(call step,the engine of Argo CD,cd test/parts/argocd && $(BUILD_PART) -o ../../../bin/test/argocd .)
 	$(call step,the engine of Flux,cd test/parts/flux && $(BUILD_PART) -o ../../../bin/test/flux .)
 	$(call step,tests with a real API server,cd test && \
-		CGO_ENABLED=1 go test -race -shuffle=on -timeout=20m $$(go list ./... | grep -v /test/harness/node$$))
+		CGO_ENABLED=1 $(TEST) -race -timeout=20m $$(go list ./... | grep -v /test/harness/node$$))
 
 .PHONY: test-node
 test-node: ## Test a real node, then run `make node`; prints a warning if the machine cannot run a node
@@ -147,7 +150,7 @@ test-node: ## Test a real node, then run `make node`; prints a warning if the ma
 .PHONY: node-tests
 node-tests: $(HELM)
 	$(call step,parts of a node,cd test && ../bin/node build)
-	$(call step,tests of the node,cd test && CGO_ENABLED=1 go test -race -shuffle=on -timeout=10m ./harness/node)
+	$(call step,tests of the node,cd test && CGO_ENABLED=1 $(TEST) -race -timeout=10m ./harness/node)
 	$(call step,stories on a node,cd test && ../bin/node)
 
 .PHONY: verify
@@ -176,6 +179,7 @@ fmt: $(GOLANGCI_LINT) ## Format the code and the imports
 .PHONY: generate
 generate: $(HELM) $(HELM_DOCS) $(HELM_SCHEMA) ## Write the generated files
 	go generate ./...
+	go test -run=TestReference . -update
 	cd tools/release && go run .
 	$(HELM_SCHEMA) -input deploy/chart/values.yaml -output deploy/chart/values.schema.json \
 		-draft 7 -indent 2 -noAdditionalProperties true -schemaRoot.additionalProperties false

@@ -13,7 +13,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/debug"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -24,14 +24,13 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/akv-injector/akv-injector/cli"
+	"github.com/akv-injector/akv-injector/cli/kube"
+	"github.com/akv-injector/akv-injector/cli/snapshot"
 	"github.com/akv-injector/akv-injector/cluster"
 	"github.com/akv-injector/akv-injector/core/api"
 	"github.com/akv-injector/akv-injector/core/inject"
 	"github.com/akv-injector/akv-injector/core/policy"
 )
-
-// version is set by the linker.
-var version string
 
 // name is the name of the command, of the webhook configurations and of the Service.
 const name = "akv-injector"
@@ -39,6 +38,23 @@ const name = "akv-injector"
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the program at once
+	status := cli.Fine
+	if err := rootCommand(&status, filepath.Base(os.Args[0])).ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "error:", err)
+		status = cli.Unusable
+	}
+	stop()
+	os.Exit(int(status))
+}
+
+// pluginName is the name of the program as a plugin of kubectl, which runs kubectl-NAME for
+// `kubectl NAME`.
+const pluginName = "kubectl-akv"
+
+// rootCommand returns the command with all subcommands, which write the exit status to status. The
+// program is the name of the executable: as a plugin of kubectl, help and messages name the command
+// as the user writes it.
+func rootCommand(status *cli.Status, program string) *cobra.Command {
 	root := &cobra.Command{
 		Use:           name,
 		Short:         "Identity and Key Vault secrets for pods on Azure Kubernetes Service, by annotations",
@@ -48,42 +64,41 @@ func main() {
 	}
 	root.SetVersionTemplate("{{.Name}} {{.Version}}\n")
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages ", ".FlagUsagesWrapped 100 "))
-	status := cli.Fine
-	root.AddCommand(serveCommand(), injectCommand(&status), lintCommand(&status), versionCommand())
-	if err := root.ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "error:", err)
-		status = cli.Unusable
+	root.AddCommand(
+		serveCommand(),
+		injectCommand(status),
+		lintCommand(status),
+		checkCommand(status),
+		listCommand(status),
+		explainCommand(status),
+		factsCommand(),
+		versionCommand(),
+	)
+	if strings.HasPrefix(program, pluginName) {
+		asPlugin(root)
 	}
-	stop()
-	os.Exit(int(status))
+	completeFlags(root)
+	return root
 }
 
-func versionCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintln(cmd.OutOrStdout(), name, buildVersion())
-			return err
-		},
+// asPlugin names the command in all texts as kubectl's users write it.
+func asPlugin(root *cobra.Command) {
+	display := strings.Replace(pluginName, "-", " ", 1)
+	root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: display}
+	for _, cmd := range root.Commands() {
+		cmd.Example = strings.ReplaceAll(cmd.Example, "  "+name+" ", "  "+display+" ")
+		cmd.Example = strings.ReplaceAll(cmd.Example, "| "+name+" ", "| "+display+" ")
 	}
-}
-
-// buildVersion returns the version that the linker set, else that of the module.
-func buildVersion() string {
-	if version != "" {
-		return version
-	}
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "unknown"
 }
 
 // defaultsFlags adds the flags for defaults, which are the same for every command.
 func defaultsFlags(cmd *cobra.Command) func() (inject.Defaults, error) {
-	mode := cmd.Flags().String("identity-mode", string(api.ModeAuto), "identity mode if no annotation sets one: "+join(api.Modes...))
-	tenant := cmd.Flags().String("tenant-id", "", "Microsoft Entra tenant of managed classes if no annotation sets one, a GUID")
-	vm := cmd.Flags().Bool("allow-vm-identity", false, "let pods with mode none read vaults as their node; any annotated pod can then read what the node can")
+	mode := cmd.Flags().String("identity-mode", string(api.ModeAuto),
+		"identity mode if no annotation sets one: "+join(api.Modes...))
+	tenant := cmd.Flags().String("tenant-id", "",
+		"Microsoft Entra tenant of managed classes if no annotation sets one, a GUID")
+	vm := cmd.Flags().Bool("allow-vm-identity", false,
+		"let pods with mode none read vaults as their node; any annotated pod can then read what the node can")
 	return func() (inject.Defaults, error) {
 		if !slices.Contains(api.Modes, api.Mode(*mode)) {
 			return inject.Defaults{}, fmt.Errorf("--identity-mode: must be one of %s, is %q", join(api.Modes...), *mode)
@@ -109,15 +124,23 @@ func manifestFlags(cmd *cobra.Command) func() (cli.Options, error) {
 	f := cmd.Flags()
 	files := f.StringSliceP("filename", "f", nil, "file or directory of manifests, - for standard input; can be repeated")
 	recursive := f.BoolP("recursive", "R", false, "also read the directories below those of -f")
+	exclude := f.StringArray("exclude", nil,
+		"pattern of files and directories below those of -f to skip, such as *.tmpl.yaml or charts/*; can be repeated")
+	known := f.StringSlice("facts", nil,
+		"file or directory with facts about namespaces, as the command facts prints them; can be repeated")
 	namespace := f.StringP("namespace", "n", "default", "namespace of objects without one")
 	withCluster := f.Bool("cluster", false, "look up what is not in the files in the cluster of the current context")
-	kubeconfig := f.String("kubeconfig", "", "with --cluster: path to a kubeconfig (default: kubectl's rules)")
+	config := clusterFlags(cmd, "leave out --cluster")
 	defaults := defaultsFlags(cmd)
 	return func() (cli.Options, error) {
-		o := cli.Options{Files: *files, Recursive: *recursive, Namespace: *namespace, Stdin: cmd.InOrStdin()}
+		o := cli.Options{
+			Files: *files, Recursive: *recursive, Exclude: *exclude, Facts: *known, Namespace: *namespace, Stdin: cmd.InOrStdin(),
+		}
 		switch {
-		case *kubeconfig != "" && !*withCluster:
+		case f.Changed("kubeconfig") && !*withCluster:
 			return o, errors.New("--kubeconfig: must come with --cluster")
+		case f.Changed("context") && !*withCluster:
+			return o, errors.New("--context: must come with --cluster")
 		case len(validation.IsDNS1123Label(*namespace)) > 0:
 			return o, fmt.Errorf("--namespace: must be 1 to 63 lower case letters, digits and dashes, is %q", *namespace)
 		}
@@ -125,7 +148,7 @@ func manifestFlags(cmd *cobra.Command) func() (cli.Options, error) {
 		if o.Defaults, err = defaults(); err != nil || !*withCluster {
 			return o, err
 		}
-		config, err := clusterConfig(*kubeconfig, "leave out --cluster")
+		config, err := config()
 		if err != nil {
 			return o, err
 		}
@@ -158,11 +181,13 @@ changes. Injecting the output again changes nothing, with the same flags.
 Warnings and errors go to standard error. If anything is rejected, nothing else is printed.
 
 Exit status: 0 fine, 1 something is rejected, 2 wrong usage or unreadable input.`,
-		Example: "  akv-injector inject -f deployment.yaml -f class.yaml | kubectl apply -f -\n  akv-injector inject --diff --cluster -f k8s/",
+		Example: "  akv-injector inject -f deployment.yaml -f class.yaml | kubectl apply -f -\n" +
+			"  akv-injector inject --diff --cluster -f k8s/",
 	}
 	options := manifestFlags(cmd)
 	diff := cmd.Flags().Bool("diff", false, "print what changes instead of the manifests, in colour on a terminal")
-	skipClasses := cmd.Flags().Bool("skip-classes", false, "print no managed classes: the injector in the cluster creates them")
+	skipClasses := cmd.Flags().Bool("skip-classes", false,
+		"print no managed classes: the injector in the cluster creates them")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		o, err := options()
 		if err != nil {
@@ -180,16 +205,31 @@ func lintCommand(status *cli.Status) *cobra.Command {
 		Use: "lint -f FILE|DIR|-", Short: "Check manifests", Args: filesByFlag,
 		Long: `Check manifests as the webhooks do, policy included, and print errors and warnings only.
 
-The Namespaces, ServiceAccounts, SecretProviderClasses and AzureIdentityBindings in the files
-replace the cluster: other objects do not exist, and a namespace that is not in the files counts
-as opted in. With --cluster, lint looks up what is not in the files in the cluster.
+Lint judges pods, workloads and the pod templates of every other kind. It warns of annotations and
+labels of the injector where they have no effect, and of misspelt ones in every document: values of
+charts, Kustomizations and custom resources included.
 
-Exit status: 0 fine, 1 something is rejected, 2 wrong usage or unreadable input.`,
-		Example: "  akv-injector lint -f k8s/\n  akv-injector lint --level required -f k8s/\n  akv-injector lint -o github --cluster -R -f k8s/",
+The Namespaces, ServiceAccounts, SecretProviderClasses and AzureIdentityBindings in the files and
+in those of --facts replace the cluster: other objects do not exist, and a namespace that is in
+neither counts as opted in. With --cluster, lint looks up the rest in the cluster. What the user may
+not read is a warning, and everything else is judged.
+
+With -o text, the last line on standard error tells how much was judged. A comment # Source: of helm
+template names the template in each finding.
+
+Exit status: 0 fine, 1 something is rejected, or there is a warning and --fail-on is warning, 2 wrong
+usage or unreadable input.`,
+		Example: "  akv-injector lint -f k8s/\n" +
+			"  akv-injector lint --fail-on warning --facts facts.yaml -R --exclude 'templates' -f k8s/\n" +
+			"  helm template shop chart/ -n shop | akv-injector lint -n shop -f -\n" +
+			"  akv-injector lint --level required -f k8s/\n" +
+			"  akv-injector lint -o github --cluster -R -f k8s/",
 	}
 	options := manifestFlags(cmd)
-	level := cmd.Flags().String("level", "", "policy level to enforce in namespaces without a policy label: "+string(policy.Bound)+", "+string(policy.Required))
+	level := cmd.Flags().String("level", "", "policy level to enforce in namespaces without a policy label: "+
+		string(policy.Bound)+", "+string(policy.Required))
 	format := cmd.Flags().StringP("output", "o", string(cli.Text), "output format: "+join(cli.Formats...))
+	failOn := cmd.Flags().String("fail-on", string(cli.Error), "least severity that makes the exit status 1: "+join(cli.Severities...))
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		o, err := options()
 		if err != nil {
@@ -202,25 +242,76 @@ Exit status: 0 fine, 1 something is rejected, 2 wrong usage or unreadable input.
 		if !slices.Contains(cli.Formats, cli.Format(*format)) {
 			return fmt.Errorf("--output: must be one of %s, is %q", join(cli.Formats...), *format)
 		}
-		*status, err = cli.Lint(cmd.Context(), o, cli.Format(*format), cmd.OutOrStdout())
+		if o.FailOn = cli.Severity(*failOn); !slices.Contains(cli.Severities, o.FailOn) {
+			return fmt.Errorf("--fail-on: must be one of %s, is %q", join(cli.Severities...), *failOn)
+		}
+		*status, err = cli.Lint(cmd.Context(), o, cli.Format(*format), cmd.OutOrStdout(), cmd.ErrOrStderr())
 		return err
 	}
 	return cmd
 }
 
+func factsCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "facts -n NAMESPACE|-A", Short: "Print what lint needs to know of namespaces", Args: cobra.NoArgs,
+		Long: `Print what lint needs to know of namespaces, as manifests for its flag --facts. With the output in
+a repository, its users can lint without a cluster and without rights to these objects.
+
+The output has the injector's labels and annotations of each Namespace; the names of its
+ServiceAccounts with their client ids, tenant ids and imagePullSecrets; its SecretProviderClasses;
+and the selectors of its AzureIdentityBindings. It has no secrets. It changes only when these
+objects change.
+
+With -A, the output has only the Namespace of those that have no label or annotation of the
+injector.`,
+		Example: "  akv-injector facts -n shop -n pay >facts.yaml\n  akv-injector lint --facts facts.yaml -f k8s/",
+	}
+	names := cmd.Flags().StringSliceP("namespace", "n", nil, "namespace; can be repeated")
+	all := cmd.Flags().BoolP("all-namespaces", "A", false, "all namespaces")
+	config := clusterFlags(cmd, "run in a pod")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if *all == (len(*names) > 0) {
+			return errors.New("set either --namespace or --all-namespaces")
+		}
+		config, err := config()
+		if err != nil {
+			return err
+		}
+		reader, err := kube.NewReader(config)
+		if err != nil {
+			return err
+		}
+		return snapshot.Write(cmd.Context(), reader, *names, cmd.OutOrStdout())
+	}
+	return cmd
+}
+
+// errNoCluster is the error of [clusterConfig] if there is no kubeconfig.
+var errNoCluster = errors.New("find the cluster: there is no kubeconfig; set --kubeconfig, or ")
+
+// clusterFlags adds the flags of the commands that read a cluster.
+func clusterFlags(cmd *cobra.Command, otherwise string) func() (*rest.Config, error) {
+	kubeconfig := cmd.Flags().String("kubeconfig", "", "path to a kubeconfig (default: kubectl's rules)")
+	kubecontext := cmd.Flags().String("context", "", "context of the kubeconfig (default: the current one)")
+	return func() (*rest.Config, error) { return clusterConfig(*kubeconfig, *kubecontext, otherwise) }
+}
+
 // clusterConfig returns the configuration of the cluster: from the kubeconfig, else by kubectl's
-// rules, else that of a pod. The error without any of them names otherwise as a fix.
-func clusterConfig(kubeconfig, otherwise string) (*rest.Config, error) {
+// rules, else that of a pod. The error without any of them is an [errNoCluster], and names otherwise
+// as a fix.
+func clusterConfig(kubeconfig, kubecontext, otherwise string) (*rest.Config, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = kubeconfig
-	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
-	if clientcmd.IsEmptyConfig(err) {
-		return nil, errors.New("find the cluster: there is no kubeconfig; set --kubeconfig, or " + otherwise) // the library's text names a flag that this program does not have
-	}
-	if err != nil && kubeconfig != "" {
+	overrides := &clientcmd.ConfigOverrides{CurrentContext: kubecontext}
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, overrides).ClientConfig()
+	switch {
+	case clientcmd.IsEmptyConfig(err) && kubecontext == "":
+		return nil, fmt.Errorf("%w%s", errNoCluster, otherwise) // the library's text names a flag that this program does not have
+	case err != nil && kubecontext != "" && !clientcmd.IsConfigurationInvalid(err):
+		return nil, fmt.Errorf("--context: %w", err)
+	case err != nil && kubeconfig != "":
 		return nil, fmt.Errorf("--kubeconfig: %w", err)
-	}
-	if err != nil {
+	case err != nil:
 		return nil, fmt.Errorf("find the cluster: %w", err)
 	}
 	config.UserAgent = name + "/" + buildVersion()

@@ -33,6 +33,8 @@ import (
 	"github.com/akv-injector/akv-injector/cluster"
 	"github.com/akv-injector/akv-injector/cluster/registration"
 	"github.com/akv-injector/akv-injector/controller"
+	"github.com/akv-injector/akv-injector/controller/canary"
+	"github.com/akv-injector/akv-injector/controller/findings"
 	"github.com/akv-injector/akv-injector/core/inject"
 	"github.com/akv-injector/akv-injector/core/review"
 	"github.com/akv-injector/akv-injector/tracing"
@@ -56,7 +58,9 @@ type serveOptions struct {
 	kubeconfig, namespace, service            string
 	tlsMin, logLevel                          string
 	pprofAddress                              string
-	tracing                                   bool
+	tracing, findings                         bool
+	canaryNamespace                           string
+	canaryInterval                            time.Duration
 	drainPeriod                               time.Duration
 	defaults                                  func() (inject.Defaults, error)
 }
@@ -68,7 +72,8 @@ func serveCommand() *cobra.Command {
 		Long: `Serve the admission webhooks: inject pods, let pod templates inherit the annotations of their
 workloads, and check pods against the policy of their namespaces. The API server calls them by a
 MutatingWebhookConfiguration and a ValidatingWebhookConfiguration named akv-injector. The
-controller in the same program creates the managed SecretProviderClasses that injected pods mount.
+controller in the same program creates the managed SecretProviderClasses that injected pods mount,
+and writes events on workloads and pods about what only a warning said.
 
 After SIGTERM or SIGINT, readiness fails at once, and the program answers reviews for another
 --drain-period, until the API server uses other replicas. A second signal ends it at once.
@@ -84,23 +89,38 @@ Serving certificates:
 		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), &o, cmd.ErrOrStderr()) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.certs, "certs", certsCertManager, "source of the serving certificate: "+strings.Join([]string{certsCertManager, certsSelfSigned, certsFiles}, ", "))
+	sources := strings.Join([]string{certsCertManager, certsSelfSigned, certsFiles}, ", ")
+	f.StringVar(&o.certs, "certs", certsCertManager, "source of the serving certificate: "+sources)
 	f.StringVar(&o.certificate, "certificate", name, "with --certs=cert-manager: name of the Certificate, in --namespace")
-	f.StringVar(&o.certificateSecret, "certificate-secret", name+"-tls", "with --certs=cert-manager: name of its Secret, as in spec.secretName")
-	f.StringVar(&o.certDir, "cert-dir", "/tls", "with --certs=files: directory of tls.crt and tls.key, which are reloaded when they change")
-	f.DurationVar(&o.propagationDelay, "propagation-delay", time.Minute, "with --certs=self-signed: delay between a new CA bundle and the use of its certificate")
-	f.StringVar(&o.clientCA, "client-ca", "", "PEM file of CAs; callers must have a client certificate of one of them (default: any caller)")
+	f.StringVar(&o.certificateSecret, "certificate-secret", name+"-tls",
+		"with --certs=cert-manager: name of its Secret, as in spec.secretName")
+	f.StringVar(&o.certDir, "cert-dir", "/tls",
+		"with --certs=files: directory of tls.crt and tls.key, which are reloaded when they change")
+	f.DurationVar(&o.propagationDelay, "propagation-delay", time.Minute,
+		"with --certs=self-signed: delay between a new CA bundle and the use of its certificate")
+	f.StringVar(&o.clientCA, "client-ca", "",
+		"PEM file of CAs; callers must have a client certificate of one of them (default: any caller)")
 	f.StringVar(&o.webhookAddress, "webhook-bind-address", ":9443", "address for reviews, HTTPS")
 	f.StringVar(&o.metricsAddress, "metrics-bind-address", ":8080", "address for /metrics, HTTP; 0 turns it off")
-	f.StringVar(&o.probeAddr, "health-probe-bind-address", ":8081", "address for /healthz and /readyz, HTTP; 0 turns it off")
-	f.DurationVar(&o.drainPeriod, "drain-period", 15*time.Second, "how long reviews are answered after SIGTERM or SIGINT, while readiness fails")
+	f.StringVar(&o.probeAddr, "health-probe-bind-address", ":8081",
+		"address for /healthz and /readyz, HTTP; 0 turns it off")
+	f.DurationVar(&o.drainPeriod, "drain-period", 15*time.Second,
+		"how long reviews are answered after SIGTERM or SIGINT, while readiness fails")
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "path to a kubeconfig (default: kubectl's rules, then in-cluster)")
 	f.StringVar(&o.namespace, "namespace", name+"-system", "namespace of the injector and of its certificate")
 	f.StringVar(&o.service, "service", name, "Service that the API server calls")
 	f.StringVar(&o.tlsMin, "tls-min-version", "1.3", "minimum TLS version: 1.2, 1.3")
 	f.StringVar(&o.logLevel, "log-level", "info", "log level: error, info, debug")
-	f.StringVar(&o.pprofAddress, "pprof-bind-address", "0", "address for /debug/pprof, HTTP without authentication; 0 turns it off")
-	f.BoolVar(&o.tracing, "tracing", false, "send spans of reviews by OTLP over HTTP; OTEL_EXPORTER_OTLP_* and OTEL_TRACES_SAMPLER* configure it")
+	f.StringVar(&o.pprofAddress, "pprof-bind-address", "0",
+		"address for /debug/pprof, HTTP without authentication; 0 turns it off")
+	f.BoolVar(&o.tracing, "tracing", false,
+		"send spans of reviews by OTLP over HTTP; OTEL_EXPORTER_OTLP_* and OTEL_TRACES_SAMPLER* configure it")
+	f.BoolVar(&o.findings, "findings", true,
+		"write events on workloads and pods about what only a warning said, and about pods that were not injected")
+	f.StringVar(&o.canaryNamespace, "canary-namespace", "",
+		"namespace in which pods are created as a dry run, to check that they are injected (default: no such check)")
+	f.DurationVar(&o.canaryInterval, "canary-interval", time.Minute,
+		"with --canary-namespace: time between two of these checks, 10s to 5m")
 	o.defaults = defaultsFlags(cmd)
 	return cmd
 }
@@ -128,6 +148,9 @@ func serve(ctx context.Context, o *serveOptions, logTo io.Writer) error {
 	if o.propagationDelay <= 0 {
 		return fmt.Errorf("--propagation-delay: must be above 0, is %s", o.propagationDelay)
 	}
+	if o.canaryInterval < 10*time.Second || o.canaryInterval > 5*time.Minute {
+		return fmt.Errorf("--canary-interval: must be from 10s to 5m, is %s", o.canaryInterval)
+	}
 	tlsMin, ok := map[string]uint16{"1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13}[o.tlsMin]
 	if !ok {
 		return fmt.Errorf("--tls-min-version: must be 1.2 or 1.3, is %q", o.tlsMin)
@@ -135,7 +158,7 @@ func serve(ctx context.Context, o *serveOptions, logTo io.Writer) error {
 	if o.certs != certsCertManager && o.certs != certsSelfSigned && o.certs != certsFiles {
 		return fmt.Errorf("--certs: must be %s, %s or %s, is %q", certsCertManager, certsSelfSigned, certsFiles, o.certs)
 	}
-	config, err := clusterConfig(o.kubeconfig, "run in a pod")
+	config, err := clusterConfig(o.kubeconfig, "", "run in a pod")
 	if err != nil {
 		return err
 	}
@@ -172,14 +195,18 @@ func serve(ctx context.Context, o *serveOptions, logTo io.Writer) error {
 		Log: log.WithName("registration"), Metrics: metrics.Registry,
 	}
 	watcher := registration.NewWatcher(registered)
-	hooks := ctrlwebhook.NewServer(ctrlwebhook.Options{}) // for its metrics; it has neither a drain nor limits of ours, and is not started
+	// For its metrics; it has neither a drain nor limits of ours, and is not started.
+	hooks := ctrlwebhook.NewServer(ctrlwebhook.Options{})
 	register := func(path string, handler http.Handler) { hooks.Register(path, traced(path, handler)) }
 	webhook.Register(register, webhook.Options{
-		Reviewer: review.Reviewer{Source: cached, Defaults: defaults}, Log: log.WithName("webhook"), Metrics: webhook.NewMetrics(metrics.Registry),
+		Reviewer: review.Reviewer{Source: cached, Defaults: defaults},
+		Log:      log.WithName("webhook"),
+		Metrics:  webhook.NewMetrics(metrics.Registry),
 	})
 	drain := &serving.Drain{Period: o.drainPeriod, Log: log.WithName("drain")}
 	callers := serving.NewCallers(o.clientCA != "", metrics.Registry)
-	server, err := serving.NewServer(o.webhookAddress, drain.Handler(hooks.WebhookMux()), callers, certs.Configure(source, tlsMin), clients.Configure)
+	server, err := serving.NewServer(o.webhookAddress, drain.Handler(hooks.WebhookMux()), callers,
+		certs.Configure(source, tlsMin), clients.Configure)
 	if err != nil {
 		return fmt.Errorf("--webhook-bind-address: %w", err)
 	}
@@ -208,6 +235,20 @@ func serve(ctx context.Context, o *serveOptions, logTo io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("set up: %w", err)
 	}
+	if o.findings {
+		err = mgr.Add(findings.New(findings.Options{
+			Live: live, Cache: cached, Client: client, Excludes: watcher.Excludes,
+			Defaults: defaults, Log: log.WithName("findings"), Metrics: metrics.Registry,
+		}))
+		if err != nil {
+			return fmt.Errorf("set up: %w", err)
+		}
+	}
+	if o.canaryNamespace != "" {
+		if err := addCanary(mgr, o, config, log.WithName("canary")); err != nil {
+			return err
+		}
+	}
 	if o.clientCA == "" {
 		if err := mgr.Add(registration.NewExposure(registered)); err != nil {
 			return fmt.Errorf("set up: %w", err)
@@ -217,6 +258,25 @@ func serve(ctx context.Context, o *serveOptions, logTo io.Writer) error {
 	ctx, end := drain.Outlast(ctx)
 	defer end()
 	return mgr.Start(ctx)
+}
+
+// addCanary adds the canary to a manager.
+func addCanary(mgr manager.Manager, o *serveOptions, config *rest.Config, log logr.Logger) error {
+	config = rest.CopyConfig(config)
+	config.WarningHandlerWithContext = rest.NoWarnings{} // about the canary's pod, at every interval
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return fmt.Errorf("reach the cluster: %w", err)
+	}
+	err = mgr.Add(canary.New(canary.Options{
+		Client: client, Namespace: o.canaryNamespace, Interval: o.canaryInterval,
+		Service: types.NamespacedName{Namespace: o.namespace, Name: o.service},
+		Log:     log, Metrics: metrics.Registry,
+	}))
+	if err != nil {
+		return fmt.Errorf("set up: %w", err)
+	}
+	return nil
 }
 
 // newCertificates returns the serving certificates that the flags select.
@@ -235,7 +295,11 @@ func newCertificates(o *serveOptions, config *rest.Config, host string) (certs.C
 			return nil, fmt.Errorf("reach the cluster: %w", err)
 		}
 		return certs.CertManager(certs.CertManagerOptions{
-			Options: options, CertManager: certManager, Namespace: o.namespace, Certificate: o.certificate, Secret: o.certificateSecret,
+			Options:     options,
+			CertManager: certManager,
+			Namespace:   o.namespace,
+			Certificate: o.certificate,
+			Secret:      o.certificateSecret,
 		})
 	}
 	service := o.service + "." + o.namespace
@@ -244,7 +308,11 @@ func newCertificates(o *serveOptions, config *rest.Config, host string) (certs.C
 		hosts = append(hosts, host) // outside a cluster, the API server calls the address
 	}
 	return certs.SelfSigned(certs.SelfSignedOptions{
-		Options: options, Namespace: o.namespace, SecretName: name + "-serving-cert", Hosts: hosts, PropagationDelay: o.propagationDelay,
+		Options:          options,
+		Namespace:        o.namespace,
+		SecretName:       name + "-serving-cert",
+		Hosts:            hosts,
+		PropagationDelay: o.propagationDelay,
 	})
 }
 

@@ -51,8 +51,9 @@ func CertManager(o CertManagerOptions) (Certificates, error) {
 		return nil, errors.New("certificate of cert-manager: must have clients, a namespace, a Certificate and a Secret")
 	}
 	certificate := o.Namespace + "/" + o.Certificate
-	s, err := newServing(o.Options, "cert-manager's cainjector writes that caBundle where the configuration has the annotation "+
-		"cert-manager.io/inject-ca-from: "+certificate+", and logs why when it does not")
+	remedy := "cert-manager's cainjector writes that caBundle where the configuration has the annotation " +
+		"cert-manager.io/inject-ca-from: " + certificate + ", and logs why when it does not"
+	s, err := newServing(o.Options, remedy)
 	if err != nil {
 		return nil, err
 	}

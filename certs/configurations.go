@@ -199,9 +199,11 @@ func (c *configurations) patch(ctx context.Context, conf configuration, patch []
 	}
 	admission := c.client.AdmissionregistrationV1()
 	if conf.kind == "MutatingWebhookConfiguration" {
-		_, err = admission.MutatingWebhookConfigurations().Patch(ctx, conf.name, types.JSONPatchType, body, metav1.PatchOptions{})
+		_, err = admission.MutatingWebhookConfigurations().
+			Patch(ctx, conf.name, types.JSONPatchType, body, metav1.PatchOptions{})
 	} else {
-		_, err = admission.ValidatingWebhookConfigurations().Patch(ctx, conf.name, types.JSONPatchType, body, metav1.PatchOptions{})
+		_, err = admission.ValidatingWebhookConfigurations().
+			Patch(ctx, conf.name, types.JSONPatchType, body, metav1.PatchOptions{})
 	}
 	return err
 }

@@ -125,7 +125,8 @@ func (g *guard) judge(now time.Time) error {
 	case now.After(leaf.NotAfter):
 		return fmt.Errorf("%s: expired on %s; renew it", g.origin, leaf.NotAfter.UTC().Format(time.RFC3339))
 	case now.Before(leaf.NotBefore):
-		return fmt.Errorf("%s: not valid before %s; it is served then; otherwise correct the clocks of this node and of the issuer",
+		return fmt.Errorf("%s: not valid before %s; it is served then; "+
+			"otherwise correct the clocks of this node and of the issuer",
 			g.origin, leaf.NotBefore.UTC().Format(time.RFC3339))
 	}
 	var names []string

@@ -42,7 +42,8 @@ func (i issuance) trouble(ctx context.Context) error {
 		return unread(what, err, "create it, or name another by --certificate")
 	}
 	if got := cert.Spec.SecretName; got != i.secret {
-		return fmt.Errorf("%s keeps its certificate in Secret %s; set its spec.secretName to %s, or --certificate-secret to %s", what, got, i.secret, got)
+		return fmt.Errorf("%s keeps its certificate in Secret %s; "+
+			"set its spec.secretName to %s, or --certificate-secret to %s", what, got, i.secret, got)
 	}
 	issuer, err := i.issuer(ctx, cert.Spec.IssuerRef)
 	if err != nil {
@@ -97,7 +98,9 @@ func (i issuance) request(ctx context.Context, cert *certmanagerv1.Certificate, 
 	if err != nil {
 		return unread("CertificateRequests in "+i.namespace, err, "")
 	}
-	own := slices.DeleteFunc(list.Items, func(r certmanagerv1.CertificateRequest) bool { return !metav1.IsControlledBy(&r, cert) })
+	own := slices.DeleteFunc(list.Items, func(r certmanagerv1.CertificateRequest) bool {
+		return !metav1.IsControlledBy(&r, cert)
+	})
 	if len(own) == 0 {
 		return nil
 	}
@@ -116,10 +119,12 @@ func (i issuance) request(ctx context.Context, cert *certmanagerv1.Certificate, 
 	if c, ok := holds(certmanagerv1.CertificateRequestConditionDenied); ok {
 		// cert-manager deletes failed requests before it creates another, but keeps denied
 		// ones.
-		return fmt.Errorf("%s was denied: %s; have such requests approved, delete this one, %s", what, said(c.Reason, c.Message), renew)
+		return fmt.Errorf("%s was denied: %s; have such requests approved, delete this one, %s",
+			what, said(c.Reason, c.Message), renew)
 	}
 	if c, ok := holds(certmanagerv1.CertificateRequestConditionInvalidRequest); ok {
-		return fmt.Errorf("%s is invalid: %s; change the Certificate to what %s accepts", what, said(c.Reason, c.Message), issuer)
+		return fmt.Errorf("%s is invalid: %s; change the Certificate to what %s accepts",
+			what, said(c.Reason, c.Message), issuer)
 	}
 	ready, issued := holds(certmanagerv1.CertificateRequestConditionReady)
 	_, approved := holds(certmanagerv1.CertificateRequestConditionApproved)
@@ -129,7 +134,8 @@ func (i issuance) request(ctx context.Context, cert *certmanagerv1.Certificate, 
 	case ready.Reason == certmanagerv1.CertificateRequestReasonFailed:
 		return fmt.Errorf("%s failed: %s; fix %s, %s", what, said("", ready.Message), issuer, renew)
 	case !approved:
-		return fmt.Errorf("%s waits for approval; does cert-manager's approver, or the one that replaces it, run and know its issuer?", what)
+		return fmt.Errorf("%s waits for approval; "+
+			"does cert-manager's approver, or the one that replaces it, run and know its issuer?", what)
 	case ready.Reason == "":
 		return fmt.Errorf("%s waits for %s; does its controller run?", what, issuer)
 	}
@@ -151,20 +157,23 @@ func (i issuance) status(what string, cert *certmanagerv1.Certificate) error {
 	case issuing.Status == certmanagermetav1.ConditionTrue:
 		return fmt.Errorf("%s is being issued: %s", what, said(issuing.Reason, issuing.Message))
 	case cert.Status.LastFailureTime != nil && issuing.Message != "":
-		return fmt.Errorf("%s was not issued: %s; fix that, %s", what, said(issuing.Reason, issuing.Message), fmt.Sprintf(again, i.certificate, i.namespace))
+		renew := fmt.Sprintf(again, i.certificate, i.namespace)
+		return fmt.Errorf("%s was not issued: %s; fix that, %s", what, said(issuing.Reason, issuing.Message), renew)
 	case ready.Status == "":
 		return fmt.Errorf("%s has no condition Ready; does cert-manager's controller run?", what)
 	case ready.Status != certmanagermetav1.ConditionTrue:
 		return fmt.Errorf("%s is not ready: %s", what, said(ready.Reason, ready.Message))
 	}
-	return fmt.Errorf("%s is ready, says cert-manager; its controller writes a deleted or damaged Secret again when it runs", what)
+	return fmt.Errorf("%s is ready, says cert-manager; "+
+		"its controller writes a deleted or damaged Secret again when it runs", what)
 }
 
 // unread returns what a failed read means.
 func unread(what string, err error, remedy string) error {
 	switch {
 	case apierrors.IsNotFound(err) && apierrors.IsUnexpectedServerError(err): // the path was not found, not the object
-		return errors.New("cert-manager is not installed: the API server does not know its kinds; install it, or choose another --certs")
+		return errors.New("cert-manager is not installed: the API server does not know its kinds; " +
+			"install it, or choose another --certs")
 	case apierrors.IsNotFound(err):
 		return fmt.Errorf("%s does not exist; %s", what, remedy)
 	case apierrors.IsForbidden(err):

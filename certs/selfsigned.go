@@ -84,7 +84,8 @@ func SelfSigned(o SelfSignedOptions) (*Authority, error) {
 	if o.PropagationDelay >= o.Validity/3 {
 		return nil, errors.New("self-signed certificate: must have a propagation delay below a third of the validity")
 	}
-	s, err := newServing(o.Options, "it is rewritten within seconds where the injector may get, list, watch and patch that configuration")
+	s, err := newServing(o.Options,
+		"it is rewritten within seconds where the injector may get, list, watch and patch that configuration")
 	if err != nil {
 		return nil, err
 	}
@@ -275,7 +276,8 @@ func (a *Authority) plan(now time.Time, have state, exists bool) (state, error) 
 		}
 		want.next = made
 	}
-	want.authorities = authorities(now, []*pair{want.current, want.next}, slices.Concat(have.authorities, a.state.authorities)...)
+	known := slices.Concat(have.authorities, a.state.authorities)
+	want.authorities = authorities(now, []*pair{want.current, want.next}, known...)
 	return want, nil
 }
 

@@ -92,7 +92,9 @@ func (s *serving) Ready(*http.Request) error {
 	trouble := s.trouble
 	s.mu.RUnlock()
 	if expiry := cert.Leaf.NotAfter; s.clock.Now().After(expiry) {
-		return errors.Join(fmt.Errorf("the serving certificate expired on %s and none has replaced it", expiry.UTC().Format(time.RFC3339)), trouble)
+		expired := fmt.Errorf("the serving certificate expired on %s and none has replaced it",
+			expiry.UTC().Format(time.RFC3339))
+		return errors.Join(expired, trouble)
 	}
 	if err := s.configurations.synced(); err != nil {
 		return err

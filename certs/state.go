@@ -177,7 +177,9 @@ func authorities(now time.Time, pairs []*pair, others ...*x509.Certificate) []*x
 			all = append(all, p.ca)
 		}
 	}
-	others = slices.SortedFunc(slices.Values(others), func(a, b *x509.Certificate) int { return compareCertificates(b, a) })
+	others = slices.SortedFunc(slices.Values(others), func(a, b *x509.Certificate) int {
+		return compareCertificates(b, a)
+	})
 	for _, ca := range others {
 		if len(all) < maxAuthorities && now.Before(ca.NotAfter) && !containsCertificate(all, ca) {
 			all = append(all, ca)

@@ -32,7 +32,12 @@ type watcher struct {
 // The field selector limits the requests to one name, so RBAC can limit the permission to it with
 // resourceNames.
 func newWatcher[L runtime.Object](
-	what string, name types.NamespacedName, set kubernetes.Interface, client feed.Client[L], example metav1.Object, changed func(),
+	what string,
+	name types.NamespacedName,
+	set kubernetes.Interface,
+	client feed.Client[L],
+	example metav1.Object,
+	changed func(),
 ) *watcher {
 	selector := fields.OneTermEqualSelector(metav1.ObjectNameField, name.Name).String()
 	objects := feed.NewObjects[metav1.Object](changed)

@@ -22,8 +22,9 @@ var update = flag.Bool("update", false, "rewrite what the archives of testdata w
 
 // TestArchives runs inject and lint on the files of each archive, in their order. The files under
 // want/ are the expected results: stdout, stderr and status of inject, diff of inject --diff, and
-// lint, lint.json and lint.github. If there is no diff, stdout is compared. The file level has the
-// value of --level; the file skip-classes sets --skip-classes.
+// lint, lint.json and lint.github with the summary that lint writes to stderr. If there is no diff,
+// stdout is compared. The file level has the value of --level; the file skip-classes sets
+// --skip-classes; the files below facts/ are those of --facts.
 func TestArchives(t *testing.T) {
 	paths, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(paths) == 0 {
@@ -53,7 +54,11 @@ func TestArchives(t *testing.T) {
 					continue
 				}
 				write(t, f.Name, string(f.Data))
-				options.Files = append(options.Files, f.Name)
+				if strings.HasPrefix(f.Name, "facts/") {
+					options.Facts = append(options.Facts, f.Name)
+				} else {
+					options.Files = append(options.Files, f.Name)
+				}
 			}
 			for _, f := range archive.Files[len(inputs):] {
 				want[f.Name] = string(f.Data)
@@ -61,7 +66,7 @@ func TestArchives(t *testing.T) {
 			got := outcomes(t, options)
 			if *update {
 				archive.Files = inputs
-				for _, name := range []string{"want/status", "want/stdout", "want/stderr", "want/diff", "want/lint", "want/lint.json", "want/lint.github"} {
+				for _, name := range []string{"want/status", "want/stdout", "want/stderr", "want/diff", "want/lint", "want/summary", "want/lint.json", "want/lint.github"} {
 					if text := got[name]; text != "" {
 						archive.Files = append(archive.Files, txtar.File{Name: name, Data: []byte(text)})
 					}
@@ -123,11 +128,16 @@ func outcomes(t *testing.T, options cli.Options) map[string]string {
 	}
 	put("want/diff", diff.String())
 	for format, name := range map[cli.Format]string{cli.Text: "want/lint", cli.JSON: "want/lint.json", cli.GitHub: "want/lint.github"} {
-		var out bytes.Buffer
-		if lintStatus, err := cli.Lint(t.Context(), options, format, &out); err != nil || lintStatus != status {
+		var out, summary bytes.Buffer
+		if lintStatus, err := cli.Lint(t.Context(), options, format, &out, &summary); err != nil || lintStatus != status {
 			t.Errorf("lint: status %d, error %v", lintStatus, err)
 		}
 		put(name, out.String())
+		if format == cli.Text {
+			put("want/summary", summary.String())
+		} else if summary.Len() > 0 {
+			t.Errorf("lint -o %s wrote to stderr: %s", format, &summary)
+		}
 	}
 	return got
 }

@@ -42,7 +42,7 @@ func TestAttacks(t *testing.T) {
 			var status cli.Status
 			var err error
 			size := attacks.Allocated(limit, func() {
-				status, err = cli.Lint(t.Context(), cli.Options{Files: []string{"-"}, Stdin: strings.NewReader(manifest)}, cli.Text, io.Discard)
+				status, err = cli.Lint(t.Context(), cli.Options{Files: []string{"-"}, Stdin: strings.NewReader(manifest)}, cli.Text, io.Discard, io.Discard)
 			})
 			if err != nil || status == cli.Fine {
 				t.Errorf("status %d, %v; want an error about the manifest", status, err)

@@ -4,20 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"gomodules.xyz/jsonpatch/v2"
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	utiljson "k8s.io/apimachinery/pkg/util/json"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/akv-injector/akv-injector/core/api"
@@ -32,155 +27,87 @@ import (
 
 // run is one review of all files.
 type run struct {
-	options  Options
+	options Options
+	// linting is true for [Lint], which prints no manifests.
+	linting  bool
 	files    []*file
 	findings findings
+	count    count
 
 	manifests facts.Objects
+	lookups   *lookups // nil without a cluster
 	reviewer  review.Reviewer
-	has       map[kindIn]bool
-	// known are the objects that a finding about another object may be about: Namespaces,
-	// ServiceAccounts, bindings and classes.
+	// has are the kinds of which the files have an object in a namespace, and covered are the
+	// namespaces that the facts have.
+	has     map[kindIn]bool
+	covered map[string]bool
+	// known are the Namespaces, ServiceAccounts, bindings and classes of the files, which findings
+	// about other objects may be about.
 	known map[objectID]*object
+	// names are the namespaces of those objects, and of the ones of the facts, by kind and name. A
+	// binding is under its selector, too.
+	names map[named][]string
+	// defined is where each object of those kinds, and each annotated pod or workload, is defined.
+	defined map[objectID]definition
 	// reported has every finding, so that a mistake that many pods share is reported once.
 	reported map[Finding]bool
 	// classes are the classes that the output has.
 	classes map[classIn]bool
 }
 
-type kindIn struct{ kind, namespace string }
-
-// objectID identifies an object. The namespace of a Namespace is empty.
-type objectID struct{ kind, namespace, name string }
-
-// classIn is a class and the namespace that its manifest names; empty if the manifest names none.
-type classIn struct{ name, namespace string }
-
-// object is one object of a document: the whole document, or an item of a List.
-type object struct {
-	file     *file
-	document *document
-	// pointer and path are the location of the object in its document; empty if it is the whole
-	// document.
-	pointer, path string
-	*unstructured.Unstructured
-	// list is true for an item of a List that may have objects of any kind.
-	list bool
-}
-
-var (
-	podKind            = schema.GroupKind{Kind: "Pod"}
-	namespaceKind      = schema.GroupKind{Kind: "Namespace"}
-	serviceAccountKind = schema.GroupKind{Kind: "ServiceAccount"}
-	classKind          = schema.GroupKind{Group: class.GroupVersion.Group, Kind: class.Kind}
-	bindingKind        = schema.GroupKind{Group: "aadpodidentity.k8s.io", Kind: "AzureIdentityBinding"}
-	workloadKinds      = map[schema.GroupKind]bool{
-		{Group: "apps", Kind: "Deployment"}:  true,
-		{Group: "apps", Kind: "StatefulSet"}: true,
-		{Group: "apps", Kind: "DaemonSet"}:   true,
-		{Group: "apps", Kind: "ReplicaSet"}:  true,
-		{Group: "batch", Kind: "Job"}:        true,
-		{Group: "batch", Kind: "CronJob"}:    true,
-	}
-)
-
-// decide reviews all documents.
-func (r *run) review(ctx context.Context) error {
-	r.has, r.classes = map[kindIn]bool{}, map[classIn]bool{}
-	r.known, r.reported = map[objectID]*object{}, map[Finding]bool{}
+// review adds the facts, and reviews all documents. Documents are decoded twice, unless there is only
+// one, so that only one of them is in memory at a time.
+func (r *run) review(ctx context.Context, known []*file) error {
+	r.has, r.covered, r.classes = map[kindIn]bool{}, map[string]bool{}, map[classIn]bool{}
+	r.known, r.names, r.defined = map[objectID]*object{}, map[named][]string{}, map[objectID]definition{}
+	r.reported = map[Finding]bool{}
 	r.reviewer = review.Reviewer{Source: &r.manifests, Defaults: r.options.Defaults}
 	if r.options.Cluster != nil {
-		r.reviewer.Source = facts.Overlay(&r.manifests, r.options.Cluster)
+		r.lookups = &lookups{cluster: r.options.Cluster}
+		r.reviewer.Source = facts.Overlay(&r.manifests, r.lookups)
 	}
 	if r.options.Level != policy.Off {
 		r.reviewer.Source = levelSource{r.reviewer.Source, r.options.Level}
 	}
-	var objects [][]object
-	for _, f := range r.files {
+	for _, f := range known {
 		for _, d := range f.documents {
-			in := r.objects(f, d)
-			for i := range in {
-				r.addFacts(&in[i])
+			for _, o := range r.objects(f, d) {
+				r.addKnown(&o)
 			}
-			objects = append(objects, in)
+			d.Release()
 		}
 	}
-	for _, in := range objects {
-		if len(in) == 0 {
-			continue
-		}
-		if err := r.decideDocument(ctx, in); err != nil {
-			return err
-		}
-	}
+	var objects []object
 	for _, f := range r.files {
 		for _, d := range f.documents {
-			if d.Duplicate() == nil || d.affected {
-				continue
+			objects = r.objects(f, d)
+			for _, o := range objects {
+				r.addFacts(&o)
 			}
-			severity := Warning
-			if isList(d) && mentionsOurs(d.Text()) { // the key may hide items
-				severity = Error
+		}
+	}
+	isOnly := len(r.files) == 1 && len(r.files[0].documents) == 1
+	for _, f := range r.files {
+		for _, d := range f.documents {
+			if !isOnly {
+				objects = r.objects(f, d)
 			}
-			r.reportDuplicate(&object{file: f, document: d}, severity)
+			if len(objects) > 0 {
+				if err := r.decideDocument(ctx, objects); err != nil {
+					return err
+				}
+			}
+			if d.Duplicate() != nil && !d.affected {
+				severity := Warning
+				if isList(d) && mentionsOurs(d.Text()) { // the key may hide items
+					severity = Error
+				}
+				r.reportDuplicate(&object{file: f, document: d}, severity)
+			}
+			d.Release()
 		}
 	}
 	return nil
-}
-
-// objects returns the objects of a document. It skips values that are not Kubernetes objects: a
-// directory may have other files.
-func (r *run) objects(f *file, d *document) []object {
-	var value map[string]any
-	if d.JSON() == nil || utiljson.Unmarshal(d.JSON(), &value) != nil {
-		return nil
-	}
-	root := object{file: f, document: d, Unstructured: &unstructured.Unstructured{Object: value}}
-	return root.expand(nil)
-}
-
-// expand appends the object, or the items of a List, to a list.
-func (o object) expand(to []object) []object {
-	items, isList := o.Object["items"].([]any)
-	if !isList || !strings.HasSuffix(o.GetKind(), "List") {
-		if o.GetKind() == "" {
-			return to
-		}
-		return append(to, o)
-	}
-	for i, item := range items {
-		value, ok := item.(map[string]any)
-		if !ok {
-			continue
-		}
-		child := object{
-			file: o.file, document: o.document, list: o.takesAnyKind(),
-			pointer: o.pointer + "/items/" + strconv.Itoa(i), path: o.path + "items[" + strconv.Itoa(i) + "].",
-			Unstructured: &unstructured.Unstructured{Object: value},
-		}
-		if kind := strings.TrimSuffix(o.GetKind(), "List"); child.GetKind() == "" && !o.takesAnyKind() {
-			child.SetKind(kind)
-			child.SetAPIVersion(o.GetAPIVersion())
-		}
-		to = child.expand(to)
-	}
-	return to
-}
-
-// takesAnyKind reports whether the object is a list of objects of any kind: a List, or the
-// ResourceList that kustomize and kpt pass to a function.
-func (o object) takesAnyKind() bool {
-	return o.GetKind() == "List" || o.GetKind() == "ResourceList"
-}
-
-// affectsVerdict reports whether a verdict may depend on the object.
-func (o object) affectsVerdict() bool {
-	switch kind := o.GroupVersionKind().GroupKind(); kind {
-	case namespaceKind, serviceAccountKind, classKind, bindingKind:
-		return true
-	default:
-		return (kind == podKind || workloadKinds[kind]) && mentionsOurs(o.document.Text()) // the text also has what a later duplicate key hides
-	}
 }
 
 // mentionsOurs reports whether a text has one of our prefixes.
@@ -191,58 +118,20 @@ func mentionsOurs(text string) bool {
 // isList reports whether a document is a list of objects.
 func isList(d *document) bool {
 	var root metav1.TypeMeta
-	return d.JSON() != nil && json.Unmarshal(d.JSON(), &root, jsontext.AllowDuplicateNames(true)) == nil && strings.HasSuffix(root.Kind, "List")
-}
-
-// namespaceOf returns the namespace where the object would be created.
-func (r *run) namespaceOf(o *object) string {
-	if namespace := o.GetNamespace(); namespace != "" {
-		return namespace
-	}
-	return r.options.Namespace
-}
-
-// addFacts adds an object to the facts of the manifests.
-func (r *run) addFacts(o *object) {
-	if err := r.manifests.Add(o.Unstructured, r.options.Namespace); err != nil {
-		r.reportClass(o, err)
-	}
-	r.has[kindIn{o.GetKind(), r.namespaceOf(o)}] = true
-	id := objectID{o.GetKind(), r.namespaceOf(o), o.GetName()}
-	switch o.GroupVersionKind().GroupKind() {
-	case namespaceKind:
-		id.namespace = ""
-	case serviceAccountKind, bindingKind:
-	case classKind:
-		r.classes[classIn{o.GetName(), o.GetNamespace()}] = true
-	default:
-		return
-	}
-	if first := r.known[id]; first != nil {
-		r.find(o, Finding{Severity: Warning, Message: fmt.Sprintf(
-			"is also defined in %s, document %d; this definition is used, since it is the last: remove one of the two, or check these files separately",
-			first.file.name, first.document.number)})
-	}
-	r.known[id] = o
-}
-
-// reportClass reports the field of a class that has the wrong type.
-func (r *run) reportClass(o *object, err error) {
-	text, printErr := json.Marshal(o.Object)
-	if printErr != nil {
-		r.unreadable(o, "", err.Error())
-		return
-	}
-	if decodeErr := json.Unmarshal(text, &class.SecretProviderClass{}); decodeErr != nil { // this error has the field
-		err = decodeErr
-	}
-	r.undecodable(o, err)
+	return d.JSON() != nil &&
+		json.Unmarshal(d.JSON(), &root, jsontext.AllowDuplicateNames(true)) == nil &&
+		strings.HasSuffix(root.Kind, "List")
 }
 
 // decideDocument reviews the objects of a document and patches the document.
 func (r *run) decideDocument(ctx context.Context, objects []object) error {
 	d := objects[0].document
 	d.title = title(objects[0].Unstructured)
+	for i := range objects {
+		if objects[i].GetKind() != "" {
+			r.count.objects++
+		}
+	}
 	if d.Duplicate() != nil && slices.ContainsFunc(objects, func(o object) bool { return o.affectsVerdict() }) {
 		r.reportDuplicate(&objects[0], Error)
 		return nil
@@ -251,26 +140,33 @@ func (r *run) decideDocument(ctx context.Context, objects []object) error {
 	var items []jsonpatch.Operation
 	for i := range objects {
 		o := &objects[i]
-		if !r.checkVersion(o) || !r.checkNulls(o) {
+		if !r.checkVersion(o) || !r.checkNulls(o, o.Object) {
 			continue
 		}
-		r.checkKeys(o)
-		kind := o.GroupVersionKind().GroupKind()
-		if kind == namespaceKind {
+		templates := r.walk(o)
+		if o.kind() == namespaceKind {
 			r.checkNamespace(o)
 		}
-		if kind != podKind && !workloadKinds[kind] {
+		for _, t := range templates {
+			if err := r.decideTemplate(ctx, &t); err != nil {
+				return err
+			}
+		}
+		if !o.isReviewed() {
 			continue
 		}
 		ops, classes, err := r.decideObject(ctx, o)
 		if err != nil {
-			return fmt.Errorf("%s: %s: %w", o.file.name, title(o.Unstructured), err)
+			return err
+		}
+		if o.inside {
+			continue
 		}
 		if len(operations) == 0 && len(ops) > 0 {
 			d.title = title(o.Unstructured)
 		}
 		operations = append(operations, ops...)
-		if r.options.SkipClasses {
+		if r.options.SkipClasses || r.linting {
 			continue
 		}
 		for _, spc := range classes {
@@ -285,7 +181,8 @@ func (r *run) decideDocument(ctx context.Context, objects []object) error {
 				return fmt.Errorf("print class: %w", err)
 			}
 			if o.list {
-				items = append(items, jsonpatch.Operation{Operation: "add", Path: o.pointer[:strings.LastIndexByte(o.pointer, '/')] + "/-", Value: value})
+				end := o.pointer[:strings.LastIndexByte(o.pointer, '/')] + "/-"
+				items = append(items, jsonpatch.Operation{Operation: "add", Path: end, Value: value})
 				continue
 			}
 			text, err := d.Print(value)
@@ -299,6 +196,9 @@ func (r *run) decideDocument(ctx context.Context, objects []object) error {
 		r.reportDuplicate(&objects[0], Error)
 		operations, items = nil, nil
 	}
+	if r.linting || len(operations)+len(items) == 0 {
+		return nil
+	}
 	patched, dropped, err := d.Patch(append(operations, items...))
 	if err != nil {
 		r.unreadable(&objects[0], "", "cannot be patched: "+err.Error())
@@ -306,7 +206,7 @@ func (r *run) decideDocument(ctx context.Context, objects []object) error {
 		d.patched = patched
 	}
 	if dropped {
-		r.find(&objects[0], Finding{Severity: Warning, Message: "comments were dropped to keep the document's meaning", aboutOutput: true})
+		r.find(&objects[0], Finding{Severity: Warning, Message: "comments were dropped to keep the document's meaning"})
 	}
 	return nil
 }
@@ -316,7 +216,14 @@ func (r *run) reportDuplicate(o *object, severity Severity) {
 	p := o.document.Duplicate()
 	o.document.affected = severity == Error
 	r.findings = append(r.findings, Finding{
-		File: o.file.name, Line: p.Line, Column: p.Column, Document: o.document.number, Severity: severity, Message: p.Detail, unreadable: severity == Error,
+		File:       o.file.name,
+		Source:     o.document.source,
+		Line:       p.Line,
+		Column:     p.Column,
+		Document:   o.document.number,
+		Severity:   severity,
+		Message:    p.Detail,
+		unreadable: severity == Error,
 	})
 }
 
@@ -325,9 +232,12 @@ func title(o *unstructured.Unstructured) string {
 	return strings.TrimSpace(o.GetKind() + " " + name(o))
 }
 
-// name returns the name of an object, or its generateName.
+// name returns the name of an object, or its generateName; empty for what is not an object.
 func name(o *unstructured.Unstructured) string {
-	if o.GetName() == "" {
+	switch {
+	case o.GetKind() == "":
+		return ""
+	case o.GetName() == "":
 		return o.GetGenerateName()
 	}
 	return o.GetName()
@@ -335,77 +245,129 @@ func name(o *unstructured.Unstructured) string {
 
 // decideObject reviews a pod or a workload. It returns the patch of the document, and the managed
 // classes that the pods mount. It returns nothing if the object is rejected.
-func (r *run) decideObject(ctx context.Context, o *object) ([]jsonpatch.Operation, []*class.SecretProviderClass, error) {
-	text, err := json.Marshal(o.Object)
-	if err != nil {
-		return nil, nil, fmt.Errorf("print object: %w", err)
-	}
-	var pod pods.Pod
-	var w pods.Workload
-	isPod := o.GetKind() == podKind.Kind
-	if isPod {
-		err = pods.Decode(text, &pod)
-	} else {
-		err = pods.Decode(text, &w)
-	}
-	if !errors.Is(err, jsonstream.ErrTooLarge) {
-		if err := checkTypes(o.GetKind(), text); err != nil { // it checks more fields
-			r.undecodable(o, err)
+func (r *run) decideObject(
+	ctx context.Context, o *object,
+) ([]jsonpatch.Operation, []*class.SecretProviderClass, error) {
+	if o.kind() == podKind {
+		var pod pods.Pod
+		if !r.decode(o, o.Object, &pod) {
 			return nil, nil, nil
+		}
+		subject := pods.SubjectOf(&pod)
+		// A mirror pod from a cluster has a Node as its controller.
+		subject.ByNode = pod.Meta != nil && pod.Meta.Controller != nil && pod.Meta.Controller.Kind == "Node"
+		change, classes, err := r.decide(ctx, o, subject, nil)
+		return prefixed(change, o.pointer), classes, err
+	}
+	var w pods.Workload
+	if !r.decode(o, o.Object, &w) {
+		return nil, nil, nil
+	}
+	handover, ok := inject.HandDown(&w)
+	if !ok {
+		r.warnControlled(o, &w)
+		return nil, nil, nil
+	}
+	change, classes, err := r.decide(ctx, o, handover.Subject, &handover)
+	return prefixed(change, o.pointer), classes, err
+}
+
+// decideTemplate reviews a pod template of a kind that the injector does not review. The webhook
+// reviews its pods.
+func (r *run) decideTemplate(ctx context.Context, t *template) error {
+	var pod pods.Pod
+	if !r.checkNulls(&t.at, t.value) || !r.decode(&t.at, t.value, &pod) {
+		return nil
+	}
+	_, _, err := r.decide(ctx, &t.at, pods.SubjectOf(&pod), nil)
+	return err
+}
+
+// decode decodes a pod or a workload. It returns false, and reports why, if it cannot be decoded.
+func (r *run) decode(o *object, value map[string]any, into interface{ Read(r *jsonstream.Reader) }) bool {
+	text, err := json.Marshal(value)
+	if err != nil {
+		r.unreadable(o, "", err.Error())
+		return false
+	}
+	err = pods.Decode(text, into)
+	if !errors.Is(err, jsonstream.ErrTooLarge) {
+		if err := checkTypes(o, text); err != nil { // it checks more fields
+			r.undecodable(o, err)
+			return false
 		}
 	}
 	if err != nil {
 		r.unreadable(o, "", err.Error())
-		return nil, nil, nil
+		return false
 	}
-	var subject pods.Subject
-	var operations []jsonpatch.Operation
-	var kept field.ErrorList
-	var template *pods.Pod // the pod template of a workload, with what it inherits
-	if isPod {
-		subject = pods.SubjectOf(&pod)
-		// A mirror pod from a cluster has a Node as its controller.
-		subject.ByNode = pod.Meta != nil && pod.Meta.Controller != nil && pod.Meta.Controller.Kind == "Node"
-	} else {
-		handover, ok := inject.HandDown(&w)
-		if !ok {
-			r.warnControlled(o, &w)
-			return nil, nil, nil
-		}
-		subject, operations, kept, template = handover.Subject, handover.Operations(), handover.Warnings, handover.Template()
+	return true
+}
+
+// decide reviews a pod, or the pods of a workload if handover is not nil. It returns the patch of
+// the object and the managed classes; nothing if the object is rejected.
+func (r *run) decide(
+	ctx context.Context, o *object, subject pods.Subject, handover *inject.Handover,
+) ([]jsonpatch.Operation, []*class.SecretProviderClass, error) {
+	r.count.pods++
+	asked := api.Asked(subject.Annotations)
+	if asked {
+		r.count.asking++
+		r.warnExcluded(o, o.path+annotationsOf(&subject), r.namespaceOf(o))
+	}
+	if r.lookups != nil {
+		r.lookups.denied = nil
 	}
 	result, err := r.reviewer.Inject(ctx, subject, r.namespaceOf(o))
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("%s: %s: %w", o.file.name, title(o.Unstructured), err)
 	}
-	if result.NotOptedIn {
-		r.report(o, Warning, result.Warnings)
-		if len(result.Warnings) == 0 && api.Asked(subject.Annotations) {
-			if err := r.warnNotOptedIn(ctx, o); err != nil {
-				return nil, nil, err
-			}
+	errs, warnings := result.AllErrors(), result.Warnings
+	if len(errs) == 0 { // otherwise there will be no pod
+		verdict, err := r.reviewer.Policy(ctx, subject, &result, r.namespaceOf(o))
+		if err != nil {
+			return nil, nil, fmt.Errorf("%s: %s: %w", o.file.name, title(o.Unstructured), err)
 		}
-		_, err := r.policy(ctx, o, subject, &result)
-		return nil, nil, err
+		errs, warnings = verdict.Errors, append(slices.Clip(warnings), verdict.Warnings...)
 	}
-	r.report(o, Error, result.AllErrors())
-	r.report(o, Warning, kept)
-	r.report(o, Warning, result.Warnings)
-	if len(result.AllErrors()) > 0 {
+	r.reportDenied(o, &subject)
+	r.warnNoNamespace(o, errs)
+	r.report(o, Error, errs)
+	if handover != nil {
+		r.report(o, Warning, handover.Warnings)
+	}
+	r.report(o, Warning, warnings)
+	if result.NotOptedIn && len(result.Warnings) == 0 && asked {
+		if err := r.warnNotOptedIn(ctx, o, &subject); err != nil {
+			return nil, nil, err
+		}
+	}
+	if len(errs) > 0 || result.NotOptedIn {
 		return nil, nil, nil
 	}
-	if allowed, err := r.policy(ctx, o, subject, &result); err != nil || !allowed {
-		return nil, nil, err
+	var operations []jsonpatch.Operation
+	if handover != nil {
+		operations, subject.Pod = handover.Operations(), handover.Template()
 	}
-	if template != nil {
-		subject.Pod = template
-	}
-	if change := &result.Change; (len(change.Volumes) > 0 || change.ServiceAccountName != "") && !has(o.Object, subject.Root.Pointer+"/spec") {
+	change := &result.Change
+	changesSpec := len(change.Volumes) > 0 || change.ServiceAccountName != ""
+	if changesSpec && !has(o.Object, subject.Root.Pointer+"/spec") {
 		at := strings.ReplaceAll(strings.TrimPrefix(subject.Root.Pointer+"/spec", "/"), "/", ".")
 		r.find(o, Finding{Severity: Error, Field: o.path + at, Message: at + ": Required value: must have containers"})
 		return nil, nil, nil
 	}
-	return prefixed(append(operations, result.Change.Operations(&subject)...), o.pointer), result.Classes, nil
+	return append(operations, change.Operations(&subject)...), result.Classes, nil
+}
+
+// annotationsOf returns the path of the annotations that the first key of ours is in.
+func annotationsOf(subject *pods.Subject) string {
+	first := ""
+	for key := range subject.Annotations {
+		if api.IsOurs(key) && (first == "" || key < first) {
+			first = key
+		}
+	}
+	return strings.TrimSuffix(subject.AnnotationPathOf(first).String(), "["+first+"]")
 }
 
 // has reports whether an object has a field, given by a JSON Pointer.
@@ -422,46 +384,10 @@ func (r *run) warnControlled(o *object, w *pods.Workload) {
 	if owner == nil || owner.Kind == "Deployment" || owner.Kind == "CronJob" || !api.Asked(w.Meta.Annotations) {
 		return
 	}
-	r.report(o, Warning, field.ErrorList{api.Because(api.NoEffect, field.Forbidden(field.NewPath("metadata", "annotations"),
-		fmt.Sprintf("has no effect on a %s that %s %s controls; set the annotations in the pod template of its controller",
-			o.GetKind(), owner.Kind, api.Echo(owner.Name))))})
-}
-
-// policy checks an injected subject against the policy of its namespace, and returns whether the
-// policy allows it.
-func (r *run) policy(ctx context.Context, o *object, subject pods.Subject, result *inject.Result) (bool, error) {
-	verdict, err := r.reviewer.Policy(ctx, subject, result, r.namespaceOf(o))
-	if err != nil {
-		return false, err
-	}
-	r.report(o, Error, verdict.Errors)
-	r.report(o, Warning, verdict.Warnings)
-	return len(verdict.Errors) == 0, nil
-}
-
-// checkTypes returns an error if a field of a pod or workload does not have its type in the
-// Kubernetes API. It also covers fields that the injector does not read: an env var with a number
-// as its value is a common mistake.
-func checkTypes(kind string, text []byte) error {
-	type template struct {
-		Spec corev1.PodSpec `json:"spec"`
-	}
-	var w struct {
-		metav1.ObjectMeta `json:"metadata"`
-
-		Spec struct {
-			Template    template `json:"template"`
-			JobTemplate struct {
-				Spec struct {
-					Template template `json:"template"`
-				} `json:"spec"`
-			} `json:"jobTemplate"`
-		} `json:"spec"`
-	}
-	if kind == podKind.Kind {
-		return json.Unmarshal(text, &corev1.Pod{})
-	}
-	return json.Unmarshal(text, &w)
+	detail := fmt.Sprintf("has no effect on a %s that %s %s controls; set the annotations in the pod template of its controller",
+		o.GetKind(), owner.Kind, api.Echo(owner.Name))
+	err := api.Because(api.NoEffect, field.Forbidden(field.NewPath("metadata", "annotations"), detail))
+	r.report(o, Warning, field.ErrorList{err})
 }
 
 // prefixed adds the pointer of an object in its document to the paths of operations on the object.
@@ -476,8 +402,11 @@ func prefixed(operations []jsonpatch.Operation, pointer string) []jsonpatch.Oper
 func (r *run) report(o *object, severity Severity, errs field.ErrorList) {
 	for _, err := range errs {
 		reason := api.ReasonOf(err)
+		if r.isUnknown(reason) {
+			continue
+		}
 		own := *err
-		if severity == Error {
+		if severity == Error || reason == api.IdentityNotBound {
 			own.Detail += r.hint(reason, r.namespaceOf(o), own.BadValue)
 		}
 		about, path := r.resolve(o, own.Field)
@@ -508,124 +437,46 @@ func (r *run) resolve(o *object, path string) (*object, string) {
 }
 
 // warnNotOptedIn warns of annotations without effect, since the namespace did not opt in.
-func (r *run) warnNotOptedIn(ctx context.Context, o *object) error {
-	namespace, err := r.reviewer.Source.Namespace(ctx, r.namespaceOf(o), false)
+func (r *run) warnNotOptedIn(ctx context.Context, o *object, subject *pods.Subject) error {
+	name := r.namespaceOf(o)
+	namespace, err := r.reviewer.Source.Namespace(ctx, name, false)
 	if err != nil {
 		return err
 	}
-	why := fmt.Sprintf("which lacks label %s; set it to %s", api.Injection, api.InjectionEnabled)
-	if value, labelled := namespace.Labels[api.Injection]; labelled {
-		why = fmt.Sprintf("which has label %s: %s", api.Injection, value)
+	labels := namespace.Labels
+	about := r.known[objectID{namespaceKind.Kind, "", name}]
+	if about != nil {
+		labels = about.GetLabels() // all of them
+		r.warnNoLabel(about)
 	}
-	path := o.path + "metadata.annotations"
+	why := fmt.Sprintf("which lacks label %s%s; run: %s", api.Injection, nearLabel(labels), labelCommand(name))
+	if value, labelled := labels[api.Injection]; labelled {
+		why = fmt.Sprintf("which has label %s: %s; set it to %s", api.Injection, api.Echo(value), api.InjectionEnabled)
+	}
+	path := o.path + annotationsOf(subject)
+	r.warnNoNamespace(o, field.ErrorList{api.Because(api.VaultRequired, &field.Error{})})
 	r.find(o, Finding{
 		Severity: Warning, Reason: api.NoEffect, Field: path,
-		Message: fmt.Sprintf("%s: Forbidden: has no effect in namespace %s, %s", path, r.namespaceOf(o), why),
+		Message: fmt.Sprintf("%s: Forbidden: has no effect in namespace %s, %s", path, name, why),
 	})
 	return nil
 }
 
-// undecodable reports a field with the wrong type.
-func (r *run) undecodable(o *object, err error) {
-	semantic, ok := errors.AsType[*json.SemanticError](err)
-	if !ok {
-		r.unreadable(o, "", err.Error())
-		return
-	}
-	path := pathOf(semantic.JSONPointer)
-	detail := err.Error()
-	if semantic.GoType != nil && semantic.JSONKind != 0 {
-		if semantic.Err != nil {
-			detail = semantic.Err.Error()
-		} else {
-			detail = fmt.Sprintf("must be %s, not %s", wantedType(semantic.GoType), writtenType(semantic.JSONKind))
-		}
-		switch {
-		case semantic.GoType.Kind() != reflect.String:
-		case semantic.JSONKind == '{', semantic.JSONKind == '[':
-			detail += "; write | after the colon to make it a string"
-		default:
-			detail += "; write it in quotes"
-		}
-	}
-	r.unreadable(o, path, detail)
-}
-
-// pathOf returns a JSON Pointer as a field path.
-func pathOf(pointer jsontext.Pointer) string {
-	var path *field.Path
-	for token := range pointer.Tokens() {
-		index, err := strconv.Atoi(token)
-		switch {
-		case path == nil:
-			path = field.NewPath(token)
-		case err == nil:
-			path = path.Index(index)
-		case strings.ContainsAny(token, "./"):
-			path = path.Key(token)
-		default:
-			path = path.Child(token)
-		}
-	}
-	return path.String()
-}
-
-func wantedType(t reflect.Type) string {
-	for t.Kind() == reflect.Pointer {
-		t = t.Elem()
-	}
-	switch t.Kind() {
-	case reflect.Slice, reflect.Array:
-		return "a list"
-	case reflect.Map, reflect.Struct:
-		return "a mapping"
-	case reflect.String:
-		return "a string"
-	case reflect.Bool:
-		return "a boolean"
-	default:
-		return "a number"
-	}
-}
-
-func writtenType(kind jsontext.Kind) string {
-	switch kind {
-	case '{':
-		return "a mapping"
-	case '[':
-		return "a list"
-	case '"':
-		return "a string"
-	case 't', 'f':
-		return "a boolean"
-	case 'n':
-		return "null"
-	default:
-		return "a number"
-	}
-}
-
-// unreadable adds a finding about an object that cannot be read or patched.
-func (r *run) unreadable(o *object, path, detail string) {
-	if path != "" {
-		path = o.path + path
-		detail = path + ": " + detail
-	}
-	r.find(o, Finding{Severity: Error, Field: path, Message: detail, unreadable: true})
-}
-
-// find adds a finding about an object, with its position. It adds each finding only once.
+// find adds a finding about an object, with its position unless it has one. It adds each finding
+// only once.
 func (r *run) find(o *object, f Finding) {
-	f.File, f.Document = o.file.name, o.document.number
+	f.File, f.Source, f.Document = o.file.name, o.document.source, o.document.number
 	f.Kind, f.Name = o.GetKind(), name(o.Unstructured)
-	if o.GroupVersionKind().GroupKind() != namespaceKind {
+	if f.Kind != "" && o.kind() != namespaceKind {
 		f.Namespace = r.namespaceOf(o)
 	}
 	path := f.Field
 	if path == "" {
 		path = strings.TrimSuffix(o.path, ".")
 	}
-	f.Line, f.Column = o.locate(path)
+	if f.Line == 0 {
+		f.Line, f.Column = o.locate(path)
+	}
 	if !r.reported[f] {
 		r.reported[f] = true
 		r.findings = append(r.findings, f)

@@ -27,7 +27,8 @@ func unifiedDiff(files []*file, colored bool) string {
 		p.line(bold, "+++ "+f.name)
 		for _, h := range hunks {
 			first := slices.IndexFunc(h.Edits, func(e textdiff.Edit[string]) bool { return e.Op != diff.Match })
-			p.line(cyan, fmt.Sprintf("@@ -%s +%s @@%s", span(h.LineNoX, h.EndLineNoX), span(h.LineNoY, h.EndLineNoY), f.titleAt(h.LineNoX+first)))
+			before, after := span(h.LineNoX, h.EndLineNoX), span(h.LineNoY, h.EndLineNoY)
+			p.line(cyan, fmt.Sprintf("@@ -%s +%s @@%s", before, after, f.titleAt(h.LineNoX+first)))
 			for _, e := range h.Edits {
 				switch e.Op {
 				case diff.Match:

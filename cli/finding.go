@@ -8,6 +8,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/akv-injector/akv-injector/cli/report"
 	"github.com/akv-injector/akv-injector/core/api"
 )
 
@@ -19,6 +20,9 @@ const (
 	Error   Severity = "error"
 	Warning Severity = "warning"
 )
+
+// Severities are all severities.
+var Severities = []Severity{Error, Warning}
 
 // Finding is an error or a warning about a manifest. The JSON format of lint is an array of
 // findings, with these names.
@@ -32,6 +36,9 @@ type Finding struct {
 	// Document is the number of the document in the file, from 1, not counting blank documents; 0
 	// if it is about the file.
 	Document int `json:"document,omitzero"`
+	// Source is the template of a Helm chart that the document was rendered from, as the comment of
+	// helm template names it; empty without such a comment. Line and Column are still those in File.
+	Source string `json:"source,omitzero"`
 	// Kind, Namespace and Name are those of the object; empty if it cannot be read. Namespace is
 	// where the object would be created; empty for a Namespace.
 	Kind      string `json:"kind,omitzero"`
@@ -48,8 +55,6 @@ type Finding struct {
 	Message string `json:"message"`
 
 	unreadable bool
-	// aboutOutput is true if the finding is about the output of inject, and not about the input.
-	aboutOutput bool
 }
 
 // subject returns the kind and the name of the object; empty if it has none.
@@ -60,7 +65,25 @@ func (f *Finding) subject() string {
 	return strings.TrimSpace(f.Kind + " " + f.Name)
 }
 
-// text returns the finding as a line in the format of compilers.
+// rule returns the reason, or a word for the findings without one.
+func (f *Finding) rule() string {
+	switch {
+	case f.Reason != "":
+		return string(f.Reason)
+	case f.unreadable:
+		return ruleUnreadable
+	}
+	return ruleManifest
+}
+
+// The rules of findings without a reason.
+const (
+	ruleUnreadable = "Unreadable"
+	ruleManifest   = "Manifest"
+)
+
+// text returns the finding as a line in the format of compilers. Manifests may have any text in them,
+// which must not control a terminal.
 func (f *Finding) text() string {
 	var b strings.Builder
 	b.WriteString(f.File)
@@ -71,17 +94,21 @@ func (f *Finding) text() string {
 		fmt.Fprintf(&b, ":%d", f.Column)
 	}
 	fmt.Fprintf(&b, ": %s: ", f.Severity)
+	source := f.Source
+	if source != "" {
+		source = ", " + source
+	}
 	switch subject := f.subject(); {
 	case subject != "":
-		fmt.Fprintf(&b, "%s (document %d): ", subject, f.Document)
+		fmt.Fprintf(&b, "%s (document %d%s): ", subject, f.Document, source)
 	case f.Document > 0:
-		fmt.Fprintf(&b, "document %d: ", f.Document)
+		fmt.Fprintf(&b, "document %d%s: ", f.Document, source)
 	}
 	if f.Reason != "" {
 		b.WriteString("[" + string(f.Reason) + "] ")
 	}
-	b.WriteString(f.Message + "\n")
-	return b.String()
+	b.WriteString(f.Message)
+	return report.Escape(b.String()) + "\n"
 }
 
 // Escapes of GitHub's workflow commands (actions/toolkit, packages/core/src/command.ts).
@@ -103,16 +130,20 @@ func (f *Finding) github() string {
 			property("col", strconv.Itoa(f.Column))
 		}
 	}
-	title := string(f.Reason)
-	if title == "" {
-		title = "Unreadable"
+	property("title", "akv-injector: "+f.rule())
+	return "::" + string(f.Severity) + " " + strings.Join(properties, ",") + "::" + githubData.Replace(f.whole()) + "\n"
+}
+
+// whole returns the message with the object and the template of a chart that it is about.
+func (f *Finding) whole() string {
+	about := f.subject()
+	if f.Source != "" {
+		about = strings.TrimSpace(about + " (" + f.Source + ")")
 	}
-	property("title", "akv-injector: "+title)
-	message := f.Message
-	if subject := f.subject(); subject != "" {
-		message = subject + ": " + message
+	if about == "" {
+		return f.Message
 	}
-	return "::" + string(f.Severity) + " " + strings.Join(properties, ",") + "::" + githubData.Replace(message) + "\n"
+	return about + ": " + f.Message
 }
 
 // Format is the output format of lint.
@@ -127,24 +158,69 @@ const (
 	JSON Format = "json"
 	// GitHub is one workflow command for each finding, which annotates a pull request.
 	GitHub Format = "github"
+	// SARIF is a log in the Static Analysis Results Interchange Format, version 2.1.0, which code
+	// scanning tools read.
+	SARIF Format = "sarif"
 )
 
 // Formats are all formats.
-var Formats = []Format{Text, JSON, GitHub}
+var Formats = []Format{Text, JSON, GitHub, SARIF}
 
 type findings []Finding
 
-func (f findings) status() Status {
+// status returns the status of a run that findings of a severity fail.
+func (f findings) status(failOn Severity) Status {
 	status := Fine
 	for i := range f {
 		switch {
 		case f[i].unreadable:
 			return Unusable
-		case f[i].Severity == Error:
+		case f[i].Severity == Error, failOn == Warning:
 			status = Rejected
 		}
 	}
 	return status
+}
+
+// count counts what was looked at.
+type count struct {
+	// objects are those of all documents.
+	objects int
+	// pods are the pods and pod templates that were judged, and asking are those of them with an
+	// annotation of the injector.
+	pods, asking int
+}
+
+// summary returns a line about what was judged, and what was found.
+func (r *run) summary() string {
+	severities := map[Severity]int{}
+	for i := range r.findings {
+		severities[r.findings[i].Severity]++
+	}
+	documents := 0
+	for _, f := range r.files {
+		for _, d := range f.documents {
+			if !d.IsBlank() {
+				documents++
+			}
+		}
+	}
+	judged := "no pod or pod template was judged"
+	if r.count.pods > 0 {
+		judged = fmt.Sprintf("%s judged, %d with annotations of akv-injector",
+			several(r.count.pods, "pod or pod template", "pods or pod templates"), r.count.asking)
+	}
+	return fmt.Sprintf("%s, %s: %s: %s, %s\n",
+		several(documents, "document", "documents"), several(r.count.objects, "object", "objects"), judged,
+		several(severities[Error], "error", "errors"), several(severities[Warning], "warning", "warnings"))
+}
+
+// several returns a number and the noun in its form.
+func several(n int, one, more string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return strconv.Itoa(n) + " " + more
 }
 
 func (f findings) text() string {
@@ -171,6 +247,8 @@ func (f findings) format(format Format) (string, error) {
 			return "", fmt.Errorf("print findings: %w", err)
 		}
 		return string(text) + "\n", nil
+	case SARIF:
+		return f.sarif()
 	}
-	return "", fmt.Errorf("format %q must be %s, %s or %s", format, Text, JSON, GitHub)
+	return "", fmt.Errorf("format %q must be one of %v", format, Formats)
 }

@@ -27,7 +27,7 @@ func (o *object) locate(path string) (line, column int) {
 		return line, column
 	}
 	line = first + at
-	written := strings.Split(o.file.text, "\n")[line-1]
+	written := o.document.Line(line)
 	return line, 1 + len(written) - len(strings.TrimLeft(written, " "))
 }
 

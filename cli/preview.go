@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path"
 	"slices"
 
 	"github.com/akv-injector/akv-injector/core/facts"
@@ -20,7 +21,8 @@ type Status int
 const (
 	// Fine means that nothing is rejected. There may be warnings.
 	Fine Status = 0
-	// Rejected means that the injector would reject an object.
+	// Rejected means that the injector would reject an object, or that there is a warning and
+	// Options.FailOn is [Warning].
 	Rejected Status = 1
 	// Unusable means that an input cannot be read, or that the options are wrong.
 	Unusable Status = 2
@@ -33,21 +35,55 @@ type Options struct {
 	Files []string
 	// Recursive also reads the subdirectories of directories.
 	Recursive bool
+	// Exclude are patterns of [path.Match] for the files and folders below the directories of
+	// Files that are not read. A pattern without a slash matches a name at any depth, another one
+	// the path from the directory.
+	Exclude []string
+	// Facts are files, directories, and - for Stdin, with Namespaces, ServiceAccounts,
+	// SecretProviderClasses and AzureIdentityBindings of a cluster. Only lookups use them: they are
+	// neither reviewed nor printed. Objects in Files replace them.
+	Facts []string
 	// Namespace is the namespace of objects that name none; empty for the namespace default.
 	Namespace string
-	// Cluster is used for objects that the files do not have; nil for none.
+	// Cluster is used for objects that neither Files nor Facts have; nil for none.
 	Cluster facts.Source
 	// Defaults are the values of the server's flags.
 	Defaults inject.Defaults
 	// Level is enforced in namespaces without a policy label; [policy.Off] for none.
 	Level policy.Level
-	// SkipClasses omits managed classes from the output.
+	// SkipClasses omits managed classes from the output of [Inject].
 	SkipClasses bool
+	// FailOn is the least severity for which [Lint] returns [Rejected]; empty for [Error].
+	FailOn Severity
 	// Stdin is read for the file -.
 	Stdin io.Reader
 }
 
-var errNoFiles = errors.New("name at least one file, directory or - with -f")
+// defaultNamespace is where kubectl creates an object if neither the object nor the kubeconfig names
+// a namespace.
+const defaultNamespace = "default"
+
+// check returns what is wrong with the options.
+func (o Options) check() error {
+	if len(o.Files) == 0 {
+		return errors.New("name at least one file, directory or - with -f")
+	}
+	fromStdin := 0
+	for _, name := range slices.Concat(o.Files, o.Facts) {
+		if name == "-" {
+			fromStdin++
+		}
+	}
+	if fromStdin > 1 {
+		return errors.New("name - only once: standard input cannot be read twice")
+	}
+	for _, pattern := range o.Exclude {
+		if _, err := path.Match(pattern, ""); err != nil {
+			return fmt.Errorf("--exclude: must be a pattern such as *.tmpl.yaml or charts/*, is %q", pattern)
+		}
+	}
+	return nil
+}
 
 // Inject writes the manifests after injection to stdout, in their order. Managed classes are added
 // after the first document that needs them. If diff is true, Inject writes a unified diff for
@@ -57,11 +93,11 @@ var errNoFiles = errors.New("name at least one file, directory or - with -f")
 // part of the manifests is applied without the rest. If the error is not nil, the status is
 // [Unusable], and the caller must print the error.
 func Inject(ctx context.Context, o Options, diff bool, stdout, stderr io.Writer) (Status, error) {
-	files, findings, err := o.run(ctx)
+	r, err := o.run(ctx, false)
 	if err != nil {
 		return Unusable, err
 	}
-	status, text := findings.status(), findings.text()
+	status, text := r.findings.status(Error), r.findings.text()
 	if status != Fine {
 		text += "nothing was printed, since not everything can be injected\n"
 	}
@@ -72,9 +108,9 @@ func Inject(ctx context.Context, o Options, diff bool, stdout, stderr io.Writer)
 		return status, nil
 	}
 	if diff {
-		text = unifiedDiff(files, isColored(stdout))
+		text = unifiedDiff(r.files, isColored(stdout))
 	} else {
-		text = joined(files)
+		text = joined(r.files)
 	}
 	if _, err := io.WriteString(stdout, text); err != nil {
 		return Unusable, fmt.Errorf("write manifests: %w", err)
@@ -82,39 +118,46 @@ func Inject(ctx context.Context, o Options, diff bool, stdout, stderr io.Writer)
 	return Fine, nil
 }
 
-// Lint writes the findings about the manifests to stdout. If the error is not nil, the status is
-// [Unusable], and the caller must print the error.
-func Lint(ctx context.Context, o Options, format Format, stdout io.Writer) (Status, error) {
-	_, findings, err := o.run(ctx)
+// Lint writes the findings about the manifests to stdout. In the format [Text], it then writes one
+// line to stderr that says how much was judged. If the error is not nil, the status is [Unusable],
+// and the caller must print the error.
+func Lint(ctx context.Context, o Options, format Format, stdout, stderr io.Writer) (Status, error) {
+	r, err := o.run(ctx, true)
 	if err != nil {
 		return Unusable, err
 	}
-	findings = slices.DeleteFunc(findings, func(f Finding) bool { return f.aboutOutput })
-	text, err := findings.format(format)
+	text, err := r.findings.format(format)
 	if err != nil {
 		return Unusable, err
 	}
 	if _, err := io.WriteString(stdout, text); err != nil {
 		return Unusable, fmt.Errorf("write findings: %w", err)
 	}
-	return findings.status(), nil
+	if format == Text || format == "" {
+		if _, err := io.WriteString(stderr, r.summary()); err != nil {
+			return Unusable, fmt.Errorf("write summary: %w", err)
+		}
+	}
+	return r.findings.status(o.FailOn), nil
 }
 
 // run reads the files and reviews their documents. The findings are sorted by file and document.
-func (o Options) run(ctx context.Context) ([]*file, findings, error) {
-	if len(o.Files) == 0 {
-		return nil, nil, errNoFiles
+func (o Options) run(ctx context.Context, linting bool) (*run, error) {
+	if err := o.check(); err != nil {
+		return nil, err
 	}
-	if o.Namespace == "" {
-		o.Namespace = "default"
-	}
-	files, findings, err := o.read()
+	o.Namespace = cmp.Or(o.Namespace, defaultNamespace)
+	known, found, err := o.read(o.Facts)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	r := run{options: o, files: files, findings: findings}
-	if err := r.review(ctx); err != nil {
-		return nil, nil, err
+	files, more, err := o.read(o.Files)
+	if err != nil {
+		return nil, err
+	}
+	r := run{options: o, linting: linting, files: files, findings: append(found, more...)}
+	if err := r.review(ctx, known); err != nil {
+		return nil, err
 	}
 	position := make(map[string]int, len(files))
 	for i, f := range files {
@@ -123,5 +166,5 @@ func (o Options) run(ctx context.Context) ([]*file, findings, error) {
 	slices.SortStableFunc(r.findings, func(a, b Finding) int {
 		return cmp.Or(position[a.File]-position[b.File], a.Document-b.Document)
 	})
-	return r.files, r.findings, nil
+	return &r, nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -151,7 +152,7 @@ func TestStatus(t *testing.T) {
 				}
 			}
 			var stdout bytes.Buffer
-			if status, err := cli.Lint(t.Context(), cli.Options{Files: tt.files}, cli.Text, &stdout); status != tt.want || (err != nil) != tt.usage {
+			if status, err := cli.Lint(t.Context(), cli.Options{Files: tt.files}, cli.Text, &stdout, io.Discard); status != tt.want || (err != nil) != tt.usage {
 				t.Errorf("lint: status %d, error %v, want status %d, error %t", status, err, tt.want, tt.usage)
 			}
 		})
@@ -178,7 +179,7 @@ func TestLintFormats(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var stdout bytes.Buffer
 			options := cli.Options{Files: []string{"-"}, Stdin: strings.NewReader(tt.text)}
-			if _, err := cli.Lint(t.Context(), options, tt.format, &stdout); err != nil {
+			if _, err := cli.Lint(t.Context(), options, tt.format, &stdout, io.Discard); err != nil {
 				t.Fatal(err)
 			}
 			if diff := cmp.Diff(tt.want, stdout.String()); diff != "" {
@@ -187,7 +188,7 @@ func TestLintFormats(t *testing.T) {
 		})
 	}
 	options := cli.Options{Files: []string{"-"}, Stdin: strings.NewReader("")}
-	if status, err := cli.Lint(t.Context(), options, "xml", &bytes.Buffer{}); status != cli.Unusable || err == nil {
+	if status, err := cli.Lint(t.Context(), options, "xml", &bytes.Buffer{}, io.Discard); status != cli.Unusable || err == nil {
 		t.Errorf("an unknown format: status %d, error %v", status, err)
 	}
 }
@@ -239,7 +240,7 @@ func TestCluster(t *testing.T) {
 		"a namespace of the files wins": {
 			online, "apiVersion: v1\nkind: Namespace\nmetadata: {name: closed, labels: {keyvault.io/injection: enabled}}\n---\n" + pod("closed", "theirs", "in-cluster"), cli.Fine, nil, true,
 		},
-		"offline, a class that may be in the cluster": {offline, pod("open", "theirs", "in-cluster"), cli.Rejected, []string{"add the class to the files, or use --cluster"}, false},
+		"offline, a class that may be in the cluster": {offline, pod("open", "theirs", "in-cluster"), cli.Rejected, []string{"add SecretProviderClass theirs of namespace open to the files, or use --cluster or --facts"}, false},
 		"offline, a class with a similar name":        {offline, strings.ReplaceAll(classes, "both}", "both, namespace: open}") + pod("open", "boht", "x"), cli.Rejected, []string{"did you mean both?\n"}, false},
 		"objects without a namespace":                 {cli.Options{Namespace: "open"}, classes + pod("open", "both", "in-file"), cli.Fine, nil, true},
 		"a class of another namespace":                {offline, classes + pod("open", "both", "in-file"), cli.Rejected, []string{"in namespace open"}, false},

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"strings"
 )
 
@@ -22,7 +23,7 @@ func (f *file) after(separated bool) string {
 			endLine(&b)
 			b.WriteString(separator(f.text))
 		}
-		b.WriteString(d.patched)
+		b.WriteString(cmp.Or(d.patched, d.Text()))
 		for _, more := range d.more {
 			endLine(&b)
 			if separated || !d.IsJSON() {

@@ -6,7 +6,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -25,9 +27,12 @@ type document struct {
 	// number is the number of the document in its file, from 1, not counting blank documents; 0 for
 	// a blank document.
 	number int
+	// source is the template of a Helm chart that the document was rendered from; empty if no
+	// comment names it.
+	source string
 	// affected is true if a duplicate key was reported as an error, since it may change a verdict.
 	affected bool
-	// patched is the text after injection.
+	// patched is the text after injection; empty if it does not change.
 	patched string
 	// title is the object that a diff shows for the document.
 	title string
@@ -38,9 +43,9 @@ type document struct {
 // stdinName is the file name of standard input in findings.
 const stdinName = "<stdin>"
 
-// read reads all files. A file or document that cannot be read is a finding, and the others are
-// still reviewed.
-func (o Options) read() ([]*file, findings, error) {
+// read reads files and directories. A file or document that cannot be read is a finding, and the
+// others are still reviewed.
+func (o Options) read(names []string) ([]*file, findings, error) {
 	var files []*file
 	var found findings
 	unreadable := func(name string, err error) {
@@ -49,12 +54,17 @@ func (o Options) read() ([]*file, findings, error) {
 		}
 		found = append(found, Finding{File: name, Severity: Error, Message: err.Error(), unreadable: true})
 	}
-	if slices.Index(o.Files, "-") != lastIndex(o.Files, "-") {
-		return nil, nil, errors.New("name - only once: standard input cannot be read twice")
+	add := func(f *file) {
+		files = append(files, f)
+		if len(files) > 1 { // manifest.Split keeps the nodes of a single document
+			for _, d := range slices.Concat(files[0].documents, f.documents) {
+				d.Release()
+			}
+		}
 	}
 	seen := map[string]bool{}
-	for _, path := range o.Files {
-		if path == "-" {
+	for _, named := range names {
+		if named == "-" {
 			if o.Stdin == nil {
 				return nil, nil, errors.New("read -: there is no standard input")
 			}
@@ -63,12 +73,12 @@ func (o Options) read() ([]*file, findings, error) {
 				unreadable(stdinName, fmt.Errorf("read standard input: %w", err))
 				continue
 			}
-			files = append(files, newFile(stdinName, text))
+			add(newFile(stdinName, text))
 			continue
 		}
-		names, err := o.list(path)
+		names, err := o.list(named)
 		if err != nil {
-			unreadable(path, err)
+			unreadable(named, err)
 		}
 		for _, name := range names {
 			if seen[filepath.Clean(name)] {
@@ -80,14 +90,21 @@ func (o Options) read() ([]*file, findings, error) {
 				unreadable(name, err)
 				continue
 			}
-			files = append(files, newFile(name, text))
+			add(newFile(name, text))
 		}
 	}
 	for _, f := range files {
 		for _, d := range f.documents {
 			if p := d.Problem(); p != nil {
 				found = append(found, Finding{
-					File: f.name, Line: p.Line, Column: p.Column, Document: d.number, Severity: Error, Message: p.Detail, unreadable: true,
+					File:       f.name,
+					Source:     d.source,
+					Line:       p.Line,
+					Column:     p.Column,
+					Document:   d.number,
+					Severity:   Error,
+					Message:    p.Detail,
+					unreadable: true,
 				})
 			}
 		}
@@ -108,27 +125,31 @@ func readFile(name string) (string, error) {
 }
 
 func readAll(r io.Reader) (string, error) {
-	text, err := io.ReadAll(io.LimitReader(r, maxFile+1))
-	if err == nil && len(text) > maxFile {
-		err = fmt.Errorf("must have at most %d bytes; split it into several files", maxFile)
-	}
-	return string(text), err
-}
-
-func lastIndex(list []string, s string) int {
-	for i, e := range slices.Backward(list) {
-		if e == s {
-			return i
+	var text strings.Builder
+	if f, ok := r.(*os.File); ok {
+		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+			text.Grow(int(min(info.Size(), maxFile)))
 		}
 	}
-	return -1
+	n, err := io.Copy(&text, io.LimitReader(r, maxFile+1))
+	if err == nil && n > maxFile {
+		err = fmt.Errorf("must have at most %d bytes; split it into several files", maxFile)
+	}
+	return text.String(), err
 }
+
+// helmSource matches the comment with which helm template starts each document
+// (pkg/action/action.go, renderResources).
+var helmSource = regexp.MustCompile(`^(?:---[ \t]*\r?\n)?(?:[ \t]*\r?\n)*# Source: (\S[^\r\n]*)`)
 
 func newFile(name, text string) *file {
 	f := &file{name: name, text: text}
 	number := 0
 	for _, d := range manifest.Split(text) {
-		one := &document{Document: d, patched: d.Text()}
+		one := &document{Document: d}
+		if m := helmSource.FindStringSubmatch(d.Text()); m != nil {
+			one.source = strings.TrimSpace(m[1])
+		}
 		if !d.IsBlank() {
 			number++
 			one.number = number
@@ -139,30 +160,57 @@ func newFile(name, text string) *file {
 }
 
 // list returns the file, or the manifests of a directory, sorted by name.
-func (o Options) list(path string) ([]string, error) {
-	info, err := os.Stat(path)
+func (o Options) list(root string) ([]string, error) {
+	info, err := os.Stat(root)
 	if err != nil {
 		return nil, err
 	}
 	if !info.IsDir() {
-		return []string{path}, nil
+		return []string{root}, nil
 	}
 	var names []string
-	err = filepath.WalkDir(path, func(name string, entry fs.DirEntry, err error) error {
+	excluded := 0
+	err = filepath.WalkDir(root, func(name string, entry fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
 			return err
-		case entry.IsDir() && name != path && !o.Recursive:
+		case name != root && o.excludes(root, name):
+			if excluded++; entry.IsDir() {
+				return fs.SkipDir
+			}
+		case entry.IsDir() && name != root && !o.Recursive:
 			return fs.SkipDir
 		case !entry.IsDir() && isManifest(name):
 			names = append(names, name)
 		}
 		return nil
 	})
-	if err == nil && len(names) == 0 {
+	switch {
+	case err != nil || len(names) > 0:
+	case excluded > 0:
+		err = errors.New("must contain *.yaml, *.yml or *.json files that --exclude does not match")
+	default:
 		err = errors.New("must contain *.yaml, *.yml or *.json files; use --recursive to include subdirectories")
 	}
 	return names, err
+}
+
+// excludes reports whether a pattern of Exclude matches a file or folder below a directory. A bad
+// pattern matches nothing; [Options.check] reports it.
+func (o Options) excludes(directory, name string) bool {
+	below, err := filepath.Rel(directory, name)
+	if err != nil {
+		return false
+	}
+	below = filepath.ToSlash(below)
+	return slices.ContainsFunc(o.Exclude, func(pattern string) bool {
+		what := below
+		if pattern = strings.TrimSuffix(pattern, "/"); !strings.Contains(pattern, "/") {
+			what = below[strings.LastIndexByte(below, '/')+1:]
+		}
+		matched, err := path.Match(pattern, what)
+		return err == nil && matched
+	})
 }
 
 func isManifest(name string) bool {

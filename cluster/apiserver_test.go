@@ -185,6 +185,9 @@ func parse(r *http.Request) query {
 	if len(parts) > 2 && parts[0] == namespaces {
 		q.namespace, parts = parts[1], parts[2:]
 	}
+	if len(parts) == 0 { // discovery
+		return q
+	}
 	q.resource = parts[0]
 	if len(parts) > 1 {
 		q.name = parts[1]
@@ -213,6 +216,10 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	watch := r.URL.Query().Get("watch") != ""
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if q.resource == "" {
+		s.discover(w, r)
+		return
+	}
 	if !watch && q.resource != definitions {
 		s.requests = append(s.requests, strings.TrimSpace(fmt.Sprint(r.URL.Path, " ", r.URL.RawQuery)))
 	}
@@ -243,6 +250,23 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		reply(w, list)
 	}
+}
+
+// discover answers a request for the resources of an API group, which has one resource besides those
+// of the tests.
+func (s *apiServer) discover(w http.ResponseWriter, r *http.Request) {
+	known := metav1.APIResourceList{
+		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "APIResourceList"}, APIResources: []metav1.APIResource{{Name: "others"}},
+	}
+	for _, resource := range []string{classes, bindings} {
+		if s.absent[resource] == 0 {
+			known.APIResources = append(known.APIResources, metav1.APIResource{Name: resource})
+		} else if s.absent[classes] > 0 && strings.Contains(r.URL.Path, "secrets-store") {
+			refuse(w, http.StatusNotFound) // the group has no resource
+			return
+		}
+	}
+	reply(w, known)
 }
 
 func reply(w http.ResponseWriter, body any) {

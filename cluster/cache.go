@@ -78,7 +78,8 @@ var cacheLimits = limits{probe: 5 * time.Second, age: 25 * time.Second, failing:
 // NewCache returns a Cache of the cluster that live reads. It is empty until Start runs. It has its
 // own Live, which shares and limits the requests that reviews cause.
 func NewCache(live *Live, log logr.Logger) *Cache {
-	c := &Cache{live: &Live{Metadata: live.Metadata, Dynamic: live.Dynamic, raw: live.raw, reads: newReads()}, log: log, limits: cacheLimits}
+	own := &Live{Metadata: live.Metadata, Dynamic: live.Dynamic, Raw: live.Raw, reads: newReads()}
+	c := &Cache{live: own, log: log, limits: cacheLimits}
 	c.namespaces.read = func(object metav1.Object) (*facts.Namespace, bool) { return facts.ReadNamespace(object), true }
 	c.serviceAccounts.read = func(object metav1.Object) (*facts.ServiceAccount, bool) {
 		o, ok := object.(*unstructured.Unstructured)
@@ -125,7 +126,9 @@ func (c *Cache) Register(registry prometheus.Registerer) {
 }
 
 // followMetadata returns a feed that writes the metadata of a kind's objects to store.
-func (c *Cache) followMetadata(objects string, resource schema.GroupVersionResource, selector fields.Selector, store cache.TransformingStore) *feed.Feed {
+func (c *Cache) followMetadata(
+	objects string, resource schema.GroupVersionResource, selector fields.Selector, store cache.TransformingStore,
+) *feed.Feed {
 	return feed.New(feed.Kind{
 		Plural: objects,
 		ListWatch: feed.ListWatch(c.live.Metadata.Resource(resource), func(options *metav1.ListOptions) {
@@ -139,7 +142,9 @@ func (c *Cache) followMetadata(objects string, resource schema.GroupVersionResou
 // followCustom returns a feed of a kind that the cluster may not have. The feed lists the objects
 // as soon as the CustomResourceDefinition is created; without the permission to watch that, at most
 // half a minute later.
-func (c *Cache) followCustom(objects string, resource schema.GroupVersionResource, store cache.TransformingStore) *feed.Feed {
+func (c *Cache) followCustom(
+	objects string, resource schema.GroupVersionResource, store cache.TransformingStore,
+) *feed.Feed {
 	defined := make(chan struct{}, 1)
 	var definition *feed.Objects[*metav1.PartialObjectMetadata]
 	definition = feed.NewObjects[*metav1.PartialObjectMetadata](func() {
@@ -160,7 +165,9 @@ func (c *Cache) followCustom(objects string, resource schema.GroupVersionResourc
 
 // follow returns a feed that writes the objects of a kind to store. Wake is nil for a built-in
 // kind.
-func (c *Cache) follow(objects string, resource schema.GroupVersionResource, wake <-chan struct{}, store cache.TransformingStore) *feed.Feed {
+func (c *Cache) follow(
+	objects string, resource schema.GroupVersionResource, wake <-chan struct{}, store cache.TransformingStore,
+) *feed.Feed {
 	return feed.New(feed.Kind{
 		Plural:    objects,
 		ListWatch: feed.ListWatch(c.live.Dynamic.Resource(resource), nil),
@@ -237,7 +244,8 @@ func (c *Cache) age() time.Duration {
 // fresh returns an error if the facts may be too old for a verdict.
 func (c *Cache) fresh() error {
 	if age := c.age(); age > c.limits.age {
-		return fmt.Errorf("the API server has not answered for %.0f s, so the facts about the cluster may be out of date", age.Seconds())
+		return fmt.Errorf("the API server has not answered for %.0f s, so the facts about the cluster may be out of date",
+			age.Seconds())
 	}
 	return nil
 }
@@ -312,7 +320,9 @@ func (c *Cache) Facts(ctx context.Context, namespace string, needs facts.Needs, 
 	if err := c.fresh(); err != nil {
 		return facts.Answer{}, err
 	}
-	classes, serviceAccounts, selectors := c.classes.in(namespace), c.serviceAccounts.in(namespace), c.selectors.in(namespace)
+	classes := c.classes.in(namespace)
+	serviceAccounts := c.serviceAccounts.in(namespace)
+	selectors := c.selectors.in(namespace)
 	available := facts.Available{
 		Classes:         classes.names,
 		ServiceAccounts: serviceAccounts.names,

@@ -85,7 +85,8 @@ func (b *bindings) decode(r *jsonstream.Reader) {
 			for range r.Elements {
 				r.Member("spec", func() {
 					r.Member("selector", func() {
-						if selector := r.Text(validation.LabelValueMaxLength + 1); selector != "" && len(selector) <= validation.LabelValueMaxLength {
+						selector := r.Text(validation.LabelValueMaxLength + 1)
+						if selector != "" && len(selector) <= validation.LabelValueMaxLength {
 							b.selectors = append(b.selectors, selector)
 						}
 					})

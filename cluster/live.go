@@ -2,8 +2,10 @@ package cluster
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -27,7 +29,9 @@ import (
 var (
 	namespaceResource      = schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}
 	serviceAccountResource = schema.GroupVersionResource{Version: "v1", Resource: "serviceaccounts"}
-	definitionResource     = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
+	definitionResource     = schema.GroupVersionResource{
+		Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions",
+	}
 )
 
 const (
@@ -45,8 +49,9 @@ type Live struct {
 	// also writes classes with it.
 	Metadata metadata.Interface
 	Dynamic  dynamic.Interface
+	// Raw reads objects as a stream of JSON. Its paths are absolute.
+	Raw rest.Interface
 
-	raw   rest.Interface
 	reads *reads // nil if requests are not shared
 }
 
@@ -69,7 +74,7 @@ func NewLive(config *rest.Config) (*Live, error) {
 	errorTypes := runtime.NewScheme()
 	metav1.AddToGroupVersion(errorTypes, schema.GroupVersion{Version: "v1"})
 	config.NegotiatedSerializer = serializer.NewCodecFactory(errorTypes).WithoutConversion()
-	if l.raw, err = rest.UnversionedRESTClientForConfigAndClient(config, client); err != nil {
+	if l.Raw, err = rest.UnversionedRESTClientForConfigAndClient(config, client); err != nil {
 		return nil, fmt.Errorf("create a client of custom resources: %w", err)
 	}
 	return &l, nil
@@ -77,7 +82,8 @@ func NewLive(config *rest.Config) (*Live, error) {
 
 // Namespace implements [facts.Source].
 func (l *Live) Namespace(ctx context.Context, name string, _ bool) (facts.Namespace, error) {
-	return share(ctx, l.reads, target{name, namespaceResource.Resource, ""}, func(ctx context.Context) (facts.Namespace, error) {
+	wanted := target{name, namespaceResource.Resource, ""}
+	return share(ctx, l.reads, wanted, func(ctx context.Context) (facts.Namespace, error) {
 		object, err := l.metadata(ctx, namespaceResource, "", name)
 		if err != nil || object == nil {
 			return facts.Namespace{}, err
@@ -104,7 +110,8 @@ func (l *Live) Facts(ctx context.Context, namespace string, needs facts.Needs, f
 			answer.Available.Classes = append(answer.Available.Classes, classes[i].Name)
 		}
 	}
-	nameless := lacksClient(needs.ServiceAccount, answer.ServiceAccount) || lacksClient(needs.NamedServiceAccount, answer.NamedServiceAccount)
+	nameless := lacksClient(needs.ServiceAccount, answer.ServiceAccount) ||
+		lacksClient(needs.NamedServiceAccount, answer.NamedServiceAccount)
 	if nameless && needs.Selector == "" {
 		if answer.Available.Selectors, err = l.selectors(ctx, namespace); err != nil {
 			return facts.Answer{}, err
@@ -162,9 +169,11 @@ func (l *Live) class(ctx context.Context, namespace, name string) (*class.Class,
 	if !canExist(name) {
 		return nil, nil
 	}
-	return share(ctx, l.reads, target{namespace, class.Resource.Resource, name}, func(ctx context.Context) (*class.Class, error) {
+	wanted := target{namespace, class.Resource.Resource, name}
+	return share(ctx, l.reads, wanted, func(ctx context.Context) (*class.Class, error) {
 		spc := class.SecretProviderClass{ObjectMeta: metav1.ObjectMeta{Name: name}}
-		switch found, err := l.read(ctx, class.Resource, namespace, name, "", func(r *jsonstream.Reader) { decodeClass(r, &spc) }); {
+		decode := func(r *jsonstream.Reader) { decodeClass(r, &spc) }
+		switch found, err := l.read(ctx, class.Resource, namespace, name, "", decode); {
 		case errors.Is(err, jsonstream.ErrTooLarge):
 			return &class.Class{Name: name, Provider: class.Provider, Invalid: "must have fewer values"}, nil
 		case err != nil || !found:
@@ -178,9 +187,12 @@ func (l *Live) class(ctx context.Context, namespace, name string) (*class.Class,
 // tenant can create objects as large as the API server accepts. It reports whether the object or
 // kind exists.
 func (l *Live) read(
-	ctx context.Context, resource schema.GroupVersionResource, namespace, name, next string, decode func(*jsonstream.Reader),
+	ctx context.Context,
+	resource schema.GroupVersionResource,
+	namespace, name, next string,
+	decode func(*jsonstream.Reader),
 ) (bool, error) {
-	request := l.raw.Get().
+	request := l.Raw.Get().
 		AbsPath("apis", resource.Group, resource.Version, "namespaces", namespace, resource.Resource, name).
 		SetHeader("Accept", runtime.ContentTypeJSON)
 	if name == "" {
@@ -190,7 +202,7 @@ func (l *Live) read(
 		request.Param("continue", next)
 	}
 	body, err := request.Stream(ctx)
-	if apierrors.IsNotFound(err) {
+	if apierrors.IsNotFound(err) || l.isUnknown(ctx, resource, err) {
 		return false, nil
 	}
 	if err == nil {
@@ -200,9 +212,26 @@ func (l *Live) read(
 		err = errors.Join(r.Close(), body.Close())
 	}
 	if err != nil {
-		return false, fmt.Errorf("read %s of namespace %s: %w", strings.TrimSuffix(resource.Resource+"/"+name, "/"), namespace, err)
+		what := strings.TrimSuffix(resource.Resource+"/"+name, "/")
+		return false, fmt.Errorf("read %s of namespace %s: %w", what, namespace, err)
 	}
 	return true, nil
+}
+
+// isUnknown reports whether a request is forbidden and the cluster does not have the resource. The
+// API server checks rights first, so its answer to a user without rights does not depend on the
+// resource. Discovery, which every user may read, does.
+func (l *Live) isUnknown(ctx context.Context, resource schema.GroupVersionResource, err error) bool {
+	if !apierrors.IsForbidden(err) || resource.Group == "" {
+		return false
+	}
+	text, discoverErr := l.Raw.Get().AbsPath("apis", resource.Group, resource.Version).SetHeader("Accept", runtime.ContentTypeJSON).DoRaw(ctx)
+	if discoverErr != nil {
+		return apierrors.IsNotFound(discoverErr)
+	}
+	var known metav1.APIResourceList
+	return json.Unmarshal(text, &known) == nil &&
+		!slices.ContainsFunc(known.APIResources, func(r metav1.APIResource) bool { return r.Name == resource.Resource })
 }
 
 // classObject returns the class of that name as the API server has it; nil if it does not exist.
@@ -226,7 +255,8 @@ func (l *Live) serviceAccount(ctx context.Context, namespace, name string) (*fac
 	if name == "" {
 		return nil, nil
 	}
-	return share(ctx, l.reads, target{namespace, serviceAccountResource.Resource, name}, func(ctx context.Context) (*facts.ServiceAccount, error) {
+	wanted := target{namespace, serviceAccountResource.Resource, name}
+	return share(ctx, l.reads, wanted, func(ctx context.Context) (*facts.ServiceAccount, error) {
 		if !canExist(name) {
 			return nil, nil
 		}
@@ -242,7 +272,9 @@ func (l *Live) serviceAccount(ctx context.Context, namespace, name string) (*fac
 }
 
 // metadata returns the metadata of an object; nil if it does not exist.
-func (l *Live) metadata(ctx context.Context, resource schema.GroupVersionResource, namespace, name string) (*metav1.PartialObjectMetadata, error) {
+func (l *Live) metadata(
+	ctx context.Context, resource schema.GroupVersionResource, namespace, name string,
+) (*metav1.PartialObjectMetadata, error) {
 	if !canExist(name) {
 		return nil, nil
 	}
@@ -264,13 +296,15 @@ func canExist(name string) bool {
 
 // list returns the metadata of up to maxNames objects of a kind, and whether the cluster has the
 // kind.
-func (l *Live) list(ctx context.Context, resource schema.GroupVersionResource, namespace string) (objects []metav1.PartialObjectMetadata, known bool, err error) {
+func (l *Live) list(
+	ctx context.Context, resource schema.GroupVersionResource, namespace string,
+) (objects []metav1.PartialObjectMetadata, known bool, err error) {
 	options := metav1.ListOptions{Limit: maxNames}
 	if resource == class.Resource {
 		options.LabelSelector = class.ManagedByLabel + "!=" + class.ManagedBy // messages never suggest managed classes
 	}
 	list, err := l.Metadata.Resource(resource).Namespace(namespace).List(ctx, options)
-	if apierrors.IsNotFound(err) {
+	if apierrors.IsNotFound(err) || l.isUnknown(ctx, resource, err) {
 		return nil, false, nil
 	}
 	if err != nil {
@@ -281,7 +315,8 @@ func (l *Live) list(ctx context.Context, resource schema.GroupVersionResource, n
 
 // selectors returns the selectors of the namespace's AzureIdentityBindings.
 func (l *Live) selectors(ctx context.Context, namespace string) ([]string, error) {
-	return share(ctx, l.reads, target{namespace, facts.BindingResource.Resource, ""}, func(ctx context.Context) (selectors []string, err error) {
+	wanted := target{namespace, facts.BindingResource.Resource, ""}
+	return share(ctx, l.reads, wanted, func(ctx context.Context) (selectors []string, err error) {
 		for next := ""; ; {
 			var page bindings
 			found, err := l.read(ctx, facts.BindingResource, namespace, "", next, page.decode)

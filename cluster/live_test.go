@@ -167,6 +167,21 @@ func TestLiveFailures(t *testing.T) {
 	})
 }
 
+// TestLiveWithoutRightsAndKind shows that a kind that the cluster does not have counts as one without
+// objects for a user without rights, too: the API server answers Forbidden in both cases.
+func TestLiveWithoutRightsAndKind(t *testing.T) {
+	server := startAPIServer(t, shop, defaultSA)
+	for _, resource := range []string{classes, bindings} {
+		server.forget(resource)
+		server.fail(resource, http.StatusForbidden)
+	}
+	got := lookUp(t, live(t, server), facts.Needs{Classes: []string{"key-vault"}, Selector: "access-blob"}, true)
+	want := facts.Answer{Available: facts.Available{NoDriver: true, ServiceAccounts: []string{"default"}}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("facts (-want +got):\n%s", diff)
+	}
+}
+
 func TestOverlay(t *testing.T) {
 	ours := strings.ReplaceAll(keyVault, "shop-kv", "our-kv")
 	ourClass := &class.Class{Name: "key-vault", Provider: "azure", Vault: "our-kv", Objects: keyVaultClass.Objects}

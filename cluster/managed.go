@@ -41,13 +41,29 @@ func (c *Cache) ManagedClass(namespace, name string) *ManagedClass {
 // may have changed: after a list, and when the CustomResourceDefinition was created or deleted. It
 // must be called before Start, and changed must return at once.
 func (c *Cache) OnClass(changed func(namespace, name string)) {
-	c.classes.changed = changed
+	c.classes.changed = append(c.classes.changed, changed)
 }
 
 // OnNamespace calls changed for every added, updated or deleted namespace, and with an empty name
 // when any may have changed. It must be called before Start, and changed must return at once.
 func (c *Cache) OnNamespace(changed func(name string)) {
-	c.namespaces.changed = func(_, name string) { changed(name) }
+	c.namespaces.changed = append(c.namespaces.changed, func(_, name string) { changed(name) })
+}
+
+// OnFacts calls changed with the name of a namespace when the namespace, or an object in it, was
+// added, updated or deleted, and with an empty name when any may have changed. It does not call it
+// for managed classes, which no verdict depends on. It must be called before Start, and changed
+// must return at once.
+func (c *Cache) OnFacts(changed func(namespace string)) {
+	c.OnNamespace(changed)
+	c.OnClass(func(namespace, name string) {
+		if !class.IsManagedName(name) {
+			changed(namespace)
+		}
+	})
+	in := func(namespace, _ string) { changed(namespace) }
+	c.serviceAccounts.changed = append(c.serviceAccounts.changed, in)
+	c.selectors.changed = append(c.selectors.changed, in)
 }
 
 // AwaitFilled waits until all objects have been listed. If ctx ends first, it returns the error of
@@ -78,7 +94,9 @@ func managedClassOf(object *unstructured.Unstructured) *ManagedClass {
 		return nil
 	}
 	labelled := object.GetLabels()[class.ManagedByLabel] == class.ManagedBy
-	written := slices.ContainsFunc(object.GetManagedFields(), func(f metav1.ManagedFieldsEntry) bool { return f.Manager == class.ManagedBy })
+	written := slices.ContainsFunc(object.GetManagedFields(), func(f metav1.ManagedFieldsEntry) bool {
+		return f.Manager == class.ManagedBy
+	})
 	return &ManagedClass{
 		ResourceVersion: object.GetResourceVersion(),
 		Owners:          object.GetOwnerReferences(),
@@ -91,5 +109,7 @@ func managedClassOf(object *unstructured.Unstructured) *ManagedClass {
 func IsIntact(object *unstructured.Unstructured) bool {
 	spc := class.SecretProviderClass{ObjectMeta: metav1.ObjectMeta{Name: object.GetName()}}
 	spec, ok := object.Object["spec"].(map[string]any)
-	return ok && runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(spec, &spc.Spec, true) == nil && class.IsIntact(&spc)
+	return ok &&
+		runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(spec, &spc.Spec, true) == nil &&
+		class.IsIntact(&spc)
 }

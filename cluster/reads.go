@@ -93,7 +93,9 @@ func newReads() *reads {
 
 // share returns the result of read, or of the same read for another review. If r is nil, it calls
 // read.
-func share[T any](ctx context.Context, r *reads, t target, read func(context.Context) (T, error)) (answer T, err error) {
+func share[T any](
+	ctx context.Context, r *reads, t target, read func(context.Context) (T, error),
+) (answer T, err error) {
 	if r == nil {
 		return read(ctx)
 	}

@@ -18,9 +18,9 @@ import (
 type table[T any] struct {
 	// read returns the value of an object; false if the table must not keep the object.
 	read func(metav1.Object) (T, bool)
-	// changed is called for each added, updated or deleted object, and with an empty name after all
-	// objects were replaced. It may be nil.
-	changed func(namespace, name string)
+	// changed are called for each added, updated or deleted object, and with an empty name after all
+	// objects were replaced.
+	changed []func(namespace, name string)
 
 	mu      sync.RWMutex
 	shelves map[string]shelf[T] // by namespace
@@ -132,8 +132,8 @@ func (t *table[T]) Delete(object any) error {
 }
 
 func (t *table[T]) notify(namespace, name string) {
-	if t.changed != nil {
-		t.changed(namespace, name)
+	for _, changed := range t.changed {
+		changed(namespace, name)
 	}
 }
 

@@ -1,6 +1,6 @@
 // Package controller creates the managed SecretProviderClasses that injected pods mount, and
-// repairs them while a pod mounts them. Apart from package certs, nothing else in this program
-// writes to the cluster.
+// repairs them while a pod mounts them. Apart from package certs and the events of package findings,
+// nothing else in this program writes to the cluster.
 //
 //	err := controller.AddTo(mgr, controller.Options{
 //		Live: live, Cache: cached, Defaults: defaults, Log: log, Metrics: metrics.Registry,
@@ -138,8 +138,9 @@ func AddTo(mgr manager.Manager, o Options) error {
 		Reconciler:              c,
 		MaxConcurrentReconciles: maxConcurrent,
 		NeedLeaderElection:      &never,
-		RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[types.NamespacedName](firstRetry, lastRetry),
-		LogConstructor:          func(*types.NamespacedName) logr.Logger { return withoutReported(o.Log) },
+		RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[types.NamespacedName](
+			firstRetry, lastRetry),
+		LogConstructor: func(*types.NamespacedName) logr.Logger { return withoutReported(o.Log) },
 	})
 	if err != nil {
 		return fmt.Errorf("set up the controller: %w", err)
@@ -151,7 +152,9 @@ func AddTo(mgr manager.Manager, o Options) error {
 }
 
 // start watches pods, and fills the queue once pods and facts have been listed.
-func (c *controller) start(ctx context.Context, queue workqueue.TypedRateLimitingInterface[types.NamespacedName]) error {
+func (c *controller) start(
+	ctx context.Context, queue workqueue.TypedRateLimitingInterface[types.NamespacedName],
+) error {
 	go c.podFeed.Run(logr.NewContext(ctx, c.log))
 	go func() {
 		if c.cache.AwaitFilled(ctx) != nil {
@@ -474,7 +477,9 @@ func (c *controller) deny(p *claims.Claimant, result *inject.Result, last *denia
 }
 
 // write creates the class, or restores its spec and adds owners.
-func (c *controller) write(ctx context.Context, key types.NamespacedName, d *derivation, found *cluster.ManagedClass) error {
+func (c *controller) write(
+	ctx context.Context, key types.NamespacedName, d *derivation, found *cluster.ManagedClass,
+) error {
 	if found != nil && !found.Ours {
 		c.record(api.ClassNameTaken, key, notesTo(d.granted, key.Name, takenNote(key.Name)))
 		c.total.WithLabelValues(taken).Inc()
@@ -498,7 +503,9 @@ func (c *controller) write(ctx context.Context, key types.NamespacedName, d *der
 
 // ownersOf returns owner references for claims, with the UIDs of revisions. If a revision does not
 // exist, the owner is one of its pods.
-func (c *controller) ownersOf(ctx context.Context, namespace string, granted []claims.Claim) ([]metav1.OwnerReference, error) {
+func (c *controller) ownersOf(
+	ctx context.Context, namespace string, granted []claims.Claim,
+) ([]metav1.OwnerReference, error) {
 	owners := make([]metav1.OwnerReference, 0, len(granted))
 	for i := range granted {
 		owner := granted[i].Owner
@@ -525,7 +532,9 @@ func (c *controller) ownersOf(ctx context.Context, namespace string, granted []c
 var revisions = appsv1.SchemeGroupVersion.WithResource("controllerrevisions")
 
 // apply writes the class to the API server, and returns the result as the metric counts it.
-func (c *controller) apply(ctx context.Context, namespace string, d *derivation, found *cluster.ManagedClass) (result string, err error) {
+func (c *controller) apply(
+	ctx context.Context, namespace string, d *derivation, found *cluster.ManagedClass,
+) (result string, err error) {
 	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(d.wanted)
 	if err != nil {
 		return "", fmt.Errorf("print class: %w", err)
@@ -548,10 +557,11 @@ func (c *controller) apply(ctx context.Context, namespace string, d *derivation,
 	// The API server removes the owners that this apply omits. Owners without pods come last, and
 	// are omitted if there are too many.
 	held, others := 0, make([]metav1.OwnerReference, 0, len(found.Owners))
+	key := types.NamespacedName{Namespace: namespace, Name: object.GetName()}
 	for _, owner := range found.Owners {
 		switch known := func(o metav1.OwnerReference) bool { return o.UID == owner.UID }; {
 		case slices.ContainsFunc(owners, known), slices.ContainsFunc(others, known): // the API server accepts each UID once
-		case c.claims.Held(types.NamespacedName{Namespace: namespace, Name: object.GetName()}, []metav1.OwnerReference{owner}) > 0:
+		case c.claims.Held(key, []metav1.OwnerReference{owner}) > 0:
 			others = slices.Insert(others, held, owner)
 			held++
 		default:
@@ -562,7 +572,8 @@ func (c *controller) apply(ctx context.Context, namespace string, d *derivation,
 	owners = owners[:min(len(owners), maxOwners)]
 	object.SetOwnerReferences(owners)
 	object.SetResourceVersion(found.ResourceVersion)
-	applied, err := classes.Apply(ctx, object.GetName(), object, metav1.ApplyOptions{FieldManager: class.ManagedBy, Force: true})
+	applied, err := classes.Apply(ctx, object.GetName(), object,
+		metav1.ApplyOptions{FieldManager: class.ManagedBy, Force: true})
 	if err != nil {
 		return "", err
 	}

@@ -78,10 +78,15 @@ func getsEvents(p *claims.Claimant, name string) bool {
 // record creates an event for each pod. The event is related to the class, so that a pod gets one
 // for each of its classes: the recorder merges events that differ only in their notes.
 func (c *controller) record(reason api.Reason, key types.NamespacedName, notes []note) {
-	related := &corev1.ObjectReference{APIVersion: class.GroupVersion.String(), Kind: class.Kind, Namespace: key.Namespace, Name: key.Name}
+	related := &corev1.ObjectReference{
+		APIVersion: class.GroupVersion.String(), Kind: class.Kind, Namespace: key.Namespace, Name: key.Name,
+	}
 	for _, n := range notes[:min(len(notes), maxNotes)] {
-		regarding := &corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: n.pod.Namespace, Name: n.pod.Name, UID: n.pod.UID}
-		c.events.Eventf(regarding, related, corev1.EventTypeWarning, string(reason), action(n.text), "%s", api.Cut(n.text, maxNoteSize))
+		regarding := &corev1.ObjectReference{
+			APIVersion: "v1", Kind: "Pod", Namespace: n.pod.Namespace, Name: n.pod.Name, UID: n.pod.UID,
+		}
+		c.events.Eventf(regarding, related, corev1.EventTypeWarning, string(reason), action(n.text),
+			"%s", api.Cut(n.text, maxNoteSize))
 	}
 }
 
@@ -110,12 +115,14 @@ func outdatedNote(name string, found *cluster.ManagedClass, result *inject.Resul
 	case len(result.Classes) > 0:
 		why = "the pod, its namespace and its ServiceAccount now request " + result.Classes[0].Name
 	}
-	return fmt.Sprintf("SecretProviderClass %s %s, since %s; change that back, or replace the pod, for example by kubectl rollout restart", name, state, why)
+	return fmt.Sprintf("SecretProviderClass %s %s, since %s; "+
+		"change that back, or replace the pod, for example by kubectl rollout restart", name, state, why)
 }
 
 // takenNote says that a class of another client has the name.
 func takenNote(name string) string {
-	return fmt.Sprintf("SecretProviderClass %s is not the class that the pod requests, and was not created by akv-injector; delete it to have it recreated", name)
+	return fmt.Sprintf("SecretProviderClass %s is not the class that the pod requests, "+
+		"and was not created by akv-injector; delete it to have it recreated", name)
 }
 
 // notWrittenNote says why the API server rejected a class, and how to fix it.
@@ -127,5 +134,6 @@ func notWrittenNote(name string, err error) string {
 	case apierrors.IsForbidden(err):
 		fix = "raise the quota, or give the injector's ServiceAccount the rights of its ClusterRole"
 	}
-	return fmt.Sprintf("SecretProviderClass %s could not be written: %s; %s", name, api.Cut(err.Error(), maxNoteSize/2), fix)
+	return fmt.Sprintf("SecretProviderClass %s could not be written: %s; %s",
+		name, api.Cut(err.Error(), maxNoteSize/2), fix)
 }

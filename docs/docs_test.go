@@ -3,6 +3,7 @@ package docs_test
 
 import (
 	"bytes"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -158,7 +159,7 @@ func TestYAML(t *testing.T) {
 			var out strings.Builder
 			status, err := cli.Lint(t.Context(), cli.Options{
 				Files: []string{"-"}, Stdin: strings.NewReader(strings.Join(files, "\n---\n")),
-			}, cli.Text, &out)
+			}, cli.Text, &out, io.Discard)
 			if err != nil || status != cli.Fine {
 				t.Errorf("%s: lint ends with status %d, error %v for\n%s\n%s", name, status, err, b.code, out.String())
 			}

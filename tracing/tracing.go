@@ -106,7 +106,11 @@ func (t *Tracing) Handler(path string, handler http.Handler) http.Handler {
 // Transport returns a transport that creates a span for each request to the API server during a
 // traced review. Watches get no spans: they last for minutes, and belong to no review.
 func (t *Tracing) Transport(next http.RoundTripper) http.RoundTripper {
-	return &transport{next: next, tracer: t.provider.Tracer("github.com/akv-injector/akv-injector/tracing"), propagator: t.propagator}
+	return &transport{
+		next:       next,
+		tracer:     t.provider.Tracer("github.com/akv-injector/akv-injector/tracing"),
+		propagator: t.propagator,
+	}
 }
 
 // transport does what OpenTelemetry's transport does, but does not send the URL, which may contain
@@ -123,9 +127,12 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		return t.next.RoundTrip(r)
 	}
 	template := template(r.URL.Path)
-	ctx, span := t.tracer.Start(r.Context(), r.Method+" "+template, trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(
-		semconv.HTTPRequestMethodKey.String(r.Method), semconv.URLTemplate(template), semconv.ServerAddress(r.URL.Hostname()),
-	))
+	attributes := trace.WithAttributes(
+		semconv.HTTPRequestMethodKey.String(r.Method),
+		semconv.URLTemplate(template),
+		semconv.ServerAddress(r.URL.Hostname()),
+	)
+	ctx, span := t.tracer.Start(r.Context(), r.Method+" "+template, trace.WithSpanKind(trace.SpanKindClient), attributes)
 	defer span.End()
 	r = r.Clone(ctx)
 	t.propagator.Inject(ctx, propagation.HeaderCarrier(r.Header))

@@ -46,7 +46,8 @@ func (h *handler[T, P]) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	deadline := start.Add(timeout(r))
 	// A body that never ends must not keep its memory for longer than a review may take.
-	if err := http.NewResponseController(w).SetReadDeadline(deadline); err != nil && !errors.Is(err, http.ErrNotSupported) {
+	err := http.NewResponseController(w).SetReadDeadline(deadline)
+	if err != nil && !errors.Is(err, http.ErrNotSupported) {
 		h.log.V(1).Info("Cannot set the read deadline", "path", h.path, "error", err.Error())
 	}
 	req, code, err := readRequest[T, P](w, r)
@@ -90,9 +91,12 @@ func addToSpan(ctx context.Context, uid types.UID, outcome inject.Outcome, reaso
 	)
 }
 
-func (h *handler[T, P]) logReview(req *request[T], outcome inject.Outcome, reason api.Reason, warnings int, took time.Duration, err error) {
+func (h *handler[T, P]) logReview(
+	req *request[T], outcome inject.Outcome, reason api.Reason, warnings int, took time.Duration, err error,
+) {
 	fields := []any{
-		"path", h.path, "uid", req.UID, "kind", req.Kind.Kind, "namespace", req.Namespace, "name", objectName[T, P](req), "operation", req.Operation,
+		"path", h.path, "uid", req.UID, "kind", req.Kind.Kind,
+		"namespace", req.Namespace, "name", objectName[T, P](req), "operation", req.Operation,
 		"dryRun", req.DryRun, "outcome", outcome, "reason", reason, "warnings", warnings, "seconds", took.Seconds(),
 	}
 	if err != nil {
@@ -124,7 +128,9 @@ func timeout(r *http.Request) time.Duration {
 }
 
 // respond writes the response, with operations as its patch.
-func (h *handler[T, P]) respond(w http.ResponseWriter, response *admissionv1.AdmissionResponse, operations []jsonpatch.Operation) {
+func (h *handler[T, P]) respond(
+	w http.ResponseWriter, response *admissionv1.AdmissionResponse, operations []jsonpatch.Operation,
+) {
 	buffer := answers.Get().(*answerBuffer) //nolint:forcetypeassert // the pool holds nothing else
 	defer buffer.release()
 	if len(operations) > 0 {
@@ -132,7 +138,8 @@ func (h *handler[T, P]) respond(w http.ResponseWriter, response *admissionv1.Adm
 		response.Patch, response.PatchType = buffer.patch, &jsonPatch
 	}
 	buffer.body.Reset()
-	if err := json.MarshalWrite(&buffer.body, &admissionv1.AdmissionReview{TypeMeta: reviewType, Response: response}, json.Deterministic(true)); err != nil {
+	envelope := &admissionv1.AdmissionReview{TypeMeta: reviewType, Response: response}
+	if err := json.MarshalWrite(&buffer.body, envelope, json.Deterministic(true)); err != nil {
 		h.log.Error(err, "Cannot encode the response", "path", h.path)
 		http.Error(w, "cannot encode the response", http.StatusInternalServerError)
 		return

@@ -211,7 +211,8 @@ func readObject[T any, P reader[T]](r *jsonstream.Reader) *T {
 func (a *admissionReview[T, P]) check() error {
 	switch r := a.request; {
 	case a.apiVersion != admissionv1.SchemeGroupVersion.String() || a.kind != "AdmissionReview":
-		return fmt.Errorf("must be an AdmissionReview of %s, is %q of %q", admissionv1.SchemeGroupVersion, api.Echo(a.kind), api.Echo(a.apiVersion))
+		return fmt.Errorf("must be an AdmissionReview of %s, is %q of %q",
+			admissionv1.SchemeGroupVersion, api.Echo(a.kind), api.Echo(a.apiVersion))
 	case r == nil:
 		return errors.New("request: must be set")
 	case r.UID == "":

@@ -24,7 +24,9 @@ const (
 )
 
 // answer returns the response for a verdict, without the patch.
-func answer(uid types.UID, name string, kind metav1.GroupVersionKind, v *review.Verdict) *admissionv1.AdmissionResponse {
+func answer(
+	uid types.UID, name string, kind metav1.GroupVersionKind, v *review.Verdict,
+) *admissionv1.AdmissionResponse {
 	response := &admissionv1.AdmissionResponse{
 		UID:              uid,
 		Allowed:          len(v.Errors) == 0,
@@ -58,13 +60,18 @@ func rejection(name string, kind metav1.GroupVersionKind, v *review.Verdict) *me
 	messages := fit(v.Errors[:min(len(v.Errors), maxErrors)], maxError, maxRejection)
 	for _, err := range v.Errors[:len(messages)] {
 		status.Details.Causes = append(status.Details.Causes, metav1.StatusCause{
-			Type: metav1.CauseType(err.Type), Message: api.Cut("["+err.Origin+"] "+err.ErrorBody(), maxError), Field: api.Cut(err.Field, maxError),
+			Type:    metav1.CauseType(err.Type),
+			Message: api.Cut("["+err.Origin+"] "+err.ErrorBody(), maxError),
+			Field:   api.Cut(err.Field, maxError),
 		})
 	}
 	if rest := v.Errors[len(messages):]; len(rest) > 0 {
 		more := fmt.Sprintf("and %d more; akv-injector lint shows them all", len(rest))
 		messages = append(messages, more)
-		status.Details.Causes = append(status.Details.Causes, metav1.StatusCause{Message: more, Field: api.Cut(rest[0].Field, maxError)})
+		status.Details.Causes = append(status.Details.Causes, metav1.StatusCause{
+			Message: more,
+			Field:   api.Cut(rest[0].Field, maxError),
+		})
 	}
 	status.Message = strings.Join(messages, "\n")
 	if v.Owner != "" {
@@ -174,7 +181,8 @@ func lastingName[T any, P reader[T]](r *request[T]) string {
 	if meta == nil || r.Operation != admissionv1.Create {
 		return name
 	}
-	if prefix := meta.GenerateName; prefix != "" && len(name) == len(prefix)+generatedSuffix && strings.HasPrefix(name, prefix) {
+	prefix := meta.GenerateName
+	if prefix != "" && len(name) == len(prefix)+generatedSuffix && strings.HasPrefix(name, prefix) {
 		return prefix + "*"
 	}
 	return name

@@ -44,10 +44,22 @@ type Options struct {
 // Register registers the handler of each webhook at its path.
 func Register(register func(path string, handler http.Handler), o Options) {
 	callers := newCallerLimits()
-	register(MutatePods, &handler[pods.Pod, *pods.Pod]{path: MutatePods, log: o.Log, callers: callers, metrics: o.Metrics.at(MutatePods), verdict: o.mutatePod})
-	register(MutateWorkloads, &handler[pods.Workload, *pods.Workload]{path: MutateWorkloads, log: o.Log, callers: callers, metrics: o.Metrics.at(MutateWorkloads), verdict: o.mutateWorkload})
-	register(ValidatePods, &handler[pods.Pod, *pods.Pod]{path: ValidatePods, log: o.Log, callers: callers, metrics: o.Metrics.at(ValidatePods), verdict: o.validatePod})
-	register(ValidateWorkloads, &handler[pods.Workload, *pods.Workload]{path: ValidateWorkloads, log: o.Log, callers: callers, metrics: o.Metrics.at(ValidateWorkloads), verdict: o.validateWorkload})
+	register(MutatePods, &handler[pods.Pod, *pods.Pod]{
+		path: MutatePods, log: o.Log, callers: callers,
+		metrics: o.Metrics.at(MutatePods), verdict: o.mutatePod,
+	})
+	register(MutateWorkloads, &handler[pods.Workload, *pods.Workload]{
+		path: MutateWorkloads, log: o.Log, callers: callers,
+		metrics: o.Metrics.at(MutateWorkloads), verdict: o.mutateWorkload,
+	})
+	register(ValidatePods, &handler[pods.Pod, *pods.Pod]{
+		path: ValidatePods, log: o.Log, callers: callers,
+		metrics: o.Metrics.at(ValidatePods), verdict: o.validatePod,
+	})
+	register(ValidateWorkloads, &handler[pods.Workload, *pods.Workload]{
+		path: ValidateWorkloads, log: o.Log, callers: callers,
+		metrics: o.Metrics.at(ValidateWorkloads), verdict: o.validateWorkload,
+	})
 }
 
 // notReviewed is the verdict about an operation that the webhook allows unchanged.

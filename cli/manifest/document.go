@@ -26,6 +26,7 @@ type Document struct {
 	line, column int
 	syntax       syntax
 
+	// root is the parsed body; nil if it was not parsed yet, or was released.
 	root    *yaml.Node
 	json    []byte
 	problem *Problem
@@ -100,20 +101,24 @@ func Split(text string) []*Document {
 		return []*Document{{body: text, problem: &Problem{Detail: "must be UTF-8"}}}
 	}
 	var documents []*Document
-	var chunk strings.Builder
-	line, start := 0, 0
+	line, start, from, at, released := 0, 0, 0, 0, 0
 	flush := func() {
-		if chunk.Len() > 0 {
-			documents = append(documents, read(chunk.String(), start)...)
-			chunk.Reset()
+		if at > from {
+			documents = append(documents, read(text[from:at], start)...)
+			if len(documents) > 1 { // a single one is most likely needed again
+				for i := range documents[released:] {
+					documents[released+i].Release()
+				}
+				released = len(documents)
+			}
 		}
-		start = line
+		start, from = line, at
 	}
 	for text := range strings.SplitAfterSeq(text, "\n") {
 		if startsWith(strings.TrimPrefix(text, byteOrderMark), marker) {
 			flush()
 		}
-		chunk.WriteString(text)
+		at += len(text)
 		line++
 		if startsWith(text, endMarker) {
 			flush()
@@ -121,6 +126,30 @@ func Split(text string) []*Document {
 	}
 	flush()
 	return documents
+}
+
+// Release frees the parsed nodes of the document, which take many times the memory of its text. A
+// later call that needs them parses the text again.
+func (d *Document) Release() { d.root = nil }
+
+// value returns the root node of the document's value; nil if the document has none, or cannot be
+// read.
+func (d *Document) value() *yaml.Node {
+	if d.root == nil && d.json != nil {
+		var err error
+		if d.syntax == jsonSyntax {
+			d.root, _, err = parseJSON(d.body)
+		} else {
+			d.root, err = parseYAML(d.body)
+		}
+		if err != nil {
+			return nil
+		}
+	}
+	if d.root != nil && d.root.Kind == yaml.DocumentNode {
+		return d.root.Content[0]
+	}
+	return d.root
 }
 
 // startsWith reports whether a line starts with a marker of YAML, alone or before a space.
@@ -243,10 +272,11 @@ func (d *Document) keyProblem(node *yaml.Node) {
 				return
 			}
 			if first := seen[child.Value]; first != nil && d.duplicate == nil {
-				p.Detail = fmt.Sprintf("must have key %q once, not on line %d and on line %d", child.Value, d.line+first.Line, p.Line)
+				where := fmt.Sprintf("on line %d and on line %d", d.line+first.Line, p.Line)
 				if first.Line == child.Line {
-					p.Detail = fmt.Sprintf("must have key %q once, not twice on line %d", child.Value, p.Line)
+					where = fmt.Sprintf("twice on line %d", p.Line)
 				}
+				p.Detail = fmt.Sprintf("must have key %q once, not %s: only the last one counts; merge them", child.Value, where)
 				d.duplicate = p
 			}
 			seen[child.Value] = child
@@ -259,7 +289,8 @@ func (d *Document) keyProblem(node *yaml.Node) {
 
 func (d *Document) readYAML() {
 	if marks := api.CountMarks(d.body); marks > maxMarks {
-		d.problem = d.tooLarge("must have at most %d lines, commas, colons and brackets, has %d; split it into documents", maxMarks, marks)
+		d.problem = d.tooLarge("must have at most %d lines, commas, colons and brackets, has %d; split it into documents",
+			maxMarks, marks)
 		return
 	}
 	root, err := parseYAML(d.body)
@@ -345,7 +376,7 @@ func (d *Document) yamlProblem(err error) *Problem {
 // mapping that is the position of its key. If the path does not exist, it is the position of the
 // longest part of the path that exists.
 func (d *Document) Locate(fieldPath string) (line, column int) {
-	if d.root == nil {
+	if d.value() == nil {
 		return d.line + 1, 1
 	}
 	at, _ := d.find(fieldPath)
@@ -359,7 +390,7 @@ func (d *Document) Locate(fieldPath string) (line, column int) {
 // Block returns the text at a field path and the line, from 1, where it starts, if it is a literal
 // block: then each line of the text is a line of the file. Otherwise line is 0.
 func (d *Document) Block(fieldPath string) (text string, line int) {
-	if d.root == nil {
+	if d.value() == nil {
 		return "", 0
 	}
 	_, node := d.find(fieldPath)
@@ -372,13 +403,21 @@ func (d *Document) Block(fieldPath string) (text string, line int) {
 	return node.Value, node.Line + d.line + 1
 }
 
+// Line returns a line of the file, from 1, without its end; empty if it is not in the document's
+// value.
+func (d *Document) Line(line int) string {
+	text := d.body
+	for line -= d.line; line > 1; line-- {
+		_, text, _ = strings.Cut(text, "\n")
+	}
+	text, _, _ = strings.Cut(text, "\n")
+	return strings.TrimSuffix(text, "\r")
+}
+
 // find follows a field path as far as it exists. It returns the node, and its key if it is a member
 // of a mapping.
 func (d *Document) find(fieldPath string) (at, node *yaml.Node) {
-	node = d.root
-	if node.Kind == yaml.DocumentNode {
-		node = node.Content[0]
-	}
+	node = d.value()
 	at = node
 	for _, token := range pathTokens(fieldPath) {
 		if node.Kind == yaml.AliasNode {

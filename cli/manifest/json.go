@@ -12,7 +12,8 @@ import (
 // parseJSON parses the first JSON value of text into the nodes of the same YAML. Numbers keep their
 // text. Length is the length of the value in text.
 func parseJSON(text string) (value *yaml.Node, length int, err error) {
-	p := jsonParser{text: text, line: 1, column: 1, Decoder: jsontext.NewDecoder(strings.NewReader(text), jsontext.AllowDuplicateNames(true))}
+	decoder := jsontext.NewDecoder(strings.NewReader(text), jsontext.AllowDuplicateNames(true))
+	p := jsonParser{text: text, line: 1, column: 1, Decoder: decoder}
 	value, err = p.value()
 	return value, int(p.InputOffset()), err
 }

@@ -54,7 +54,8 @@ func merge(author, base, changed string) (string, bool) {
 	}
 	merged = append(merged, kept[next:]...)
 	for i := range merged {
-		if bare, ended := strings.CutSuffix(merged[i], "\n"); i < len(merged)-1 && !ended || ended && !strings.HasSuffix(bare, "\r") {
+		bare, ended := strings.CutSuffix(merged[i], "\n")
+		if i < len(merged)-1 && !ended || ended && !strings.HasSuffix(bare, "\r") {
 			merged[i] = bare + ending
 		}
 	}

@@ -78,10 +78,13 @@ func (t *tree) change(node *yaml.Node, operation, token string, value *yaml.Node
 		return "must exist"
 	case operation == "add", operation == "replace":
 		t.release(*slot)
-		value.HeadComment, value.LineComment, value.FootComment = (*slot).HeadComment, (*slot).LineComment, (*slot).FootComment
+		value.HeadComment = (*slot).HeadComment
+		value.LineComment = (*slot).LineComment
+		value.FootComment = (*slot).FootComment
 		if at := slices.Index(node.Content, *slot); len(value.Content) > 0 && value.LineComment != "" {
 			if node.Kind == yaml.MappingNode {
-				node.Content[at-1].LineComment, value.LineComment = value.LineComment, "" // the comment stays on the line of the key
+				// The comment stays on the line of the key.
+				node.Content[at-1].LineComment, value.LineComment = value.LineComment, ""
 			} else {
 				headline(value)
 			}
@@ -125,7 +128,8 @@ func (t *tree) slot(node *yaml.Node, token string) **yaml.Node {
 		}
 		return nil
 	}
-	if index, err := strconv.Atoi(token); err == nil && node.Kind == yaml.SequenceNode && index >= 0 && index < len(node.Content) {
+	index, err := strconv.Atoi(token)
+	if err == nil && node.Kind == yaml.SequenceNode && index >= 0 && index < len(node.Content) {
 		return &node.Content[index]
 	}
 	return nil

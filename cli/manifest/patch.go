@@ -236,7 +236,9 @@ var commentText = regexp.MustCompile(`(?m)(?:^|[ \t])(#.*?)\s*$`)
 
 // lacksComment reports whether text lacks a comment of the author's text.
 func lacksComment(text, author string) bool {
-	return slices.ContainsFunc(commentText.FindAllStringSubmatch(author, -1), func(match []string) bool { return !strings.Contains(text, match[1]) })
+	return slices.ContainsFunc(commentText.FindAllStringSubmatch(author, -1), func(match []string) bool {
+		return !strings.Contains(text, match[1])
+	})
 }
 
 // blockAroundComments changes nodes in the flow style that have comments to the block style.
@@ -271,11 +273,14 @@ func candidates(root *yaml.Node) []style {
 	var visit func(*yaml.Node)
 	visit = func(node *yaml.Node) {
 		for i, child := range node.Content {
-			if node.Kind == yaml.MappingNode && node.Style&yaml.FlowStyle == 0 && i%2 == 1 && child.Style&yaml.FlowStyle == 0 && len(child.Content) > 0 {
+			isBlockValue := node.Kind == yaml.MappingNode && node.Style&yaml.FlowStyle == 0 &&
+				i%2 == 1 && child.Style&yaml.FlowStyle == 0 && len(child.Content) > 0
+			if isBlockValue {
 				switch {
 				case child.Kind == yaml.MappingNode && !indented:
 					likeliest.indent, indented = max(child.Content[0].Column-node.Column, 2), true
-				case child.Kind == yaml.SequenceNode && !listed && child.Anchor == "": // with an anchor, the node has the position of the anchor
+				// With an anchor, the node has the position of the anchor.
+				case child.Kind == yaml.SequenceNode && !listed && child.Anchor == "":
 					likeliest.compact, listed = child.Column == node.Column, true
 				}
 			}

@@ -98,7 +98,8 @@ func (e *Exposure) Try(ctx context.Context) {
 	switch before := e.open.Swap(&open); {
 	case before != nil && *before == open:
 	case open:
-		e.Log.Info("Any pod can send reviews; set the chart's networkPolicy.podCIDRs and use a network plugin that enforces NetworkPolicies, or set --client-ca")
+		e.Log.Info("Any pod can send reviews; set the chart's networkPolicy.podCIDRs " +
+			"and use a network plugin that enforces NetworkPolicies, or set --client-ca")
 	default:
 		e.Log.Info("Pods cannot send reviews")
 	}

@@ -69,11 +69,14 @@ var setLabels = []string{api.Injected, api.PodIdentityBinding, api.WorkloadIdent
 // Check returns the problems in the configurations of a cluster, for an injector behind a Service.
 // A webhook with the injector's domain that calls a URL counts as calling this injector, because
 // Check cannot find out where the URL leads.
-func Check(service types.NamespacedName, configurations []*admissionregistrationv1.MutatingWebhookConfiguration) []Problem {
+func Check(
+	service types.NamespacedName, configurations []*admissionregistrationv1.MutatingWebhookConfiguration,
+) []Problem {
 	// The API server calls webhooks in the order of their configurations' names.
-	configurations = slices.SortedFunc(slices.Values(configurations), func(a, b *admissionregistrationv1.MutatingWebhookConfiguration) int {
+	byName := func(a, b *admissionregistrationv1.MutatingWebhookConfiguration) int {
 		return cmp.Compare(a.Name, b.Name)
-	})
+	}
+	configurations = slices.SortedFunc(slices.Values(configurations), byName)
 	var ours, others, strangers []*admissionregistrationv1.MutatingWebhookConfiguration
 	for _, c := range configurations {
 		switch {
@@ -98,8 +101,9 @@ func Check(service types.NamespacedName, configurations []*admissionregistration
 	if len(ours) == 0 {
 		found = append(found, Problem{
 			Type: Elsewhere, Configuration: others[0].Name,
-			Found: fmt.Sprintf("it calls %s, and no configuration calls %s, which is this injector", target(others[0]), describe(service)),
-			Fix:   "uninstall this injector, or set its --namespace and --service to the Service that is called",
+			Found: fmt.Sprintf("it calls %s, and no configuration calls %s, which is this injector",
+				target(others[0]), describe(service)),
+			Fix: "uninstall this injector, or set its --namespace and --service to the Service that is called",
 		})
 	}
 	for _, c := range ours {
@@ -110,8 +114,9 @@ func Check(service types.NamespacedName, configurations []*admissionregistration
 	for _, c := range injectors[1:] {
 		found = append(found, Problem{
 			Type: Doubled, Configuration: c.Name,
-			Found: fmt.Sprintf("it calls %s, and MutatingWebhookConfiguration %s calls %s: both review each pod", target(c), injectors[0].Name, target(injectors[0])),
-			Fix:   "uninstall one of the two injectors, or delete one of the configurations",
+			Found: fmt.Sprintf("it calls %s, and MutatingWebhookConfiguration %s calls %s: both review each pod",
+				target(c), injectors[0].Name, target(injectors[0])),
+			Fix: "uninstall one of the two injectors, or delete one of the configurations",
 		})
 	}
 	return found
@@ -120,7 +125,9 @@ func Check(service types.NamespacedName, configurations []*admissionregistration
 // isInjector reports whether a configuration belongs to an injector: this one, or another
 // installation.
 func isInjector(c *admissionregistrationv1.MutatingWebhookConfiguration) bool {
-	return slices.ContainsFunc(c.Webhooks, func(w admissionregistrationv1.MutatingWebhook) bool { return strings.HasSuffix(w.Name, webhookDomain) })
+	return slices.ContainsFunc(c.Webhooks, func(w admissionregistrationv1.MutatingWebhook) bool {
+		return strings.HasSuffix(w.Name, webhookDomain)
+	})
 }
 
 func callsService(c *admissionregistrationv1.MutatingWebhookConfiguration, service types.NamespacedName) bool {
@@ -131,7 +138,9 @@ func callsService(c *admissionregistrationv1.MutatingWebhookConfiguration, servi
 }
 
 func callsURL(c *admissionregistrationv1.MutatingWebhookConfiguration) bool {
-	return slices.ContainsFunc(c.Webhooks, func(w admissionregistrationv1.MutatingWebhook) bool { return w.ClientConfig.URL != nil })
+	return slices.ContainsFunc(c.Webhooks, func(w admissionregistrationv1.MutatingWebhook) bool {
+		return w.ClientConfig.URL != nil
+	})
 }
 
 // target describes what the first webhook of a configuration calls.
@@ -149,7 +158,10 @@ func describe(service types.NamespacedName) string { return "Service " + service
 
 // late returns a problem for each webhook of strangers that is called before c, and selects pods by
 // a label that c sets.
-func late(c *admissionregistrationv1.MutatingWebhookConfiguration, strangers []*admissionregistrationv1.MutatingWebhookConfiguration) []Problem {
+func late(
+	c *admissionregistrationv1.MutatingWebhookConfiguration,
+	strangers []*admissionregistrationv1.MutatingWebhookConfiguration,
+) []Problem {
 	var found []Problem
 	for _, stranger := range strangers {
 		if stranger.Name > c.Name {
@@ -161,8 +173,9 @@ func late(c *admissionregistrationv1.MutatingWebhookConfiguration, strangers []*
 			}) {
 				found = append(found, Problem{
 					Type: Late, Configuration: c.Name,
-					Found: fmt.Sprintf("it sorts after %s, which selects pods by the label %s: that webhook is not called for pods that get the label from the injector", stranger.Name, label),
-					Fix:   "rename it so that it sorts before, as akv-injector sorts before azure-wi-",
+					Found: fmt.Sprintf("it sorts after %s, which selects pods by the label %s: "+
+						"that webhook is not called for pods that get the label from the injector", stranger.Name, label),
+					Fix: "rename it so that it sorts before, as akv-injector sorts before azure-wi-",
 				})
 			}
 		}
@@ -172,7 +185,9 @@ func late(c *admissionregistrationv1.MutatingWebhookConfiguration, strangers []*
 
 func reviewsPods(w admissionregistrationv1.MutatingWebhook) bool {
 	return slices.ContainsFunc(w.Rules, func(r admissionregistrationv1.RuleWithOperations) bool {
-		return slices.ContainsFunc(r.Resources, func(resource string) bool { return resource == "pods" || resource == "*" || resource == "*/*" })
+		return slices.ContainsFunc(r.Resources, func(resource string) bool {
+			return resource == "pods" || resource == "*" || resource == "*/*"
+		})
 	})
 }
 
@@ -201,7 +216,8 @@ func failsOpen(c *admissionregistrationv1.MutatingWebhookConfiguration) []Proble
 	}
 	return []Problem{{
 		Type: FailsOpen, Configuration: c.Name,
-		Found: "failurePolicy is Ignore in " + strings.Join(names, ", ") + ": while the injector does not answer, objects are admitted without what they request",
-		Fix:   "set failurePolicy to Fail, unless this is intended",
+		Found: "failurePolicy is Ignore in " + strings.Join(names, ", ") +
+			": while the injector does not answer, objects are admitted without what they request",
+		Fix: "set failurePolicy to Fail, unless this is intended",
 	}}
 }

@@ -7,6 +7,8 @@ import (
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
@@ -73,6 +75,28 @@ func (w *Watcher) Start(ctx context.Context) error {
 // every replica logs the problems.
 func (w *Watcher) NeedLeaderElection() bool {
 	return false
+}
+
+// Excludes reports whether the configurations that call this injector exclude a namespace by its
+// name, so that no label opts it in. It returns false if no configuration calls this injector.
+func (w *Watcher) Excludes(namespace string) bool {
+	excluded := false
+	for _, c := range w.configurations.All() {
+		if !isInjector(c) || !callsService(c, w.service) && !callsURL(c) {
+			continue
+		}
+		for _, hook := range c.Webhooks {
+			if hook.NamespaceSelector == nil || !slices.ContainsFunc(hook.NamespaceSelector.MatchExpressions,
+				func(e metav1.LabelSelectorRequirement) bool {
+					return e.Key == corev1.LabelMetadataName && e.Operator == metav1.LabelSelectorOpNotIn &&
+						slices.Contains(e.Values, namespace)
+				}) {
+				return false
+			}
+			excluded = true
+		}
+	}
+	return excluded
 }
 
 // check logs how the problems differ from those of the previous check.

@@ -13,6 +13,7 @@ import (
 	"github.com/go-logr/logr/funcr"
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
@@ -32,6 +33,8 @@ const (
 
 // watching is a Watcher that runs until stop is called.
 type watching struct {
+	*registration.Watcher
+
 	registry *prometheus.Registry
 	lines    chan line // of its log
 	stop     func()
@@ -50,6 +53,7 @@ func startWatcher(t *testing.T, client *fake.Clientset) *watching {
 			w.lines <- l
 		}, funcr.Options{}),
 	})
+	w.Watcher = watcher
 	if watcher.NeedLeaderElection() {
 		t.Error("only one replica runs")
 	}
@@ -124,6 +128,38 @@ func TestWatcher(t *testing.T) {
 	}
 	if len(w.lines) > 0 {
 		t.Errorf("also logged: %+v", <-w.lines)
+	}
+}
+
+// TestExcludes checks which namespaces no label opts in.
+func TestExcludes(t *testing.T) {
+	excluding := func(webhook admissionregistrationv1.MutatingWebhook, namespaces ...string) admissionregistrationv1.MutatingWebhook {
+		webhook.NamespaceSelector = &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{
+			{Key: "keyvault.io/injection", Operator: metav1.LabelSelectorOpNotIn, Values: []string{"shop"}},
+			{Key: "kubernetes.io/metadata.name", Operator: metav1.LabelSelectorOpNotIn, Values: namespaces},
+		}}
+		return webhook
+	}
+	ours, theirs := ofPods("pods.akv-injector.io", at(service)), ofPods("pods.akv-injector.io", at(second))
+	for behaviour, test := range map[string]struct {
+		webhooks []admissionregistrationv1.MutatingWebhook
+		want     bool // whether kube-system is excluded
+	}{
+		"all webhooks exclude it":                {[]admissionregistrationv1.MutatingWebhook{excluding(ours, "kube-system", "x"), excluding(ours, "kube-system")}, true},
+		"one webhook excludes it":                {[]admissionregistrationv1.MutatingWebhook{excluding(ours, "kube-system"), excluding(ours, "x")}, false},
+		"no webhook has a selector":              {[]admissionregistrationv1.MutatingWebhook{ours}, false},
+		"the webhook of another injector has it": {[]admissionregistrationv1.MutatingWebhook{excluding(theirs, "kube-system")}, false},
+		"there is no webhook":                    {nil, false},
+	} {
+		t.Run(behaviour, func(t *testing.T) {
+			w := startWatcher(t, fake.NewClientset(newConfiguration("akv-injector", test.webhooks...)))
+			if got := w.Excludes("kube-system"); got != test.want {
+				t.Errorf("kube-system is excluded: %t, want %t", got, test.want)
+			}
+			if w.Excludes("shop") {
+				t.Error("shop is excluded")
+			}
+		})
 	}
 }
 

@@ -99,7 +99,9 @@ func (p *Claimant) ownerOf(object *corev1.Pod) metav1.OwnerReference {
 	revision := object.Labels[appsv1.ControllerRevisionHashLabelKey]
 	switch controller.APIVersion + " " + controller.Kind {
 	case "apps/v1 ReplicaSet", "v1 ReplicationController", "batch/v1 Job":
-		return metav1.OwnerReference{APIVersion: controller.APIVersion, Kind: controller.Kind, Name: controller.Name, UID: controller.UID}
+		return metav1.OwnerReference{
+			APIVersion: controller.APIVersion, Kind: controller.Kind, Name: controller.Name, UID: controller.UID,
+		}
 	case "apps/v1 DaemonSet":
 		revision = controller.Name + "-" + revision
 	case "apps/v1 StatefulSet":
@@ -134,7 +136,8 @@ func idOf(owner metav1.OwnerReference) types.UID {
 // needsTheSame reports whether two versions of a pod need the same classes and owners. Most updates
 // of a pod change only its status.
 func (p *Claimant) needsTheSame(other *Claimant) bool {
-	return p.UID == other.UID && p.Owner == other.Owner && slices.Equal(p.Classes, other.Classes) && p.Digest == other.Digest
+	return p.UID == other.UID && p.Owner == other.Owner &&
+		slices.Equal(p.Classes, other.Classes) && p.Digest == other.Digest
 }
 
 func (p *Claimant) key() types.NamespacedName {

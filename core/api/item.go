@@ -122,7 +122,8 @@ func (i Item) check(fldPath *field.Path, index int, withClass bool) field.ErrorL
 		errs = append(errs, Because(InvalidItem, field.Invalid(fldPath.Index(index).Child(name), Echo(value), detail)))
 	}
 	unsupported := func(name, value string, supported ...string) {
-		errs = append(errs, Because(InvalidItem, field.NotSupported(fldPath.Index(index).Child(name), Echo(value), supported)))
+		err := field.NotSupported(fldPath.Index(index).Child(name), Echo(value), supported)
+		errs = append(errs, Because(InvalidItem, err))
 	}
 	if !objectPattern.MatchString(i.Name) {
 		if plausibleName.MatchString(i.Name) {
@@ -246,12 +247,13 @@ func (i Item) checkOwnedByClass(fldPath *field.Path, index int) field.ErrorList 
 // checkFilePath returns what is wrong with a file's path, or "". The Azure provider rejects ".."
 // anywhere in a name.
 func checkFilePath(p string) string {
+	unprintable := func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }
 	switch {
 	case strings.HasPrefix(p, "/"):
 		return "must be relative to the mount path"
 	case strings.Contains(p, ".."):
 		return `must not contain ".."`
-	case strings.ContainsAny(p, "\\:") || strings.ContainsFunc(p, func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }):
+	case strings.ContainsAny(p, "\\:") || strings.ContainsFunc(p, unprintable):
 		return `must not contain a backslash, a colon or a character that can't be printed`
 	case len(p) > maxPath:
 		return "must be at most " + strconv.Itoa(maxPath) + " bytes"

@@ -29,7 +29,8 @@ func parseItems(value string, fldPath *field.Path, withClass bool) ([]Item, fiel
 	}
 	items, errs := parse(value, fldPath, withClass)
 	if len(items) == 0 && len(errs) == 0 {
-		errs = append(errs, Because(InvalidItem, field.Required(fldPath, "must list at least one item, such as DB_PASSWORD=db-password")))
+		err := field.Required(fldPath, "must list at least one item, such as DB_PASSWORD=db-password")
+		errs = append(errs, Because(InvalidItem, err))
 	}
 	return items, errs
 }
@@ -157,7 +158,8 @@ func parseInlineItem(text string) (item Item, detail string) {
 	}
 	if strings.ContainsAny(ref, " \t") {
 		item.Name = ref
-		return item, "must have the form [ENV=][vault/][type:]object[@version][ as path], with a comma or a newline between items"
+		return item, "must have the form [ENV=][vault/][type:]object[@version][ as path], " +
+			"with a comma or a newline between items"
 	}
 	if source, rest, found := strings.Cut(ref, "/"); found {
 		item.VaultOrClass, ref = source, rest
@@ -197,7 +199,8 @@ const (
 )
 
 var itemFields = []string{
-	fieldName, fieldAlias, fieldType, fieldVersion, fieldHistory, fieldFormat, fieldEncoding, fieldPermission, fieldEnv, fieldVault, fieldContainers,
+	fieldName, fieldAlias, fieldType, fieldVersion, fieldHistory, fieldFormat, fieldEncoding, fieldPermission,
+	fieldEnv, fieldVault, fieldContainers,
 }
 
 // maxMarks is the limit of [CountMarks] for the structured form. A hundred items with all fields,
@@ -215,7 +218,8 @@ func parseStructured(value string, fldPath *field.Path, withClass bool) ([]Item,
 		err = checkPlain(root)
 	}
 	if err != nil {
-		return nil, field.ErrorList{Because(InvalidItem, field.Invalid(fldPath, Echo(value), "must be a YAML or JSON list of items: "+OneLine(err, maxDetail)))}
+		detail := "must be a YAML or JSON list of items: " + OneLine(err, maxDetail)
+		return nil, field.ErrorList{Because(InvalidItem, field.Invalid(fldPath, Echo(value), detail))}
 	}
 	if root == nil {
 		return nil, nil
@@ -247,7 +251,9 @@ func parseStructured(value string, fldPath *field.Path, withClass bool) ([]Item,
 func parseStructuredItem(node *yaml.Node, fldPath *field.Path) (Item, field.ErrorList) {
 	var item Item
 	if node.Kind != yaml.MappingNode {
-		return item, field.ErrorList{Because(InvalidItem, field.Invalid(fldPath, Echo(node.Value), "must be a mapping with objectName; write plain names without a dash, separated by commas or newlines"))}
+		err := field.Invalid(fldPath, Echo(node.Value),
+			"must be a mapping with objectName; write plain names without a dash, separated by commas or newlines")
+		return item, field.ErrorList{Because(InvalidItem, err)}
 	}
 	if fields := len(node.Content) / 2; fields > 2*len(itemFields) {
 		return item, field.ErrorList{Because(InvalidItem, field.TooMany(fldPath, fields, len(itemFields)))}
@@ -275,7 +281,8 @@ func parseStructuredItem(node *yaml.Node, fldPath *field.Path) (Item, field.Erro
 		}
 	}
 	if !seen[fieldName] {
-		errs = append(errs, Because(InvalidItem, field.Required(fldPath.Child(fieldName), "must be the name of the object in the Key Vault")))
+		err := field.Required(fldPath.Child(fieldName), "must be the name of the object in the Key Vault")
+		errs = append(errs, Because(InvalidItem, err))
 	}
 	return item, errs
 }
@@ -347,7 +354,8 @@ func printItems(items []Item) string {
 
 // inline returns the item in the inline form, and false if that form cannot express it.
 func (i Item) inline() (string, bool) {
-	if i.History != 0 || i.Format != "" || i.Encoding != "" || i.Permission != "" || !i.Containers.All() || strings.ContainsAny(i.Alias, ", \t\n") {
+	onlyStructured := i.History != 0 || i.Format != "" || i.Encoding != "" || i.Permission != "" || !i.Containers.All()
+	if onlyStructured || strings.ContainsAny(i.Alias, ", \t\n") {
 		return "", false
 	}
 	var b strings.Builder
@@ -391,7 +399,8 @@ func printStructured(items []Item) string {
 	for n, i := range items {
 		list[n] = structuredItem{
 			Name: i.Name, Alias: i.Alias, Type: i.Type, Version: i.Version, History: i.History, Format: i.Format,
-			Encoding: i.Encoding, Permission: i.Permission, Env: i.Env, VaultOrClass: i.VaultOrClass, Containers: i.Containers.patterns,
+			Encoding: i.Encoding, Permission: i.Permission, Env: i.Env, VaultOrClass: i.VaultOrClass,
+			Containers: i.Containers.patterns,
 		}
 	}
 	text, err := json.Marshal(list)

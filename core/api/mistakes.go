@@ -46,7 +46,8 @@ func correct(text string, withClass bool) string {
 		}
 		item, detail := parseInlineItem(part)
 		switch {
-		case detail != "", otherFields[item.Env] != "", slices.Contains(itemFields, item.Env), strings.Contains(item.Alias, ">"):
+		case detail != "", otherFields[item.Env] != "", slices.Contains(itemFields, item.Env),
+			strings.Contains(item.Alias, ">"):
 			return ""
 		case semicolons && item.Env != "" && !envLooks.MatchString(item.Env): // such as a connection string
 			return ""
@@ -172,9 +173,12 @@ func replaceUnderscores(text string) string {
 
 // lookalikes maps characters that look like ASCII to the ASCII characters that they look like.
 var lookalikes = map[rune]string{
-	'\u2010': "-", '\u2011': "-", '\u2012': "-", '\u2013': "-", '\u2014': "-", '\u2015': "-", '\u2212': "-", '\ufe58': "-", '\ufe63': "-", '\uff0d': "-",
-	'\u00a0': " ", '\u1680': " ", '\u2007': " ", '\u202f': " ", '\u3000': " ", '\u200b': "", '\u200c': "", '\u200d': "", '\u2060': "", '\ufeff': "", '\u00ad': "",
-	'\u2018': `'`, '\u2019': `'`, '\u201c': `"`, '\u201d': `"`, '\u00ab': `"`, '\u00bb': `"`, '\uff1d': "=", '\uff0c': ",", '\uff1a': ":", '\u2192': "->",
+	'\u2010': "-", '\u2011': "-", '\u2012': "-", '\u2013': "-", '\u2014': "-",
+	'\u2015': "-", '\u2212': "-", '\ufe58': "-", '\ufe63': "-", '\uff0d': "-",
+	'\u00a0': " ", '\u1680': " ", '\u2007': " ", '\u202f': " ", '\u3000': " ",
+	'\u200b': "", '\u200c': "", '\u200d': "", '\u2060': "", '\ufeff': "", '\u00ad': "",
+	'\u2018': `'`, '\u2019': `'`, '\u201c': `"`, '\u201d': `"`, '\u00ab': `"`, '\u00bb': `"`,
+	'\uff1d': "=", '\uff0c': ",", '\uff1a': ":", '\u2192': "->",
 }
 
 // replaceLookalikes returns the text with ASCII characters. The reason names the first replaced
@@ -293,13 +297,16 @@ var otherFields = map[string]string{
 	"alias": fieldAlias, "path": fieldAlias, "file": fieldAlias, "fileName": fieldAlias,
 	"type": fieldType, "version": fieldVersion, "format": fieldFormat, "encoding": fieldEncoding,
 	"mode": fieldPermission, "permission": fieldPermission, "defaultMode": fieldPermission,
-	"envVar": fieldEnv, "envName": fieldEnv, "keyvaultName": fieldVault, "vaultName": fieldVault, "keyVault": fieldVault, "container": fieldContainers,
+	"envVar": fieldEnv, "envName": fieldEnv,
+	"keyvaultName": fieldVault, "vaultName": fieldVault, "keyVault": fieldVault,
+	"container": fieldContainers,
 }
 
 // decimalModes maps decimal numbers to file modes: a YAML tool may read 0400 as an octal number and
 // print it in decimal. It has only those that look like octal modes.
 var decimalModes = map[string]string{
-	"256": "0400", "320": "0500", "360": "0550", "365": "0555", "416": "0640", "420": "0644", "432": "0660", "436": "0664", "504": "0770", "511": "0777",
+	"256": "0400", "320": "0500", "360": "0550", "365": "0555", "416": "0640",
+	"420": "0644", "432": "0660", "436": "0664", "504": "0770", "511": "0777",
 }
 
 // vaultOf returns what may be the name of the vault in a URL or resource id, with each _ replaced

@@ -134,7 +134,8 @@ func ParseRequest(a Annotations) (request Request, errs, warnings field.ErrorLis
 		Mode: ModeAuto, MountPath: DefaultMountPath, EnvMode: EnvExplicit, OnConflict: ConflictKeep,
 	}}
 	if size := totalSize(a.Pod); size > apivalidation.TotalAnnotationSizeLimitB {
-		p.errs = field.ErrorList{Because(InvalidValue, field.TooLong(annotationsPath, "", apivalidation.TotalAnnotationSizeLimitB))}
+		err := field.TooLong(annotationsPath, "", apivalidation.TotalAnnotationSizeLimitB)
+		p.errs = field.ErrorList{Because(InvalidValue, err)}
 		return p.request, p.errs, nil
 	}
 	p.errs = unknownKeys(a.Pod, false, a.podPath)
@@ -214,7 +215,8 @@ func (p *parser) read(i int, parseValue func(r *Request, value string, fldPath *
 		path := p.annotations.podPath(key)
 		if strings.TrimSpace(value) == "" {
 			p.request.illegible[i] = true
-			p.errs = append(p.errs, Because(InvalidValue, field.Invalid(path, Echo(value), "must not be blank; write \"\" to unset the namespace's default")))
+			p.errs = append(p.errs, Because(InvalidValue, field.Invalid(path, Echo(value),
+				"must not be blank; write \"\" to unset the namespace's default")))
 			return
 		}
 		if errs := parse(&p.request, value, path); len(errs) > 0 {
@@ -242,7 +244,8 @@ func (p *parser) read(i int, parseValue func(r *Request, value string, fldPath *
 func (p *parser) warnEmpty(i int) {
 	if key := Keys[i].Name; p.annotations.Namespace[key] == "" {
 		p.warnings = append(p.warnings, Because(NoEffect, field.Forbidden(p.annotations.podPath(key),
-			"is empty, which unsets the namespace's default, but the namespace has none; write a value or remove the annotation")))
+			"is empty, which unsets the namespace's default, but the namespace has none; "+
+				"write a value or remove the annotation")))
 	}
 }
 
@@ -278,16 +281,19 @@ func (p *parser) parse() {
 	})
 	p.read(envMode, func(r *Request, value string, fldPath *field.Path) field.ErrorList {
 		errs := oneOf([]EnvMode{EnvExplicit, EnvAuto}, func(r *Request, m EnvMode) { r.EnvMode = m })(r, value, fldPath)
-		if len(errs) > 0 && envLooks.MatchString(value) && !strings.EqualFold(value, string(EnvAuto)) && !strings.EqualFold(value, string(EnvExplicit)) {
+		isMode := strings.EqualFold(value, string(EnvAuto)) || strings.EqualFold(value, string(EnvExplicit))
+		if len(errs) > 0 && envLooks.MatchString(value) && !isMode {
 			errs[0].Detail += "; to set an env var, write " + Secrets + ": " + Echo(value) + "=OBJECT"
 		}
 		return errs
 	})
-	p.read(onConflict, oneOf([]ConflictMode{ConflictKeep, ConflictFail, ConflictOverride}, func(r *Request, m ConflictMode) { r.OnConflict = m }))
+	conflictModes := []ConflictMode{ConflictKeep, ConflictFail, ConflictOverride}
+	p.read(onConflict, oneOf(conflictModes, func(r *Request, m ConflictMode) { r.OnConflict = m }))
 	p.read(injectKey, oneOf([]string{"true", "false"}, func(r *Request, v string) { r.OptedOut = v == "false" }))
 	p.read(inherited, func(_ *Request, value string, fldPath *field.Path) field.ErrorList {
 		return field.ErrorList{Because(InvalidValue, field.Invalid(fldPath, Echo(value),
-			`is written by the injector into pod templates, as a line KEY="VALUE" for each annotation of the workload; remove it`))}
+			"is written by the injector into pod templates, "+
+				`as a line KEY="VALUE" for each annotation of the workload; remove it`))}
 	})
 
 	if r.origins[secrets] != Unset && len(classErrs) == 0 {
@@ -295,6 +301,25 @@ func (p *parser) parse() {
 		p.addItemErrors(r.checkItems(items, path, p.errs))
 	}
 	p.warnWithoutEffect()
+	p.warnDashes()
+}
+
+// shellLike matches the name of an env var that a shell could read without its dashes.
+var shellLike = regexp.MustCompile(`^[A-Z][A-Z0-9_]*-[-A-Z0-9_]*$`)
+
+// warnDashes warns of env vars with dashes in names that otherwise look like those of a shell.
+func (p *parser) warnDashes() {
+	r := &p.request
+	if r.origins[secrets] != FromPod {
+		return
+	}
+	for index, item := range r.Items {
+		if shellLike.MatchString(item.Env) {
+			path := p.annotations.podPath(Secrets).Index(index).Child(fieldEnv)
+			p.warnings = append(p.warnings, Because(InvalidItem, field.Invalid(path, Echo(item.Env),
+				"has a dash, so no shell can read the variable; write "+Echo(strings.ReplaceAll(item.Env, "-", "_")))))
+		}
+	}
 }
 
 // addItemErrors adds errors about the items: as warnings if the namespace's annotation has the
@@ -328,9 +353,10 @@ func (r *Request) checkItems(items []Item, fldPath *field.Path, known field.Erro
 	if len(r.Classes) > 0 {
 		for index, item := range items {
 			if !wrong[index] && item.VaultOrClass != "" && !slices.Contains(r.Classes, item.VaultOrClass) {
-				errs = append(errs, Because(InvalidItem, field.Invalid(fldPath.Index(index).Child(fieldVault), Echo(item.VaultOrClass),
-					"must be one of the classes in "+Class+": with existing classes, an item cannot name a vault"+
-						didYouMean(Nearest(item.VaultOrClass, r.Classes), r.Classes))))
+				detail := "must be one of the classes in " + Class + ": with existing classes, an item cannot name a vault" +
+					didYouMean(Nearest(item.VaultOrClass, r.Classes), r.Classes)
+				err := field.Invalid(fldPath.Index(index).Child(fieldVault), Echo(item.VaultOrClass), detail)
+				errs = append(errs, Because(InvalidItem, err))
 			}
 		}
 		return errs
@@ -351,7 +377,8 @@ func (r *Request) checkItems(items []Item, fldPath *field.Path, known field.Erro
 			if wrong[earlier] || !r.clashes(item, items[earlier]) {
 				continue
 			}
-			errs = append(errs, Because(InvalidItem, clash(item, items[earlier], earlier, fldPath.Index(index).Child(fieldAlias))))
+			err := clash(item, items[earlier], earlier, fldPath.Index(index).Child(fieldAlias))
+			errs = append(errs, Because(InvalidItem, err))
 			break
 		}
 	}
@@ -376,7 +403,8 @@ func clash(item, other Item, earlier int, fldPath *field.Path) *field.Error {
 		err.Detail = fmt.Sprintf("item %d has the same path; change one of them with \" as PATH\" or objectAlias", earlier)
 		return err
 	}
-	return field.Invalid(fldPath, Echo(item.Path()), fmt.Sprintf("must not be above or below the path of item %d, which is a file", earlier))
+	detail := fmt.Sprintf("must not be above or below the path of item %d, which is a file", earlier)
+	return field.Invalid(fldPath, Echo(item.Path()), detail)
 }
 
 // requireVault returns an error if any item has no vault. It is one error for all items, since one
@@ -392,7 +420,8 @@ func (r *Request) requireVault(items []Item, fldPath *field.Path) *field.Error {
 		more = ", here and in later items"
 	}
 	return Because(VaultRequired, field.Required(fldPath.Index(first).Child(fieldVault),
-		"must be set for a managed class"+more+"; set annotation "+Vault+", write VAULT/ before the object, or name a class in "+Class))
+		"must be set for a managed class"+more+
+			"; set annotation "+Vault+", write VAULT/ before the object, or name a class in "+Class))
 }
 
 // VaultOf returns the Key Vault of an item, as it was written; empty if neither the item nor the
@@ -467,8 +496,9 @@ func parseClasses(r *Request, value string, fldPath *field.Path) field.ErrorList
 	names := splitList(value)
 	for index, name := range names {
 		switch {
-		case len(validation.IsDNS1123Subdomain(name)) > 0:
-			errs = append(errs, Because(InvalidValue, field.Invalid(fldPath.Index(index), Echo(name), "must be the name of a SecretProviderClass: lower case letters, digits, - and .")))
+		case !isObjectName(name):
+			errs = append(errs, Because(InvalidValue, field.Invalid(fldPath.Index(index), Echo(name),
+				"must be the name of a SecretProviderClass: lower case letters, digits, - and ."+classInstead(name))))
 		case slices.Contains(names[:index], name):
 			errs = append(errs, Because(InvalidValue, field.Duplicate(fldPath.Index(index), name)))
 		}
@@ -479,6 +509,29 @@ func parseClasses(r *Request, value string, fldPath *field.Path) field.ErrorList
 	return errs
 }
 
+func isObjectName(name string) bool {
+	return len(validation.IsDNS1123Subdomain(name)) == 0
+}
+
+// classInstead returns the end of a message about the name of a class, with the right form, or "".
+func classInstead(name string) string {
+	if names := strings.FieldsFunc(name, func(r rune) bool { return r == ';' || unicode.IsSpace(r) }); len(names) > 1 {
+		for i := range names {
+			if !isObjectName(names[i]) {
+				return "; separate names by commas"
+			}
+		}
+		return "; separate names by commas: write " + Echo(strings.Join(names, ","))
+	}
+	if namespace, class, found := strings.Cut(name, "/"); found && isObjectName(namespace) && isObjectName(class) {
+		return "; a pod mounts only classes of its own namespace: write " + Echo(class)
+	}
+	if lower := strings.ReplaceAll(strings.ToLower(name), "_", "-"); isObjectName(lower) {
+		return "; write " + Echo(lower)
+	}
+	return ""
+}
+
 var (
 	identityPattern = regexp.MustCompile(`^[0-9A-Za-z]([-_.0-9A-Za-z]*[0-9A-Za-z])?$`)
 	guidPattern     = regexp.MustCompile(`^[0-9A-Fa-f]{8}-([0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}$`)
@@ -487,7 +540,11 @@ var (
 
 func checkIdentityName(name string) string {
 	if len(name) > validation.DNS1123SubdomainMaxLength || !identityPattern.MatchString(name) {
-		return "must be at most 253 letters, digits, - _ or ., with a letter or digit at both ends"
+		detail := "must be at most 253 letters, digits, - _ or ., with a letter or digit at both ends"
+		if strings.Contains(name, "/") {
+			detail += "; write the name of a ServiceAccount, or the spec.selector of an AzureIdentityBinding"
+		}
+		return detail
 	}
 	return ""
 }
@@ -545,7 +602,7 @@ func checkMountPath(p string) string {
 	}
 	switch {
 	case !strings.HasPrefix(rest, "/"):
-		return "must be an absolute path"
+		return "must be an absolute path, such as " + DefaultMountPath
 	case len(rest) > maxMountPath:
 		return fmt.Sprintf("must be at most %d bytes", maxMountPath)
 	case strings.ContainsAny(rest, ":\\") || strings.ContainsFunc(rest, unicode.IsControl):

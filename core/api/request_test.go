@@ -123,7 +123,7 @@ func TestRequestMistakes(t *testing.T) {
 		"mistakes are in the order of the keys": {
 			pod: annotations{"keyvault.io/class": "A,b,b", "keyvault.io/secrets": "a.b"},
 			errs: `[InvalidItem] metadata.annotations[keyvault.io/secrets][0].objectName: Invalid value: "a.b": must be 1 to 127 letters, digits or -` + "\n" +
-				`[InvalidValue] metadata.annotations[keyvault.io/class][0]: Invalid value: "A": must be the name of a SecretProviderClass: lower case letters, digits, - and .` + "\n" +
+				`[InvalidValue] metadata.annotations[keyvault.io/class][0]: Invalid value: "A": must be the name of a SecretProviderClass: lower case letters, digits, - and .; write a` + "\n" +
 				`[InvalidValue] metadata.annotations[keyvault.io/class][2]: Duplicate value: "b"` + "\n",
 		},
 		"a long value is cut": {

@@ -42,7 +42,8 @@ func ParseSelector(patterns []string) (Selector, error) {
 			return Selector{}, fmt.Errorf("must have names of at most %d characters", maxPattern)
 		}
 		if _, err := path.Match(name, ""); err != nil || !selectorPattern.MatchString(name) {
-			return Selector{}, errors.New("must be comma-separated container names or globs; write ! before one to exclude what it matches")
+			return Selector{}, errors.New("must be comma-separated container names or globs; " +
+				"write ! before one to exclude what it matches")
 		}
 	}
 	return Selector{patterns: patterns}, nil

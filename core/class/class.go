@@ -8,11 +8,13 @@
 package class
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 
+	"go.yaml.in/yaml/v3"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
@@ -67,6 +69,8 @@ type SecretData struct {
 const (
 	paramVault          = "keyvaultName"
 	paramTenantID       = "tenantID"
+	paramOldTenantID    = "tenantId" // deprecated
+	paramCloud          = "cloudName"
 	paramObjects        = "objects"
 	paramClientID       = "clientID"
 	paramPodIdentity    = "usePodIdentity"
@@ -99,6 +103,9 @@ type Class struct {
 	Untyped []Synced
 	// Invalid is the reason, in one line, why Objects could not be parsed; empty if they could.
 	Invalid string
+	// Rejected is the reason, in one line, why the Azure provider rejects every mount of the class,
+	// as far as the class tells; empty if it does not. Attributes of a volume can override the class.
+	Rejected string
 }
 
 // IsNameless reports whether the class reads the vault as an identity without a name in the
@@ -134,16 +141,20 @@ func Read(spc *SecretProviderClass) *Class {
 				c.Synced = append(c.Synced, s)
 			}
 			if len(c.Synced)+len(c.Untyped) > maxObjects {
-				c.Synced, c.Untyped, c.Invalid = nil, nil, fmt.Sprintf("spec.secretObjects: must have at most %d keys in all", maxObjects)
+				c.Synced, c.Untyped = nil, nil
+				c.Invalid = fmt.Sprintf("spec.secretObjects: must have at most %d keys in all", maxObjects)
 				return c
 			}
 		}
 	}
 	if c.Provider == Provider {
 		var err error
-		if c.Objects, err = readObjects(strings.TrimSpace(spc.Spec.Parameters[paramObjects])); err != nil {
+		if c.Objects, c.Rejected, err = readObjects(strings.TrimSpace(spc.Spec.Parameters[paramObjects])); err != nil {
 			c.Invalid = api.OneLine(err, maxInvalid)
+			c.Rejected = c.Invalid
 		}
+		parameter := func(name string) string { return text(spc.Spec.Parameters[name]) }
+		c.Rejected = cmp.Or(rejectedParameters(parameter), c.Rejected)
 	}
 	return c
 }
@@ -178,37 +189,51 @@ const (
 	maxInvalid = 1 << 10 // bytes
 )
 
+// parsedObject is an element of the parameter "objects".
+type parsedObject struct {
+	Name     string `yaml:"objectName"`
+	Alias    string `yaml:"objectAlias"`
+	Type     string `yaml:"objectType"`
+	Format   string `yaml:"objectFormat"`
+	Encoding string `yaml:"objectEncoding"`
+	History  int    `yaml:"objectVersionHistory"`
+}
+
 // readObjects parses the parameter "objects": YAML with an array of strings, each of which is YAML.
-func readObjects(parameter string) ([]Object, error) {
+// It also returns why the provider rejects the first wrong object; empty if there is none.
+func readObjects(parameter string) (objects []Object, rejected string, err error) {
 	if parameter == "" {
-		return nil, nil
+		return nil, "", nil
 	}
 	var list struct {
 		Array []string `yaml:"array"`
 	}
-	switch err := readYAML(parameter, &list); {
+	err = readYAML(parameter, &list)
+	if _, ok := errors.AsType[*yaml.TypeError](err); ok { // it has names of Go types
+		err = errors.New(`must have a list "array" of texts, each with the fields of an object below "- |"`)
+	}
+	switch {
 	case err != nil:
-		return nil, fmt.Errorf("spec.parameters.objects: %w", err)
+		return nil, "", fmt.Errorf("spec.parameters.objects: %w", err)
 	case list.Array == nil:
-		return nil, errors.New(`spec.parameters.objects must have a list "array"`)
+		return nil, "", errors.New(`spec.parameters.objects must have a list "array"`)
 	case len(list.Array) > maxObjects:
-		return nil, fmt.Errorf("spec.parameters.objects: array: must have at most %d objects, has %d", maxObjects, len(list.Array))
+		return nil, "", fmt.Errorf("spec.parameters.objects: array: must have at most %d objects, has %d",
+			maxObjects, len(list.Array))
 	}
-	objects := make([]Object, 0, len(list.Array))
+	objects = make([]Object, 0, len(list.Array))
 	for index, element := range list.Array {
-		var object struct {
-			Name    string `yaml:"objectName"`
-			Alias   string `yaml:"objectAlias"`
-			Type    string `yaml:"objectType"`
-			History int    `yaml:"objectVersionHistory"`
-		}
+		var object parsedObject
 		if err := readYAML(element, &object); err != nil {
-			return nil, fmt.Errorf("spec.parameters.objects: array[%d]: %w", index, err)
+			return nil, "", fmt.Errorf("spec.parameters.objects: array[%d]: %w", index, err)
 		}
-		item := api.Item{Name: text(object.Name), Alias: text(object.Alias), History: object.History}
-		objects = append(objects, Object{Name: item.Name, Type: text(object.Type), File: item.File()})
+		if why := rejectedObject(&object); why != "" && rejected == "" {
+			rejected = fmt.Sprintf("spec.parameters.objects: array[%d]: %s", index, why)
+		}
+		item := api.Item{Name: object.Name, Alias: object.Alias, History: object.History}
+		objects = append(objects, Object{Name: item.Name, Type: object.Type, File: item.File()})
 	}
-	return objects, nil
+	return objects, rejected, nil
 }
 
 // readYAML parses a document. It limits the size, so that a user who may write classes cannot delay

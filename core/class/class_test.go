@@ -2,6 +2,7 @@ package class_test
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 
@@ -72,6 +73,7 @@ func TestRead(t *testing.T) {
 			if len(got.Objects) == 0 {
 				got.Objects = nil
 			}
+			got.Rejected = "" // see TestRejected
 			if diff := cmp.Diff(&test.want, got); diff != "" {
 				t.Errorf("class differs (-want +got):\n%s", diff)
 			}
@@ -91,6 +93,55 @@ func TestReadMistakes(t *testing.T) {
 			c := read(test.objects)
 			if !strings.HasPrefix(c.Invalid, test.want) || c.Objects != nil {
 				t.Errorf("objects are %v, invalid since %q; want none, since %q…", c.Objects, c.Invalid, test.want)
+			}
+		})
+	}
+}
+
+// TestRejected has classes that the Azure provider rejects; an empty answer is one that it accepts.
+func TestRejected(t *testing.T) {
+	objects := func(fields string) string {
+		return "array:\n- |\n  " + strings.ReplaceAll(fields, "\n", "\n  ") + "\n"
+	}
+	for behaviour, test := range map[string]struct {
+		parameters map[string]string // change those of a class that is accepted; "" removes one
+		provider   string
+		want       string
+	}{
+		"all that a class needs":                {},
+		"no vault":                              {parameters: map[string]string{"keyvaultName": ""}, want: "spec.parameters.keyvaultName must be set"},
+		"nothing":                               {parameters: map[string]string{"keyvaultName": " ", "tenantID": "", "objects": ""}, want: "spec.parameters.keyvaultName and spec.parameters.tenantID and spec.parameters.objects must be set"},
+		"the old name of the tenant":            {parameters: map[string]string{"tenantID": "", "tenantId": guid}},
+		"another provider":                      {parameters: map[string]string{"keyvaultName": ""}, provider: "aws"},
+		"a vault's URL":                         {parameters: map[string]string{"keyvaultName": "https://team-kv.vault.azure.net"}, want: `spec.parameters.keyvaultName must be 3 to 24 letters, digits or -, is "https://team-kv.vault.azure.net"`},
+		"a cloud":                               {parameters: map[string]string{"cloudName": "AzureChinaCloud"}},
+		"no cloud":                              {parameters: map[string]string{"cloudName": "China"}, want: `spec.parameters.cloudName must be AzurePublicCloud, AzureUSGovernmentCloud, AzureChinaCloud or AzureStackCloud, is "China"`},
+		"a boolean that is none":                {parameters: map[string]string{"usePodIdentity": "yes"}, want: `spec.parameters.usePodIdentity must be "true" or "false", is "yes"`},
+		"two ways to sign in":                   {parameters: map[string]string{"usePodIdentity": "true", "useVMManagedIdentity": "true"}, want: `only one of usePodIdentity and useVMManagedIdentity in spec.parameters must be "true"`},
+		"objects that cannot be read":           {parameters: map[string]string{"objects": "- objectName: a"}, want: `spec.parameters.objects: must have a list "array" of texts, each with the fields of an object below "- |"`},
+		"objects that are mappings":             {parameters: map[string]string{"objects": "array:\n- objectName: a\n"}, want: `spec.parameters.objects: must have a list "array" of texts, each with the fields of an object below "- |"`},
+		"an object without a name":              {parameters: map[string]string{"objects": objects("objectType: secret")}, want: "spec.parameters.objects: array[0]: objectName must be set"},
+		"an object without a type":              {parameters: map[string]string{"objects": objects("objectName: a")}, want: `spec.parameters.objects: array[0]: objectType must be secret, key or cert, is ""`},
+		"a type in the plural":                  {parameters: map[string]string{"objects": objects("objectName: a\nobjectType: secrets")}, want: `spec.parameters.objects: array[0]: objectType must be secret, key or cert, is "secrets"`},
+		"a format":                              {parameters: map[string]string{"objects": objects("objectName: a\nobjectType: cert\nobjectFormat: PEM")}},
+		"no format":                             {parameters: map[string]string{"objects": objects("objectName: a\nobjectType: secret\nobjectFormat: der")}, want: `spec.parameters.objects: array[0]: objectFormat must be pem or pfx, is "der"`},
+		"a format of secrets only":              {parameters: map[string]string{"objects": objects("objectName: a\nobjectType: cert\nobjectFormat: pfx")}, want: "spec.parameters.objects: array[0]: objectFormat must be pem: only an object of type secret can be mounted as pfx"},
+		"an encoding":                           {parameters: map[string]string{"objects": objects("objectName: a\nobjectType: secret\nobjectEncoding: HEX")}},
+		"no encoding":                           {parameters: map[string]string{"objects": objects("objectName: a\nobjectType: secret\nobjectEncoding: utf8")}, want: `spec.parameters.objects: array[0]: objectEncoding must be utf-8, hex or base64, is "utf8"`},
+		"an encoding of secrets only":           {parameters: map[string]string{"objects": objects("objectName: a\nobjectType: key\nobjectEncoding: hex")}, want: "spec.parameters.objects: array[0]: objectEncoding must be left out: only an object of type secret has one"},
+		"an alias out of the mount":             {parameters: map[string]string{"objects": objects("objectName: a\nobjectType: secret\nobjectAlias: ../a")}, want: `spec.parameters.objects: array[0]: objectAlias must be a relative path without "..", is "../a"`},
+		"the parameters, then the first object": {parameters: map[string]string{"keyvaultName": "", "objects": objects("objectName: a")}, want: "spec.parameters.keyvaultName must be set"},
+	} {
+		t.Run(behaviour, func(t *testing.T) {
+			if test.provider == "" {
+				test.provider = class.Provider
+			}
+			spec := class.Spec{Provider: test.provider, Parameters: map[string]string{
+				"keyvaultName": "team-kv", "tenantID": guid, "objects": objects("objectName: a\nobjectType: secret"),
+			}}
+			maps.Copy(spec.Parameters, test.parameters)
+			if got := class.Read(&class.SecretProviderClass{Spec: spec}).Rejected; got != test.want {
+				t.Errorf("rejected since %q, want %q", got, test.want)
 			}
 		})
 	}

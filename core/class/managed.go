@@ -106,7 +106,8 @@ func IsIntact(spc *SecretProviderClass) bool {
 	var data []SecretData
 	switch secrets := spc.Spec.SecretObjects; {
 	case len(secrets) == 0:
-	case len(secrets) == 1 && secrets[0].SecretName == spc.Name && secrets[0].Type == syncedType && len(secrets[0].Data) > 0:
+	case len(secrets) == 1 && secrets[0].SecretName == spc.Name &&
+		secrets[0].Type == syncedType && len(secrets[0].Data) > 0:
 		data = secrets[0].Data
 	default:
 		return false
@@ -168,7 +169,8 @@ func printObjects(items []api.Item) string {
 		}
 		line("objectType", kind)
 		line("objectAlias", quote(item.Alias))
-		line("objectVersion", quote(strings.ToLower(item.Version))) // as Key Vault prints it: with a history, the provider compares the text
+		// As Key Vault prints it: with a history, the provider compares the text.
+		line("objectVersion", quote(strings.ToLower(item.Version)))
 		if item.History > 0 {
 			line("objectVersionHistory", strconv.Itoa(item.History))
 		}

@@ -59,7 +59,8 @@ type Needs struct {
 
 // IsEmpty reports whether there is nothing to look up.
 func (n Needs) IsEmpty() bool {
-	return len(n.Classes) == 0 && n.ServiceAccount == "" && n.NamedServiceAccount == "" && n.Selector == "" && !n.Identities
+	return len(n.Classes) == 0 && n.ServiceAccount == "" && n.NamedServiceAccount == "" &&
+		n.Selector == "" && !n.Identities
 }
 
 // Answer has those of the needed objects that exist.

@@ -50,10 +50,13 @@ func (o *Objects) Add(object *unstructured.Unstructured, namespace string) error
 		if o.namespaces == nil {
 			o.namespaces = map[string]Namespace{}
 		}
-		o.namespaces[object.GetName()] = Namespace{Name: object.GetName(), Labels: object.GetLabels(), Annotations: object.GetAnnotations()}
+		o.namespaces[object.GetName()] = Namespace{
+			Name: object.GetName(), Labels: object.GetLabels(), Annotations: object.GetAnnotations(),
+		}
 	case schema.GroupKind{Kind: "ServiceAccount"}:
 		in := o.in(namespace)
-		in.serviceAccounts = put(in.serviceAccounts, ReadServiceAccount(object), func(sa *ServiceAccount) string { return sa.Name })
+		sa := ReadServiceAccount(object)
+		in.serviceAccounts = put(in.serviceAccounts, sa, func(sa *ServiceAccount) string { return sa.Name })
 	case schema.GroupKind{Group: class.GroupVersion.Group, Kind: class.Kind}:
 		c, err := ReadClass(object)
 		in := o.in(namespace)
@@ -61,7 +64,8 @@ func (o *Objects) Add(object *unstructured.Unstructured, namespace string) error
 		return err
 	case schema.GroupKind{Group: BindingResource.Group, Kind: "AzureIdentityBinding"}:
 		in := o.in(namespace)
-		in.bindings = put(in.bindings, binding{object.GetName(), ReadSelector(object)}, func(b binding) string { return b.name })
+		added := binding{object.GetName(), ReadSelector(object)}
+		in.bindings = put(in.bindings, added, func(b binding) string { return b.name })
 		in.selectors = in.selectors[:0]
 		for _, b := range in.bindings {
 			if b.selector != "" {

@@ -15,7 +15,9 @@ import (
 )
 
 // BindingResource is the resource of AzureIdentityBindings.
-var BindingResource = schema.GroupVersionResource{Group: "aadpodidentity.k8s.io", Version: "v1", Resource: "azureidentitybindings"}
+var BindingResource = schema.GroupVersionResource{
+	Group: "aadpodidentity.k8s.io", Version: "v1", Resource: "azureidentitybindings",
+}
 
 // ReadNamespace keeps the labels and annotations of a Namespace that are under the prefixes of the
 // contract.
@@ -40,15 +42,22 @@ func ours(all map[string]string) map[string]string {
 func ReadClass(object *unstructured.Unstructured) (*class.Class, error) {
 	var spc class.SecretProviderClass
 	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(object.Object, &spc); err != nil {
-		return &class.Class{Name: object.GetName(), Provider: class.Provider, Invalid: "a field is of another type than the driver has there"},
-			fmt.Errorf("read SecretProviderClass %s: %w", object.GetName(), err)
+		invalid := &class.Class{
+			Name:     object.GetName(),
+			Provider: class.Provider,
+			Invalid:  "a field is of another type than the driver has there",
+		}
+		return invalid, fmt.Errorf("read SecretProviderClass %s: %w", object.GetName(), err)
 	}
 	return class.Read(&spc), nil
 }
 
 // ReadServiceAccount reads a ServiceAccount.
 func ReadServiceAccount(object *unstructured.Unstructured) *ServiceAccount {
-	sa := &ServiceAccount{Name: object.GetName(), TenantID: api.Echo(object.GetAnnotations()[api.WorkloadIdentityTenantID])}
+	sa := &ServiceAccount{
+		Name:     object.GetName(),
+		TenantID: api.Echo(object.GetAnnotations()[api.WorkloadIdentityTenantID]),
+	}
 	sa.ClientID, sa.InvalidClientID = ReadClientID(object.GetAnnotations())
 	secrets, _, err := unstructured.NestedSlice(object.Object, "imagePullSecrets")
 	if err != nil {

@@ -22,13 +22,16 @@ const (
 // ServiceAccount, the plugin has not run yet.
 func (p *Plan) leaveServiceAccount(change Change, answer *facts.Answer) Change {
 	spec := &p.subject.Spec
-	if change.ServiceAccountName == "" || p.subject.Root.Path != nil || spec.ServiceAccountName != pods.DefaultServiceAccount {
+	if change.ServiceAccountName == "" || p.subject.Root.Path != nil ||
+		spec.ServiceAccountName != pods.DefaultServiceAccount {
 		return change
 	}
 	if left := answer.ServiceAccount; left != nil && len(left.PullSecrets) > 0 {
 		change.RemovePullSecrets = slices.Equal(left.PullSecrets, spec.PullSecrets)
 	}
-	token := slices.IndexFunc(spec.Volumes, func(v pods.Volume) bool { return v.IsAPIToken && strings.HasPrefix(v.Name, apiTokenPrefix) })
+	token := slices.IndexFunc(spec.Volumes, func(v pods.Volume) bool {
+		return v.IsAPIToken && strings.HasPrefix(v.Name, apiTokenPrefix)
+	})
 	if token < 0 || spec.HasAutomount {
 		return change
 	}

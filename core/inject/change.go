@@ -73,7 +73,8 @@ type EnvVar struct {
 
 // IsEmpty reports whether nothing changes.
 func (c *Change) IsEmpty() bool {
-	return len(c.Labels) == 0 && len(c.Annotations) == 0 && c.ServiceAccountName == "" && len(c.Volumes) == 0 && len(c.Containers) == 0
+	return len(c.Labels) == 0 && len(c.Annotations) == 0 && c.ServiceAccountName == "" &&
+		len(c.Volumes) == 0 && len(c.Containers) == 0
 }
 
 // Operations renders the change as a JSON Patch (RFC 6902) of the object of subject, in a fixed
@@ -85,7 +86,8 @@ func (c *Change) Operations(subject *pods.Subject) []jsonpatch.Operation {
 	}
 	size := 3 + len(c.Labels) + len(c.Annotations) + len(c.Volumes) + len(c.RemoveVolumes)
 	for i := range c.Containers {
-		size += len(c.Containers[i].RemoveMounts) + len(c.Containers[i].Mounts) + len(c.Containers[i].Env) + len(c.Containers[i].Replace)
+		change := &c.Containers[i]
+		size += len(change.RemoveMounts) + len(change.Mounts) + len(change.Env) + len(change.Replace)
 	}
 	w := newPatchWriter(size)
 	root := subject.Root.Pointer

@@ -102,11 +102,22 @@ func (p *Plan) existingClasses(answer *facts.Answer, r *report) *content {
 		}
 	}
 	for index, c := range found {
-		if unreadable[c.Name] {
-			r.unresolve(api.ClassInvalid, field.Invalid(p.path(api.Class).Index(index), c.Name, whyUnreadable(c)))
+		path := p.path(api.Class).Index(index)
+		switch {
+		case unreadable[c.Name]:
+			r.unresolve(api.ClassInvalid, field.Invalid(path, c.Name, whyUnreadable(c)))
+		case c.Rejected != "" && !p.overrides(c.Name):
+			r.warn(api.ClassInvalid, field.Invalid(path, c.Name,
+				"must be a class that the Azure provider can mount: "+c.Rejected+"; correct the class"))
 		}
 	}
 	return out
+}
+
+// overrides reports whether attributes of the pod's own volume override a class.
+func (p *Plan) overrides(name string) bool {
+	at := p.volumeOf(name)
+	return at >= 0 && len(p.subject.Spec.Volumes[at].CSI.Attributes) > 1
 }
 
 // rejectSyncedTwice rejects classes that sync a Secret of the same name: the driver replaces the
@@ -121,7 +132,8 @@ func (p *Plan) rejectSyncedTwice(classes []*class.Class, r *report) {
 			case c.Name:
 			default:
 				r.unresolve(api.ClassInvalid, field.Invalid(p.path(api.Class).Index(index), c.Name, fmt.Sprintf(
-					"must not sync Secret %s, as class %s does: the driver lets each overwrite the other; give one of them another secretName", s.Secret, other)))
+					"must not sync Secret %s, as class %s does: "+
+						"the driver lets each overwrite the other; give one of them another secretName", s.Secret, other)))
 				return
 			}
 		}
@@ -183,7 +195,8 @@ func (p *Plan) itemOfClass(index int, item api.Item, classes []*class.Class, r *
 		return nil, unreadable
 	default:
 		err := field.NotFound(p.itemPath(index), item.Name)
-		err.Detail = "must be an object of class " + joinOr(classNames(classes, item.VaultOrClass)) + r.available(item.Name, "object", objectNames(classes, item.VaultOrClass))
+		err.Detail = "must be an object of class " + joinOr(classNames(classes, item.VaultOrClass)) +
+			r.available(item.Name, "object", objectNames(classes, item.VaultOrClass))
 		r.unresolve(api.ObjectNotInClass, err)
 	}
 	return nil, nil
@@ -194,7 +207,8 @@ func (p *Plan) envOfObject(index int, item api.Item, is candidate, r *report) *e
 	if item.Type != "" && item.Type != is.object.Type {
 		detail := fmt.Sprintf("must be %q, as class %s has it, or be left out", is.object.Type, is.class.Name)
 		if is.object.Type == "" {
-			detail = fmt.Sprintf("must be the type in class %s, which gives object %s no objectType; add it there", is.class.Name, is.object.Name)
+			detail = fmt.Sprintf("must be the type in class %s, which gives object %s no objectType; add it there",
+				is.class.Name, is.object.Name)
 		}
 		r.unresolve(api.ObjectNotInClass, field.Invalid(p.itemPath(index).Child("objectType"), item.Type, detail))
 		return nil
@@ -226,15 +240,16 @@ func (p *Plan) syncedKey(index int, of candidate, env string, r *report) *class.
 	switch len(hits) {
 	case 1:
 		if detail := unusable(hits[0]); detail != "" {
-			invalid(api.ClassInvalid, "must come from a Secret key that an env var can refer to; correct class "+of.class.Name+": "+detail)
+			invalid(api.ClassInvalid,
+				"must come from a Secret key that an env var can refer to; correct class "+of.class.Name+": "+detail)
 			return nil
 		}
 		return &hits[0]
 	case 0:
 		for _, s := range of.class.Untyped {
 			if s.File == of.object.File {
-				invalid(api.EnvNotSynced, fmt.Sprintf(
-					"must be synced, and the driver syncs no Secret without a type; add type: Opaque to Secret %s in spec.secretObjects of class %s", s.Secret, of.class.Name))
+				invalid(api.EnvNotSynced, fmt.Sprintf("must be synced, and the driver syncs no Secret without a type; "+
+					"add type: Opaque to Secret %s in spec.secretObjects of class %s", s.Secret, of.class.Name))
 				return nil
 			}
 		}
@@ -250,7 +265,8 @@ func (p *Plan) syncedKey(index int, of candidate, env string, r *report) *class.
 // unusable returns which field of a class keeps an env var from referring to a synced key, or "".
 func unusable(s class.Synced) string {
 	if len(validation.IsDNS1123Subdomain(s.Secret)) > 0 {
-		return fmt.Sprintf("its spec.secretObjects[].secretName %q must be lower case letters, digits, - and .", api.Echo(s.Secret))
+		return fmt.Sprintf("its spec.secretObjects[].secretName %q must be lower case letters, digits, - and .",
+			api.Echo(s.Secret))
 	}
 	if len(validation.IsConfigMapKey(s.Key)) > 0 {
 		return fmt.Sprintf("its spec.secretObjects[].data[].key %q must be letters, digits, -, _ and .", api.Echo(s.Key))
@@ -270,7 +286,8 @@ func missingSync(c *class.Class, file string) string {
 
 func whyUnreadable(c *class.Class) string {
 	if c.Provider != class.Provider {
-		return fmt.Sprintf("must be of provider %s where %s picks from it, and is of %q; name its Secret in the container's env by hand", class.Provider, api.Secrets, c.Provider)
+		return fmt.Sprintf("must be of provider %s where %s picks from it, and is of %q; "+
+			"name its Secret in the container's env by hand", class.Provider, api.Secrets, c.Provider)
 	}
 	return "must be readable; correct it: " + c.Invalid
 }

@@ -47,7 +47,8 @@ func containersOf(spec *pods.Spec) []container {
 func (p *Plan) selectContainers(r *report) (*Plan, []container) {
 	all := containersOf(&p.subject.Spec)
 	selector := p.request.Containers
-	if !p.request.AsksKeyVault() || selector.All() && !slices.ContainsFunc(p.request.Items, func(i api.Item) bool { return !i.Containers.All() }) {
+	selects := func(i api.Item) bool { return !i.Containers.All() }
+	if !p.request.AsksKeyVault() || selector.All() && !slices.ContainsFunc(p.request.Items, selects) {
 		return p, all
 	}
 	if p.tooManyPatterns(len(all), r) {
@@ -57,9 +58,12 @@ func (p *Plan) selectContainers(r *report) (*Plan, []container) {
 	for i := range all {
 		names[i] = all[i].Name
 	}
-	missing := p.reportUnmatched(api.Containers, selector, names, p.path(api.Containers), "a container or init container of the pod", r)
+	missing := p.reportUnmatched(api.Containers, selector, names, p.path(api.Containers),
+		"a container or init container of the pod", r)
 	if len(names) > 0 && !slices.ContainsFunc(names, selector.Matches) {
-		return p.selectNone(missing, field.Invalid(p.path(api.Containers), api.Echo(selector.String()), "must select at least one of: "+few(names, asIs)), r), nil
+		err := field.Invalid(p.path(api.Containers), api.Echo(selector.String()),
+			"must select at least one of: "+few(names, asIs))
+		return p.selectNone(missing, err, r), nil
 	}
 	selected := slices.DeleteFunc(all, func(c container) bool { return !selector.Matches(c.Name) })
 	names = slices.DeleteFunc(names, func(name string) bool { return !selector.Matches(name) })
@@ -68,9 +72,12 @@ func (p *Plan) selectContainers(r *report) (*Plan, []container) {
 			continue
 		}
 		path := p.itemPath(index).Child("containers")
-		missing := p.reportUnmatched(api.Secrets, item.Containers, names, path, "a container that "+api.Containers+" selects", r)
+		missing := p.reportUnmatched(api.Secrets, item.Containers, names, path,
+			"a container that "+api.Containers+" selects", r)
 		if !missing && !slices.ContainsFunc(names, item.Containers.Matches) {
-			p.misfit(api.Secrets, r)(api.ContainerNotFound, field.Invalid(path, api.Echo(item.Containers.String()), "must select at least one of: "+few(names, asIs)))
+			err := field.Invalid(path, api.Echo(item.Containers.String()),
+				"must select at least one of: "+few(names, asIs))
+			p.misfit(api.Secrets, r)(api.ContainerNotFound, err)
 		}
 	}
 	return p, selected
@@ -88,7 +95,9 @@ func (p *Plan) misfit(key string, r *report) func(api.Reason, *field.Error) {
 // reportUnmatched reports the patterns of a selector that match no container, and whether there is
 // one that selects. One that excludes a container is only a warning: another webhook may add the
 // sidecar later.
-func (p *Plan) reportUnmatched(key string, selector api.Selector, names []string, path *field.Path, what string, r *report) (missing bool) {
+func (p *Plan) reportUnmatched(
+	key string, selector api.Selector, names []string, path *field.Path, what string, r *report,
+) (missing bool) {
 	for _, pattern := range selector.Unmatched(names) {
 		name, excluded := strings.CutPrefix(pattern, "!")
 		err := field.NotFound(path, pattern)
@@ -141,16 +150,66 @@ func (p *Plan) tooManyPatterns(containers int, r *report) bool {
 		return false
 	}
 	err := field.TooMany(p.path(key), patterns, maxMatches/containers)
-	err.Detail = fmt.Sprintf("must have at most %d container names and globs in all for a pod with %d containers", maxMatches/containers, containers)
+	err.Detail = fmt.Sprintf("must have at most %d container names and globs in all for a pod with %d containers",
+		maxMatches/containers, containers)
 	r.fail(api.InvalidItem, err)
 	return true
+}
+
+// warnReferences warns of containers that refer to an env var which the request sets, but only in
+// other containers. They get the text of the reference instead of the value.
+func (p *Plan) warnReferences(selected []container, content *content, r *report) {
+	if len(content.env) == 0 {
+		return
+	}
+	spec := &p.subject.Spec
+	for i := range len(spec.InitContainers) + len(spec.Containers) {
+		c := container{init: i < len(spec.InitContainers), index: i}
+		if c.init {
+			c.Container = &spec.InitContainers[i]
+		} else {
+			c.index -= len(spec.InitContainers)
+			c.Container = &spec.Containers[c.index]
+		}
+		isSelected := slices.ContainsFunc(selected, func(s container) bool { return s.Container == c.Container })
+		for ref := range c.References.All {
+			item, gets := -1, false
+			for _, e := range content.env {
+				if e.name == ref.Name {
+					item, gets = e.item, gets || isSelected && e.containers.Matches(c.Name)
+				}
+			}
+			if item < 0 || gets || c.sets(ref.Name) {
+				continue
+			}
+			selection := api.Containers
+			if isSelected {
+				selection = p.itemPath(item).Child("containers").String()
+			}
+			path := c.path(p.subject.Root).Child(ref.Field).Index(ref.Index)
+			if ref.Field == "env" {
+				path = path.Child("value")
+			}
+			r.warn(api.EnvNotSet, field.Invalid(path, "$("+ref.Name+")", fmt.Sprintf(
+				"refers to an env var that container %s does not get, and stays as it is; add the container to %s",
+				c.Name, selection)))
+		}
+	}
+}
+
+// sets reports whether a container may set an env var itself.
+func (c *container) sets(name string) bool {
+	return slices.ContainsFunc(c.Env, func(e pods.EnvVar) bool { return e.Name == name }) ||
+		slices.ContainsFunc(c.EnvFrom, func(e pods.EnvFrom) bool { return strings.HasPrefix(name, e.Prefix) })
 }
 
 // maxAdditions bounds the env vars and mounts of a pod: each item may add one to each container.
 const maxAdditions = 2_000
 
 // changeContainers returns what each selected container lacks.
-func (p *Plan) changeContainers(selected []container, content *content, answer *facts.Answer, r *report) []ContainerChange {
+func (p *Plan) changeContainers(
+	selected []container, content *content, answer *facts.Answer, r *report,
+) []ContainerChange {
 	if len(content.mounts) == 0 {
 		return nil
 	}
@@ -160,7 +219,8 @@ func (p *Plan) changeContainers(selected []container, content *content, answer *
 			key = api.Class
 		}
 		err := field.TooMany(p.path(key), additions, maxAdditions)
-		err.Detail = fmt.Sprintf("must add at most %d env vars and mounts to all containers together; select fewer in %s", maxAdditions, api.Containers)
+		err.Detail = fmt.Sprintf("must add at most %d env vars and mounts to all containers together; select fewer in %s",
+			maxAdditions, api.Containers)
 		r.fail(api.InvalidItem, err)
 		return nil
 	}
@@ -168,7 +228,12 @@ func (p *Plan) changeContainers(selected []container, content *content, answer *
 	volumes := volumeIndex{list: p.subject.Spec.Volumes}
 	for i := range selected {
 		c := &selected[i]
-		change := ContainerChange{Init: c.init, Index: c.index, Mounts: make([]Mount, 0, len(content.mounts)), Env: make([]EnvVar, 0, len(content.env))}
+		change := ContainerChange{
+			Init:   c.init,
+			Index:  c.index,
+			Mounts: make([]Mount, 0, len(content.mounts)),
+			Env:    make([]EnvVar, 0, len(content.env)),
+		}
 		for j := range content.mounts {
 			m := &content.mounts[j]
 			if at := mountedAt(c.Container, m.volume); at != "" {
@@ -184,5 +249,6 @@ func (p *Plan) changeContainers(selected []container, content *content, answer *
 			changes = append(changes, change)
 		}
 	}
+	p.warnReferences(selected, content, r)
 	return changes
 }

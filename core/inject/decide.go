@@ -146,7 +146,8 @@ func (p *Plan) checkCeilings(content *content, id *identity, answer *facts.Answe
 		r.forbid(policy.CheckIdentity(p.namespace, id.bound, p.boundPath(id)))
 	}
 	// The pod's own label binds it in every mode.
-	if label, _ := p.subject.Label(api.PodIdentityBinding); label != "" && label != id.bound && !p.givesNothing(content, id) {
+	label, _ := p.subject.Label(api.PodIdentityBinding)
+	if label != "" && label != id.bound && !p.givesNothing(content, id) {
 		r.forbid(policy.CheckIdentity(p.namespace, label, p.subject.LabelPath(api.PodIdentityBinding)))
 	}
 }
@@ -195,11 +196,13 @@ func skipped(errs, remaining field.ErrorList, keys []string) field.ErrorList {
 	var list field.ErrorList
 	names := strings.Join(keys, " and ")
 	for _, err := range errs {
-		if slices.ContainsFunc(remaining, func(other *field.Error) bool { return other.Field == err.Field && other.Origin == err.Origin }) {
+		isSame := func(other *field.Error) bool { return other.Field == err.Field && other.Origin == err.Origin }
+		if slices.ContainsFunc(remaining, isSame) {
 			continue
 		}
 		own := *err
-		own.Detail += "; the namespace's default of " + names + " was skipped: set " + names + ` on the pod, to "" if it needs none`
+		own.Detail += "; the namespace's default of " + names + " was skipped: " +
+			"set " + names + ` on the pod, to "" if it needs none`
 		list = append(list, &own)
 	}
 	return list

@@ -42,7 +42,9 @@ func (p *Plan) setEnv(c *container, content *content, answer *facts.Answer, chan
 // rejectRepeated rejects an item that sets the same env var in the container as one of the items
 // before it. It reports the item once, for the first container.
 func (p *Plan) rejectRepeated(before []envVar, e *envVar, containerName string, r *report) bool {
-	at := slices.IndexFunc(before, func(other envVar) bool { return other.name == e.name && other.containers.Matches(containerName) })
+	at := slices.IndexFunc(before, func(other envVar) bool {
+		return other.name == e.name && other.containers.Matches(containerName)
+	})
 	if at < 0 {
 		return false
 	}
@@ -51,7 +53,8 @@ func (p *Plan) rejectRepeated(before []envVar, e *envVar, containerName string, 
 	}
 	e.repeated = true
 	err := field.Duplicate(p.itemPath(e.item).Child("env"), e.name)
-	err.Detail = fmt.Sprintf("item %d sets it too in container %s; give one of them another name", before[at].item, containerName)
+	err.Detail = fmt.Sprintf("item %d sets it too in container %s; give one of them another name",
+		before[at].item, containerName)
 	r.fail(api.InvalidItem, err)
 	return true
 }
@@ -74,13 +77,15 @@ func (p *Plan) keepsFromEnvFrom(c *container, wanted *EnvVar, answer *facts.Answ
 		switch {
 		case !known:
 			r.warn(api.EnvConflict, field.Forbidden(path, fmt.Sprintf(
-				"may set %s in container %s, and %s overrides it: the injector cannot read its keys", wanted.Name, c.Name, api.Secrets)))
+				"may set %s in container %s, and %s overrides it: the injector cannot read its keys",
+				wanted.Name, c.Name, api.Secrets)))
 		case p.request.OnConflict == api.ConflictFail:
 			r.fail(api.EnvConflict, field.Forbidden(path, fmt.Sprintf(
 				"must not set %s in container %s, which %s sets; remove it in one of the two", wanted.Name, c.Name, api.Secrets)))
 		default:
 			r.warn(api.EnvConflict, field.Forbidden(path, fmt.Sprintf(
-				"container %s sets %s by Secret %s, which was kept; remove it there, or set %s to override", c.Name, wanted.Name, from.Secret, api.OnConflict)))
+				"container %s sets %s by Secret %s, which was kept; remove it there, or set %s to override",
+				c.Name, wanted.Name, from.Secret, api.OnConflict)))
 			kept = true
 		}
 	}
@@ -112,7 +117,8 @@ func (p *Plan) resolveConflict(c *container, at int, wanted EnvVar, change *Cont
 	switch p.request.OnConflict {
 	case api.ConflictKeep:
 		r.warn(api.EnvConflict, field.Forbidden(path, fmt.Sprintf(
-			"container %s already sets %s, which was kept; remove it there, or set %s to override", c.Name, wanted.Name, api.OnConflict)))
+			"container %s already sets %s, which was kept; remove it there, or set %s to override",
+			c.Name, wanted.Name, api.OnConflict)))
 	case api.ConflictFail:
 		r.fail(api.EnvConflict, field.Forbidden(path, fmt.Sprintf(
 			"must not set %s in container %s, which %s sets; remove it in one of the two", wanted.Name, c.Name, api.Secrets)))

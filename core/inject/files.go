@@ -22,7 +22,8 @@ func (p *Plan) warnUnreadable(selected []container, r *report) {
 	if len(p.request.Classes) > 0 || len(selected) == 0 {
 		return
 	}
-	if slices.ContainsFunc(selected, func(c container) bool { return mayBeRoot(&p.subject.Spec.SecurityContext, &c.SecurityContext) }) {
+	runsAsRoot := func(c container) bool { return mayBeRoot(&p.subject.Spec.SecurityContext, &c.SecurityContext) }
+	if slices.ContainsFunc(selected, runsAsRoot) {
 		return
 	}
 	for index, item := range p.request.Items {
@@ -31,7 +32,8 @@ func (p *Plan) warnUnreadable(selected []container, r *report) {
 			continue // the provider's default is 0644
 		}
 		r.warn(api.FileUnreadable, field.Invalid(p.itemPath(index).Child("filePermission"), item.Permission, fmt.Sprintf(
-			`must let other users read, such as "0444": the file belongs to root, and container %s does not run as root`, selected[0].Name)))
+			`must let other users read, such as "0444": the file belongs to root, and container %s does not run as root`,
+			selected[0].Name)))
 	}
 }
 

@@ -62,14 +62,8 @@ func (p *Plan) bindIdentity(answer *facts.Answer, r *report) identity {
 // decides first, then AzureIdentityBindings, then ServiceAccounts. It returns none if nothing
 // decides, and auto if there is no identity of the requested name.
 func (p *Plan) resolveAuto(answer *facts.Answer, r *report) api.Mode {
-	for _, name := range p.request.Classes {
-		switch c := answer.Class(name); {
-		case c == nil || c.Provider != class.Provider:
-		case c.UsesPodIdentity:
-			return api.ModePodIdentity
-		case c.ClientID != "":
-			return api.ModeWorkloadIdentity
-		}
+	if mode := p.classMode(answer); mode != "" {
+		return mode
 	}
 	if p.request.Identity == "" {
 		sa := answer.ServiceAccount
@@ -94,6 +88,20 @@ func (p *Plan) resolveAuto(answer *facts.Answer, r *report) api.Mode {
 	return api.ModeAuto
 }
 
+// classMode returns the mode of the first existing class that decides it; empty if none does.
+func (p *Plan) classMode(answer *facts.Answer) api.Mode {
+	for _, name := range p.request.Classes {
+		switch c := answer.Class(name); {
+		case c == nil || c.Provider != class.Provider:
+		case c.UsesPodIdentity:
+			return api.ModePodIdentity
+		case c.ClientID != "":
+			return api.ModeWorkloadIdentity
+		}
+	}
+	return ""
+}
+
 // rejectUnresolved rejects the name of an identity that does not exist.
 func (p *Plan) rejectUnresolved(answer *facts.Answer, r *report) {
 	r.missed = true
@@ -104,14 +112,18 @@ func (p *Plan) rejectUnresolved(answer *facts.Answer, r *report) {
 		return
 	}
 	err := field.NotFound(p.path(api.IdentityName), name)
-	err.Detail = fmt.Sprintf("must be a ServiceAccount with annotation %s, or the spec.selector of an AzureIdentityBinding, in namespace %s%s",
+	err.Detail = fmt.Sprintf("must be a ServiceAccount with annotation %s, "+
+		"or the spec.selector of an AzureIdentityBinding, in namespace %s%s",
 		api.WorkloadIdentityClientID, p.namespace.Name, r.available(name, "identity", identities(answer)))
 	r.unresolve(api.ServiceAccountNotFound, err)
 }
 
-// identities returns the names of all identities of the namespace.
+// identities returns the names of all identities of the namespace, sorted. A selector and a
+// ServiceAccount may have the same name.
 func identities(answer *facts.Answer) []string {
-	return slices.Concat(answer.Available.Selectors, answer.Available.Clients)
+	names := slices.Concat(answer.Available.Selectors, answer.Available.Clients)
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // namedServiceAccount returns the ServiceAccount that the pod runs as in the workload modes, or nil.
@@ -133,22 +145,30 @@ func (p *Plan) checkSignIns(id *identity, answer *facts.Answer, r *report) {
 		add, detail := r.warn, ""
 		switch {
 		case c.UsesPodIdentity && id.mode != api.ModePodIdentity:
-			detail = fmt.Sprintf(`must fit mode %s, and the class has usePodIdentity: "true"; set %s to %s, or change the class`, id.mode, api.IdentityMode, api.ModePodIdentity)
+			detail = fmt.Sprintf(`must fit mode %s, and the class has usePodIdentity: "true"; `+
+				"set %s to %s, or change the class", id.mode, api.IdentityMode, api.ModePodIdentity)
 		case c.UsesPodIdentity:
 		case c.UsesNodeIdentity && id.mode != api.ModeNone:
-			detail = fmt.Sprintf(`must fit mode %s, and the class has useVMManagedIdentity: "true", so the vault is read as the node; give the class a clientID, or set %s to %s`,
+			detail = fmt.Sprintf(`must fit mode %s, and the class has useVMManagedIdentity: "true", `+
+				"so the vault is read as the node; give the class a clientID, or set %s to %s",
 				id.mode, api.IdentityMode, api.ModeNone)
 		case c.UsesNodeIdentity:
 		case c.ClientID != "" && !id.isWorkload():
-			detail = fmt.Sprintf("must fit mode %s, and the class has a clientID; set %s to %s, or change the class", id.mode, api.IdentityMode, api.ModeWorkloadIdentity)
+			detail = fmt.Sprintf("must fit mode %s, and the class has a clientID; set %s to %s, or change the class",
+				id.mode, api.IdentityMode, api.ModeWorkloadIdentity)
 		case c.ClientID != "":
 		case c.InvalidClientID != "":
-			add, detail = r.unresolve, fmt.Sprintf("must have a GUID as spec.parameters.clientID, has %q; correct it in the class", c.InvalidClientID)
+			add = r.unresolve
+			detail = fmt.Sprintf("must have a GUID as spec.parameters.clientID, has %q; correct it in the class",
+				c.InvalidClientID)
 		case !p.hasNodePublishSecret(name):
-			add, detail = r.unresolve, `must name the identity that reads the vault; set spec.parameters.clientID, or usePodIdentity: "true", in the class: without either the Azure provider needs `+
-				"the Secret of a service principal, and the injected volume has none"
+			add = r.unresolve
+			detail = "must name the identity that reads the vault; " +
+				`set spec.parameters.clientID, or usePodIdentity: "true", in the class: without either the Azure ` +
+				"provider needs the Secret of a service principal, and the injected volume has none"
 		case id.mode != api.ModeNone:
-			detail = fmt.Sprintf("must fit mode %s, and the class reads the vault as the service principal in the volume's nodePublishSecretRef; give the class a clientID, or set %s to %s",
+			detail = fmt.Sprintf("must fit mode %s, and the class reads the vault as the service principal "+
+				"in the volume's nodePublishSecretRef; give the class a clientID, or set %s to %s",
 				id.mode, api.IdentityMode, api.ModeNone)
 		}
 		if detail != "" {
@@ -175,8 +195,9 @@ func (p *Plan) bindPodIdentity(id *identity, answer *facts.Answer, r *report) {
 		if labelled {
 			return
 		}
-		err := field.Required(p.path(api.IdentityName), "must be set, or the pod must have the label "+api.PodIdentityBinding+", which pod identity needs"+
-			r.available("", "AzureIdentityBinding", answer.Available.Selectors))
+		err := field.Required(p.path(api.IdentityName),
+			"must be set, or the pod must have the label "+api.PodIdentityBinding+", which pod identity needs"+
+				r.available("", "AzureIdentityBinding", answer.Available.Selectors))
 		if id.guessed {
 			r.warn(api.IdentityRequired, err)
 		} else {
@@ -189,21 +210,26 @@ func (p *Plan) bindPodIdentity(id *identity, answer *facts.Answer, r *report) {
 			"must be at most 63 characters, as a label's value; add an AzureIdentityBinding with a shorter spec.selector"))
 		return
 	}
-	r.warn(api.PodIdentityRetired, field.Forbidden(p.path(api.IdentityName),
-		"AAD pod identity was retired in September 2025; set "+api.IdentityMode+" to "+string(api.ModeWorkloadIdentity)))
 	if !answer.Bound {
 		r.missed = true
 		err := field.NotFound(p.path(api.IdentityName), name)
 		switch sa := p.namedServiceAccount(answer); {
 		case !id.guessed:
-			err.Detail = "must be the spec.selector of an AzureIdentityBinding" + r.available(name, "AzureIdentityBinding", answer.Available.Selectors)
+			err.Detail = "must be the spec.selector of an AzureIdentityBinding" +
+				r.available(name, "AzureIdentityBinding", answer.Available.Selectors)
 		case sa != nil:
-			err.Detail = "must be the spec.selector of an AzureIdentityBinding, or a ServiceAccount with annotation " + api.WorkloadIdentityClientID + api.NoClientID(sa.InvalidClientID)
+			err.Detail = "must be the spec.selector of an AzureIdentityBinding, or a ServiceAccount with annotation " +
+				api.WorkloadIdentityClientID + api.NoClientID(sa.InvalidClientID)
 		default:
 			err.Detail = "must be the spec.selector of an AzureIdentityBinding, or a ServiceAccount with a client-id" +
 				r.available(name, "identity", identities(answer))
 		}
 		r.warn(api.IdentityNotBound, err)
+	}
+	// Not if pod identity is only a guess: the author may mean a ServiceAccount.
+	if answer.Bound || !id.guessed || p.classMode(answer) == api.ModePodIdentity {
+		r.warn(api.PodIdentityRetired, field.Forbidden(p.path(api.IdentityName),
+			"AAD pod identity was retired in September 2025; set "+api.IdentityMode+" to "+string(api.ModeWorkloadIdentity)))
 	}
 	if labelled {
 		id.bound = label
@@ -219,12 +245,14 @@ func (p *Plan) rejectUnsupported(id *identity, answer *facts.Answer, r *report) 
 	case p.subject.IsWindows():
 		path, detail = p.path(api.IdentityName), "must not be pod identity on Windows, where it does not exist"
 	case p.subject.Spec.HostNetwork:
-		path, detail = p.subject.Root.Child("spec", "hostNetwork"), "must not be true with pod identity, which identifies a pod by its IP address"
+		path = p.subject.Root.Child("spec", "hostNetwork")
+		detail = "must not be true with pod identity, which identifies a pod by its IP address"
 	default:
 		return
 	}
 	detail += "; set " + api.IdentityMode + " to " + string(api.ModeWorkloadIdentity)
-	r.failOrUnresolve(id.guessed && !answer.Bound, api.IdentityUnsupported, field.Forbidden(p.causedBy(api.IdentityName, path), detail))
+	err := field.Forbidden(p.causedBy(api.IdentityName, path), detail)
+	r.failOrUnresolve(id.guessed && !answer.Bound, api.IdentityUnsupported, err)
 }
 
 // boundPath returns where the pod's identity was written.
@@ -250,9 +278,11 @@ func (p *Plan) bindWorkloadIdentity(id *identity, answer *facts.Answer, r *repor
 	case current == pods.DefaultServiceAccount:
 		id.serviceAccountName = name
 	default:
-		r.failOrUnresolve(id.guessed, api.ServiceAccountConflict,
-			field.Invalid(p.causedBy(api.IdentityName, p.subject.Root.Child("spec", "serviceAccountName")), current,
-				fmt.Sprintf("must be %s or left out, since %s names the ServiceAccount in mode %s; remove one of the two", name, api.IdentityName, id.mode)))
+		path := p.causedBy(api.IdentityName, p.subject.Root.Child("spec", "serviceAccountName"))
+		detail := fmt.Sprintf(
+			"must be %s or left out, since %s names the ServiceAccount in mode %s; remove one of the two",
+			name, api.IdentityName, id.mode)
+		r.failOrUnresolve(id.guessed, api.ServiceAccountConflict, field.Invalid(path, current, detail))
 		return
 	}
 	switch sa := p.namedServiceAccount(answer); {
@@ -262,12 +292,14 @@ func (p *Plan) bindWorkloadIdentity(id *identity, answer *facts.Answer, r *repor
 			break // the API server rejects a pod whose own ServiceAccount does not exist
 		}
 		err := field.NotFound(p.path(api.IdentityName), id.bound)
-		err.Detail = "must be a ServiceAccount in namespace " + p.namespace.Name + r.available(id.bound, "ServiceAccount", answer.Available.ServiceAccounts)
+		err.Detail = "must be a ServiceAccount in namespace " + p.namespace.Name +
+			r.available(id.bound, "ServiceAccount", answer.Available.ServiceAccounts)
 		r.unresolve(api.ServiceAccountNotFound, err)
 	case sa.ClientID == "" && p.request.ClientID == "" && !p.asksManaged(): // managedIDs rejects a managed class
 		r.missed = true
 		r.warn(api.IdentityNotBound, field.Invalid(p.path(api.IdentityName), sa.Name,
-			"must be a ServiceAccount with annotation "+api.WorkloadIdentityClientID+api.NoClientID(sa.InvalidClientID)+": without it the application gets a token for no client"))
+			"must be a ServiceAccount with annotation "+api.WorkloadIdentityClientID+
+				api.NoClientID(sa.InvalidClientID)+": without it the application gets a token for no client"))
 	}
 	p.bindLabel(id, api.WorkloadIdentityUse, "true", r)
 	if id.mode != api.ModeIdentityBinding {
@@ -276,7 +308,8 @@ func (p *Plan) bindWorkloadIdentity(id *identity, answer *facts.Answer, r *repor
 	if existing, ok := p.subject.Annotations[api.WorkloadIdentityBinding]; !ok {
 		id.annotations = append(id.annotations, Entry{api.WorkloadIdentityBinding, "true"})
 	} else if existing != "true" {
-		p.reportConflict(p.subject.Root.Child("metadata", "annotations").Key(api.WorkloadIdentityBinding), existing, "true", r)
+		path := p.subject.Root.Child("metadata", "annotations").Key(api.WorkloadIdentityBinding)
+		p.reportConflict(path, existing, "true", r)
 	}
 }
 
@@ -293,7 +326,8 @@ func (p *Plan) bindLabel(id *identity, key, wanted string, r *report) {
 // reportConflict reports a label or annotation that the pod has and the request needs with another
 // value.
 func (p *Plan) reportConflict(path *field.Path, existing, wanted string, r *report) {
-	err := field.Invalid(path, existing, fmt.Sprintf("must be %q, as the annotations request; it was kept: remove it, or change the annotations", wanted))
+	err := field.Invalid(path, existing, fmt.Sprintf(
+		"must be %q, as the annotations request; it was kept: remove it, or change the annotations", wanted))
 	if policy.Enforces(p.namespace) {
 		err.Detail = fmt.Sprintf("must be %q, as the annotations request; remove it, or change the annotations", wanted)
 		r.fail(api.IdentityConflict, err)

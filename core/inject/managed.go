@@ -33,7 +33,9 @@ func (p *Plan) managedClasses(id *identity, answer *facts.Answer, r *report) *co
 		at := slices.IndexFunc(vaults, func(v vaultItems) bool { return strings.EqualFold(v.request.Vault, name) })
 		if at < 0 {
 			at = len(vaults)
-			vaults = append(vaults, vaultItems{request: class.Request{Vault: name, TenantID: out.tenantID.text, ClientID: out.clientID.text, Mode: id.mode}})
+			vaults = append(vaults, vaultItems{request: class.Request{
+				Vault: name, TenantID: out.tenantID.text, ClientID: out.clientID.text, Mode: id.mode,
+			}})
 		}
 		v := &vaults[at]
 		if item.EnvFor(p.request.EnvMode) != "" {
@@ -68,10 +70,17 @@ func (p *Plan) syncedEnv(spc *class.SecretProviderClass, request class.Request, 
 		key := class.SecretKey(item.File())
 		if other, taken := keys[key]; taken {
 			r.fail(api.InvalidItem, field.Invalid(p.itemPath(indexes[i]).Child("objectAlias"), api.Echo(item.Path()),
-				fmt.Sprintf("must not become the same Secret key as item %d, %s, with / as .; give one of them another path", indexes[other], key)))
+				fmt.Sprintf("must not become the same Secret key as item %d, %s, with / as .; give one of them another path",
+					indexes[other], key)))
 		}
 		keys[key] = i
-		env = append(env, envVar{name: item.EnvFor(p.request.EnvMode), secret: spc.Name, key: key, containers: item.Containers, item: indexes[i]})
+		env = append(env, envVar{
+			name:       item.EnvFor(p.request.EnvMode),
+			secret:     spc.Name,
+			key:        key,
+			containers: item.Containers,
+			item:       indexes[i],
+		})
 	}
 	return env
 }
@@ -82,13 +91,16 @@ func (p *Plan) managedIDs(id *identity, answer *facts.Answer, r *report) (tenant
 	switch {
 	case id.mode == api.ModeNone && !id.guessed && !p.defaults.AllowVMIdentity:
 		r.fail(api.IdentityRequired, field.Invalid(p.path(api.IdentityMode), string(api.ModeNone),
-			"must be another mode: a managed class reads the vault as some identity; set "+api.IdentityName+", or name a class of your own in "+api.Class))
+			"must be another mode: a managed class reads the vault as some identity; "+
+				"set "+api.IdentityName+", or name a class of your own in "+api.Class))
 		return value{}, value{}, false
 	case id.mode == api.ModeNone && id.guessed:
 		r.missed = true
 		has := ""
 		if sa := answer.ServiceAccount; sa != nil && sa.InvalidClientID != "" {
 			has = fmt.Sprintf(", which has %q, not a GUID", sa.InvalidClientID)
+		} else if _, onPod := p.subject.Annotations[api.WorkloadIdentityClientID]; onPod {
+			has = ", which has no effect on a pod"
 		}
 		r.unresolve(api.IdentityRequired, field.Required(p.path(api.IdentityName), fmt.Sprintf(
 			"must be set, or ServiceAccount %s must have annotation %s%s: a managed class reads the vault as some identity%s",
@@ -108,7 +120,8 @@ func (p *Plan) managedIDs(id *identity, answer *facts.Answer, r *report) (tenant
 	if tenantID.text == "" {
 		r.missed = true
 		r.unresolve(api.TenantIDRequired, field.Required(p.path(api.IdentityTenantID), fmt.Sprintf(
-			"must be set for a managed class; annotate the pod or its namespace with %s, or the ServiceAccount with %s", api.IdentityTenantID, api.WorkloadIdentityTenantID)))
+			"must be set for a managed class; annotate the pod or its namespace with %s, or the ServiceAccount with %s",
+			api.IdentityTenantID, api.WorkloadIdentityTenantID)))
 		ok = false
 	}
 	if id.mode == api.ModePodIdentity {
@@ -122,7 +135,8 @@ func (p *Plan) managedIDs(id *identity, answer *facts.Answer, r *report) (tenant
 			"must be set for a managed class in mode %s; annotate ServiceAccount %s with %s, or the pod with %s",
 			id.mode, id.bound, api.WorkloadIdentityClientID, api.IdentityClientID))
 		if sa.InvalidClientID != "" {
-			err = field.Invalid(annotationOf(&sa, api.WorkloadIdentityClientID), sa.InvalidClientID, api.CheckGUID(sa.InvalidClientID))
+			err = field.Invalid(annotationOf(&sa, api.WorkloadIdentityClientID), sa.InvalidClientID,
+				api.CheckGUID(sa.InvalidClientID))
 		}
 		r.unresolve(api.ClientIDRequired, err)
 	}
@@ -156,7 +170,8 @@ func validTenant(tenantID value, sa *facts.ServiceAccount, r *report) bool {
 		return true
 	}
 	r.missed = true
-	r.unresolve(api.TenantIDRequired, field.Invalid(annotationOf(sa, api.WorkloadIdentityTenantID), api.Echo(tenantID.text), detail))
+	err := field.Invalid(annotationOf(sa, api.WorkloadIdentityTenantID), api.Echo(tenantID.text), detail)
+	r.unresolve(api.TenantIDRequired, err)
 	return false
 }
 

@@ -27,14 +27,18 @@ func OutlineOf(pod *corev1.Pod) Outline {
 	if account == "" {
 		account = pod.Spec.DeprecatedServiceAccount
 	}
+	windows := pod.Spec.OS != nil && pod.Spec.OS.Name == corev1.Windows ||
+		pod.Spec.NodeSelector[corev1.LabelOSStable] == string(corev1.Windows)
 	return Outline{
-		labels: only(pod.Labels, func(key string) bool { return key == api.PodIdentityBinding || key == api.WorkloadIdentityUse }),
+		labels: only(pod.Labels, func(key string) bool {
+			return key == api.PodIdentityBinding || key == api.WorkloadIdentityUse
+		}),
 		annotations: only(pod.Annotations, func(key string) bool {
 			return (api.IsOurs(key) && key != api.Status) || key == api.WorkloadIdentityBinding
 		}),
 		serviceAccount: account,
 		hostNetwork:    pod.Spec.HostNetwork,
-		windows:        pod.Spec.OS != nil && pod.Spec.OS.Name == corev1.Windows || pod.Spec.NodeSelector[corev1.LabelOSStable] == string(corev1.Windows),
+		windows:        windows,
 	}
 }
 

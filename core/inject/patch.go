@@ -175,7 +175,8 @@ func (w *patchWriter) entries(pointer string, exists bool, existing map[string]s
 		return
 	}
 	if !exists {
-		w.op("add", pointer, object(slices.SortedFunc(slices.Values(entries), func(a, b Entry) int { return strings.Compare(a.Key, b.Key) })))
+		byKey := func(a, b Entry) int { return strings.Compare(a.Key, b.Key) }
+		w.op("add", pointer, object(slices.SortedFunc(slices.Values(entries), byKey)))
 		return
 	}
 	for _, e := range entries {

@@ -127,8 +127,9 @@ func (p *Plan) warnUnknownInjection() {
 		return
 	}
 	path := field.NewPath("namespaces").Key(p.namespace.Name).Child("metadata", "labels").Key(api.Injection)
+	supported := []string{api.InjectionEnabled, api.InjectionAlways, api.InjectionDisabled}
 	p.warnings = append(p.warnings, api.Because(api.UnknownInjection,
-		field.NotSupported(path, api.Echo(value), []string{api.InjectionEnabled, api.InjectionAlways, api.InjectionDisabled})))
+		field.NotSupported(path, api.Echo(value), supported)))
 }
 
 // path returns where the effective value of a key was written.

@@ -38,7 +38,9 @@ const (
 )
 
 // Outcomes are all outcomes.
-var Outcomes = [...]Outcome{NotRequested, Unchanged, Injected, Allowed, Invalid, Forbidden, Malformed, Failed, Abandoned}
+var Outcomes = [...]Outcome{
+	NotRequested, Unchanged, Injected, Allowed, Invalid, Forbidden, Malformed, Failed, Abandoned,
+}
 
 // Rejects reports whether the object is rejected. Then the review has errors, and so a Reason.
 func (o Outcome) Rejects() bool {

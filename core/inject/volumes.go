@@ -34,6 +34,7 @@ func (p *Plan) addVolumes(content *content, r *report) []Volume {
 		if at := p.volumeOf(m.class); at >= 0 {
 			m.volume = p.subject.Spec.Volumes[at].Name
 			p.checkReused(m.class, at, r)
+			p.warnParts(m, r)
 			continue
 		}
 		m.volume = firstVolume
@@ -62,6 +63,22 @@ func (p *Plan) checkReused(name string, at int, r *report) {
 	}
 }
 
+// warnParts warns of the first mount of a file or folder of a class: the kubelet does not update it
+// (https://kubernetes.io/docs/concepts/storage/volumes/#using-subpath).
+func (p *Plan) warnParts(m *mount, r *report) {
+	for _, c := range containersOf(&p.subject.Spec) {
+		part := slices.IndexFunc(c.Mounts, func(mount pods.Mount) bool { return mount.Part && mount.Volume == m.volume })
+		if part < 0 {
+			continue
+		}
+		path := c.path(p.subject.Root).Child("volumeMounts").Index(part).Child("subPath")
+		r.warn(api.NotRotated, field.Forbidden(path, fmt.Sprintf(
+			"container %s mounts a part of class %s, which keeps its first version when the object in the vault gets a "+
+				"new one; mount the whole volume, or restart the pod then", c.Name, m.class)))
+		return
+	}
+}
+
 // volumeOf returns the index of the pod's volume that mounts a class, or -1. A second volume of one
 // class would break the driver's sync, so the first is reused.
 func (p *Plan) volumeOf(name string) int {
@@ -77,11 +94,12 @@ func (p *Plan) volumeOf(name string) int {
 // rejectMountedTwice rejects a pod with two volumes of one class.
 func (p *Plan) rejectMountedTwice(name string, first int, r *report) {
 	for i := first + 1; i < len(p.subject.Spec.Volumes); i++ {
-		if csi := p.subject.Spec.Volumes[i].CSI; csi != nil && csi.Driver == class.Driver && csi.Attributes[class.Attribute] == name {
+		csi := p.subject.Spec.Volumes[i].CSI
+		if csi != nil && csi.Driver == class.Driver && csi.Attributes[class.Attribute] == name {
 			path := p.subject.Root.Child("spec", "volumes").Index(i).Child("csi", "volumeAttributes").Key(class.Attribute)
 			err := field.Duplicate(path, name)
-			err.Detail = fmt.Sprintf("volume %s mounts that class too, and the driver keeps one state for both; remove this volume, and mount that one",
-				api.Echo(p.subject.Spec.Volumes[first].Name))
+			err.Detail = fmt.Sprintf("volume %s mounts that class too, and the driver keeps one state for both; "+
+				"remove this volume, and mount that one", api.Echo(p.subject.Spec.Volumes[first].Name))
 			r.fail(api.VolumeInvalid, err)
 			return
 		}
@@ -126,7 +144,8 @@ func (p *Plan) mountedElsewhere(c *container, m *mount, at string, r *report) {
 		m.elsewhere = map[string]string{}
 		if p.request.OriginOf(api.MountPath) == api.FromPod {
 			r.warn(api.NoEffect, field.Forbidden(p.path(api.MountPath), fmt.Sprintf(
-				"has no effect for class %s in container %s, which already mounts it at %s; remove that mount, or the annotation", m.class, c.Name, api.Echo(at))))
+				"has no effect for class %s in container %s, which already mounts it at %s; remove that mount, or the annotation",
+				m.class, c.Name, api.Echo(at))))
 		}
 	}
 	m.elsewhere[c.Name] = at

@@ -67,10 +67,14 @@ func HandDown(w *pods.Workload) (Handover, bool) {
 		return Handover{}, false
 	}
 	own, theirs := ownAnnotations(w), annotationsOf(template)
-	h := Handover{Subject: pods.Subject{Pod: template, Root: root, ClaimTemplates: w.ClaimTemplates}, Inherited: api.FormatInherited(own)}
+	h := Handover{
+		Subject:   pods.Subject{Pod: template, Root: root, ClaimTemplates: w.ClaimTemplates},
+		Inherited: api.FormatInherited(own),
+	}
 	effective := make(map[string]string, len(own)+len(theirs))
 	for key, value := range own {
-		if api.IsOurs(key) && key != api.Status { // an unknown key stays, so that it is reported
+		// An unknown key and one that belongs on the ServiceAccount stay, so that they are reported.
+		if api.IsOurs(key) && key != api.Status || key == api.WorkloadIdentityClientID {
 			effective[key] = value
 		}
 	}
@@ -84,8 +88,10 @@ func HandDown(w *pods.Workload) (Handover, bool) {
 		value, inherits := own[key]
 		current, has := theirs[key]
 		if api.IsRequestKey(key) && inherits && has && value != current {
-			h.Warnings = append(h.Warnings, api.Because(api.TemplateDiffers, field.Invalid(root.Child("metadata", "annotations").Key(key), api.Echo(current),
-				"is the template's own value and was kept; the "+kindOr(w.Kind)+" has another value: write the annotation in only one of the two places")))
+			path := root.Child("metadata", "annotations").Key(key)
+			detail := "is the template's own value and was kept; the " + kindOr(w.Kind) + " has another value: " +
+				"write the annotation in only one of the two places"
+			h.Warnings = append(h.Warnings, api.Because(api.TemplateDiffers, field.Invalid(path, api.Echo(current), detail)))
 		}
 	}
 	h.Subject.Annotations = effective

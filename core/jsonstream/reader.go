@@ -30,6 +30,9 @@ const windowSize = 16 << 10
 // Reader reads one JSON text. Call [Reader.Reset] before the first use. A Reader that is reset
 // reuses its buffers.
 type Reader struct {
+	// Spare is memory for the caller, which [Reader.Reset] keeps.
+	Spare []byte
+
 	source io.Reader
 	// window[pos:end] was read from source and is not consumed yet. The number of bytes before the
 	// window is before.
@@ -49,7 +52,7 @@ type Reader struct {
 // Reset makes r read from source. The kept values may take at most maxKept bytes of memory.
 func (r *Reader) Reset(source io.Reader, maxKept int) {
 	const reusable = 4 * windowSize
-	fresh := Reader{source: source, window: r.window, maxKept: maxKept, name: r.name}
+	fresh := Reader{Spare: r.Spare, source: source, window: r.window, maxKept: maxKept, name: r.name}
 	if fresh.window == nil {
 		fresh.window = make([]byte, windowSize)
 	}
@@ -277,19 +280,11 @@ func (r *Reader) Keep(n int) bool {
 // an ellipsis, so that the result differs from every string without an ellipsis. A null is an empty
 // string.
 func (r *Reader) Text(limit int) string {
-	switch r.next() {
-	case '"':
-	case 'n':
-		r.literal("null")
-		return ""
-	default:
-		r.fail(errors.New("must be a string"))
-		return ""
-	}
-	text := r.text(limit)
-	if !utf8.Valid(text) {
-		r.fail(errors.New("must be UTF-8"))
-	}
+	return r.Copy(r.View(limit))
+}
+
+// Copy returns a copy of a text that is kept. Short texts share an allocation.
+func (r *Reader) Copy(text []byte) string {
 	if !r.Keep(len(text)) {
 		return ""
 	}
@@ -303,6 +298,25 @@ func (r *Reader) Text(limit int) string {
 	}
 	r.texts.Write(text)
 	return r.texts.String()[r.texts.Len()-len(text):]
+}
+
+// View is [Reader.Text] for a string that is not kept: it is valid until the next read.
+func (r *Reader) View(limit int) []byte {
+	switch r.next() {
+	case '"':
+	case 'n':
+		r.literal("null")
+		return nil
+	default:
+		r.fail(errors.New("must be a string"))
+		return nil
+	}
+	text := r.text(limit)
+	if !utf8.Valid(text) {
+		r.fail(errors.New("must be UTF-8"))
+		return nil
+	}
+	return text
 }
 
 // text reads the string that starts at the next byte. It returns at most limit bytes, which are

@@ -11,6 +11,8 @@ package pods
 
 import (
 	"bytes"
+	"strconv"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
@@ -101,6 +103,35 @@ type Container struct {
 	Mounts          []Mount
 	Devices         []Device
 	SecurityContext SecurityContext
+	References      References
+}
+
+// References are the env vars that a container refers to as $(NAME)
+// (https://kubernetes.io/docs/tasks/inject-data-application/define-interdependent-environment-variables/):
+// a line "FIELD INDEX NAME" for each, in the order of the container's JSON. They are one text,
+// since most containers have none that matters.
+type References string
+
+// Reference is the first place in a list where a container refers to an env var.
+type Reference struct {
+	Name string
+	// Field is command, args or env, and Index is the element of that list.
+	Field string
+	Index int
+}
+
+// All returns the references: the first 20 of each list.
+func (r References) All(yield func(Reference) bool) {
+	for line := range strings.Lines(string(r)) {
+		var ref Reference
+		var index string
+		ref.Field, index, _ = strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+		index, ref.Name, _ = strings.Cut(index, " ")
+		ref.Index, _ = strconv.Atoi(index)
+		if !yield(ref) {
+			return
+		}
+	}
 }
 
 // EnvVar is an env var of a container. SecretKey is nil unless its value is a key of a Secret.
@@ -279,7 +310,8 @@ func (m *Meta) read(r *jsonstream.Reader) {
 // isRead reports whether the injector reads the label or annotation of that key.
 func isRead(key []byte) bool {
 	switch string(key) {
-	case api.PodIdentityBinding, api.WorkloadIdentityUse, api.WorkloadIdentityBinding, api.MirrorPod:
+	case api.PodIdentityBinding, api.WorkloadIdentityUse, api.WorkloadIdentityBinding, api.WorkloadIdentityClientID,
+		api.MirrorPod:
 		return true
 	}
 	return api.IsOurs(string(key[:min(len(key), len(api.KeyVaultPrefix))])) // a string this short needs no allocation
@@ -463,7 +495,8 @@ func (v *Volume) readToken(r *jsonstream.Reader) bool {
 		switch string(name) {
 		case "audience":
 			audience = r.Text(MaxName)
-			v.HasIdentityToken = v.HasIdentityToken || audience == api.TokenExchangeAudience || audience == api.TokenProxyAudience
+			v.HasIdentityToken = v.HasIdentityToken ||
+				audience == api.TokenExchangeAudience || audience == api.TokenProxyAudience
 		case "expirationSeconds":
 			const ofPlugin = 60*60 + 7
 			same += one(r.Int() == ofPlugin)
@@ -567,12 +600,25 @@ func csi(r *jsonstream.Reader) *CSI {
 }
 
 func (c *Container) read(r *jsonstream.Reader) {
+	references := r.Spare[:0]
 	for name := range r.Members {
 		switch string(name) {
 		case "name":
 			c.Name = r.Text(MaxName)
+		case "command":
+			for index := range r.Elements {
+				references = appendReferences(references, r, "command", index)
+			}
+		case "args":
+			for index := range r.Elements {
+				references = appendReferences(references, r, "args", index)
+			}
 		case "env":
-			c.Env = jsonstream.List(r, (*EnvVar).read)
+			index := -1
+			c.Env = jsonstream.List(r, func(e *EnvVar, r *jsonstream.Reader) {
+				index++
+				e.read(r, func() { references = appendReferences(references, r, "env", index) })
+			})
 		case "envFrom":
 			c.EnvFrom = jsonstream.List(r, (*EnvFrom).read)
 		case "volumeMounts":
@@ -585,13 +631,65 @@ func (c *Container) read(r *jsonstream.Reader) {
 			r.Skip()
 		}
 	}
+	c.References, r.Spare = References(r.Copy(references)), references
 }
 
-func (e *EnvVar) read(r *jsonstream.Reader) {
+// Limits of references: the bytes of a text that are read, and the references of a list.
+const (
+	maxReferring  = 16 << 10
+	maxReferences = 20
+)
+
+// appendReferences reads the element of a list and appends the env vars that it refers to. It keeps
+// only their names, since the text may hold a secret.
+func appendReferences(to []byte, r *jsonstream.Reader, list string, index int) []byte {
+	for text := r.View(maxReferring); ; {
+		_, after, found := bytes.Cut(text, []byte("$"))
+		if !found {
+			return to
+		}
+		text = after[min(1, len(after)):]
+		if len(after) == 0 || after[0] != '(' { // $$ is an escaped $
+			continue
+		}
+		name, rest, closed := bytes.Cut(text, []byte(")"))
+		if !closed {
+			continue
+		}
+		text = rest
+		if len(name) == 0 || len(name) > api.MaxEnv || bytes.IndexByte(name, '\n') >= 0 || isKnown(to, list, name) {
+			continue
+		}
+		to = append(append(to, list...), ' ')
+		to = append(strconv.AppendInt(to, int64(index), 10), ' ')
+		to = append(append(to, name...), '\n')
+	}
+}
+
+// isKnown reports whether the references of a list have that name, or are the most that are kept.
+func isKnown(references []byte, list string, name []byte) bool {
+	n := 0
+	for line := range bytes.Lines(references) {
+		field, rest, _ := bytes.Cut(line, []byte(" "))
+		if string(field) != list {
+			continue
+		}
+		_, known, _ := bytes.Cut(rest, []byte(" "))
+		if n++; n == maxReferences || bytes.Equal(known[:len(known)-1], name) {
+			return true
+		}
+	}
+	return false
+}
+
+// read reads an env var. It calls readValue to read its value.
+func (e *EnvVar) read(r *jsonstream.Reader, readValue func()) {
 	for name := range r.Members {
 		switch string(name) {
 		case "name":
 			e.Name = r.Text(api.MaxEnv + 1) // a longer name is cut, and equals no name that an item sets
+		case "value":
+			readValue()
 		case "valueFrom":
 			r.Member("secretKeyRef", func() { e.SecretKey = secretKey(r) })
 		default:

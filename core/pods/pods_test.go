@@ -1,7 +1,10 @@
 package pods_test
 
 import (
+	"fmt"
 	"reflect"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -26,9 +29,9 @@ const full = `{"kind":"Pod","apiVersion":"v1",
 	"securityContext":{"runAsUser":1,"runAsNonRoot":true,"fsGroup":2},"affinity":{"nodeAffinity":{}},
 	"volumes":[{"name":"v","csi":{"driver":"d","readOnly":true,"fsType":"x","nodePublishSecretRef":{"name":"s"},"volumeAttributes":{"secretProviderClass":"c","other":"o"}}},
 		{"name":"w","emptyDir":{}},{"configMap":{"name":"a"}},{"secret":{}},{"projected":{"sources":[]}},{"downwardAPI":{}},{"image":{"reference":"i"}}],
-	"initContainers":[{"name":"init","image":"i","env":[{"name":"I","value":"1"}]}],
-	"containers":[{"name":"app","image":"i","args":["a"],"ports":[{"containerPort":80}],"resources":{},
-		"env":[{"name":"A","value":"1"},{"name":"B","valueFrom":{"secretKeyRef":{"name":"s","key":"k","optional":true}}},{"name":"C","valueFrom":{"fieldRef":{"fieldPath":"x"}}}],
+	"initContainers":[{"name":"init","image":"i","env":[{"name":"I","value":"$(A)"}]}],
+	"containers":[{"name":"app","image":"i","command":["$(B)"],"args":["a","$(C) $$(D) $(unclosed"],"ports":[{"containerPort":80}],"resources":{},
+		"env":[{"name":"A","value":"$(A)"},{"name":"B","valueFrom":{"secretKeyRef":{"name":"s","key":"k","optional":true}}},{"name":"C","valueFrom":{"fieldRef":{"fieldPath":"x"}}}],
 		"envFrom":[{"prefix":"P_","secretRef":{"name":"s","optional":true}},{"configMapRef":{"name":"c","optional":true}}],
 		"volumeMounts":[{"name":"v","mountPath":"/m","readOnly":true,"subPath":"s","mountPropagation":"None"},{"name":"w","subPathExpr":"$(A)"}],"volumeDevices":[{"name":"d","devicePath":"/d"}],
 		"securityContext":{"runAsUser":0,"runAsNonRoot":false,"privileged":true}}]},
@@ -116,6 +119,11 @@ func decode(t *testing.T, kind string, tree any) string {
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte(full))
 	f.Add([]byte(`{"metadata":null,"spec":{"containers":null,"volumes":[{"csi":null,"secret":null}],"securityContext":null,"os":null}}`))
+	var many strings.Builder
+	for i := range 25 {
+		fmt.Fprintf(&many, "$(A%d)$($(B))", i)
+	}
+	f.Add([]byte(`{"spec":{"containers":[{"args":["` + many.String() + `"],"command":["$(A1)$(A1)"]}]}}`))
 	for _, r := range reviews.All() {
 		request, err := r.Request()
 		if err != nil {
@@ -138,6 +146,11 @@ func FuzzDecode(f *testing.F) {
 		var got pods.Pod
 		if err := pods.Decode(text, &got); err != nil {
 			t.Fatal(err)
+		}
+		for _, list := range [][]pods.Container{got.Spec.InitContainers, got.Spec.Containers} {
+			for i := range list {
+				list[i].References = sorted(slices.Collect(list[i].References.All))
+			}
 		}
 		if diff := cmp.Diff(podOf(typed.Meta, &typed.Spec), got); diff != "" {
 			t.Errorf("(-Kubernetes +pods):\n%s", diff)
@@ -222,6 +235,7 @@ func containers(all []corev1.Container) []pods.Container {
 	var list []pods.Container
 	for _, c := range all {
 		container := pods.Container{Name: name(c.Name)}
+		container.References = sorted(slices.Concat(references("args", c.Args), references("command", c.Command), references("env", values(c.Env))))
 		if s := c.SecurityContext; s != nil {
 			container.SecurityContext = pods.SecurityContext{RunAsUser: s.RunAsUser, RunAsNonRoot: s.RunAsNonRoot}
 		}
@@ -255,11 +269,46 @@ func containers(all []corev1.Container) []pods.Container {
 	return list
 }
 
+// sorted returns the references of one list after those of another.
+func sorted(list []pods.Reference) pods.References {
+	slices.SortStableFunc(list, func(a, b pods.Reference) int { return strings.Compare(a.Field, b.Field) })
+	var text strings.Builder
+	for _, r := range list {
+		fmt.Fprintf(&text, "%s %d %s\n", r.Field, r.Index, r.Name)
+	}
+	return pods.References(text.String())
+}
+
+func values(env []corev1.EnvVar) []string {
+	var list []string
+	for _, v := range env {
+		list = append(list, v.Value)
+	}
+	return list
+}
+
+// referring matches an escaped $, and a reference to an env var.
+var referring = regexp.MustCompile(`(?s)\$(\(([^)]*)\)|.)`)
+
+func references(field string, texts []string) []pods.Reference {
+	var list []pods.Reference
+	for i, text := range texts {
+		for _, match := range referring.FindAllStringSubmatch(cut(text, 16<<10), -1) {
+			n := match[2]
+			if n == "" || len(n) > api.MaxEnv || strings.Contains(n, "\n") || len(list) == 20 || slices.ContainsFunc(list, func(r pods.Reference) bool { return r.Name == n }) {
+				continue
+			}
+			list = append(list, pods.Reference{Name: n, Field: field, Index: i})
+		}
+	}
+	return list
+}
+
 func ours(all map[string]string) map[string]string {
 	var kept map[string]string
 	for key, value := range all {
 		switch {
-		case api.IsOurs(key), key == api.PodIdentityBinding, key == api.WorkloadIdentityUse, key == api.WorkloadIdentityBinding, key == api.MirrorPod:
+		case api.IsOurs(key), key == api.PodIdentityBinding, key == api.WorkloadIdentityUse, key == api.WorkloadIdentityBinding, key == api.WorkloadIdentityClientID, key == api.MirrorPod:
 			if kept == nil {
 				kept = map[string]string{}
 			}

@@ -22,7 +22,10 @@ type Root struct {
 var (
 	PodRoot      = Root{}
 	TemplateRoot = Root{Pointer: "/spec/template", Path: field.NewPath("spec", "template")}
-	CronJobRoot  = Root{Pointer: "/spec/jobTemplate/spec/template", Path: field.NewPath("spec", "jobTemplate", "spec", "template")}
+	CronJobRoot  = Root{
+		Pointer: "/spec/jobTemplate/spec/template",
+		Path:    field.NewPath("spec", "jobTemplate", "spec", "template"),
+	}
 )
 
 // Child returns the path of a field of the pod, such as metadata or spec.

@@ -30,7 +30,8 @@ func CheckVault(namespace facts.Namespace, vault string, fldPath *field.Path) *f
 	if !set || matchesAny(strings.ToLower(ceiling), strings.ToLower(vault)) {
 		return nil
 	}
-	return forbidden(api.VaultNotAllowed, namespace, api.AllowedVaults, fldPath, "must not read Key Vault "+api.Echo(vault))
+	return forbidden(api.VaultNotAllowed, namespace, api.AllowedVaults, fldPath,
+		"must not read Key Vault "+api.Echo(vault))
 }
 
 // CheckIdentity returns an error at fldPath if the ceiling of the namespace does not allow the
@@ -50,7 +51,8 @@ func CheckNameless(namespace facts.Namespace, c *class.Class, fldPath *field.Pat
 	if ceiling == "" || !c.IsNameless() {
 		return nil
 	}
-	return forbidden(api.IdentityNotAllowed, namespace, ceiling, fldPath, "must not read the vault as the node or a service principal, as class "+api.Echo(c.Name)+" does")
+	return forbidden(api.IdentityNotAllowed, namespace, ceiling, fldPath,
+		"must not read the vault as the node or a service principal, as class "+api.Echo(c.Name)+" does")
 }
 
 // CheckAttributes returns an error if the namespace has that ceiling, and attributes of the volume
@@ -69,7 +71,9 @@ func CheckAttributes(namespace facts.Namespace, ceiling string, v *Volume) *fiel
 }
 
 // forbidden is the error about what a ceiling does not allow.
-func forbidden(reason api.Reason, namespace facts.Namespace, ceiling string, fldPath *field.Path, detail string) *field.Error {
+func forbidden(
+	reason api.Reason, namespace facts.Namespace, ceiling string, fldPath *field.Path, detail string,
+) *field.Error {
 	return api.Because(reason, field.Forbidden(fldPath, detail+allows(namespace, ceiling)))
 }
 
@@ -109,7 +113,8 @@ func ceilingsNotEnforced(namespace facts.Namespace) field.ErrorList {
 	}
 	path := field.NewPath("namespaces").Key(namespace.Name).Child("metadata", "labels").Key(api.Enforce)
 	return field.ErrorList{api.Because(api.CeilingNotEnforced, field.Required(path,
-		"must be set for "+strings.Join(ceilings, " and ")+" to hold for labels and volumes that are written by hand; set it to "+string(Bound)))}
+		"must be set for "+strings.Join(ceilings, " and ")+
+			" to hold for labels and volumes that are written by hand; set it to "+string(Bound)))}
 }
 
 // GlobMistakes warns of globs in the annotations of a namespace that match something else than

@@ -94,7 +94,8 @@ func UnknownLevels(namespace facts.Namespace) field.ErrorList {
 	var errs field.ErrorList
 	for _, key := range []string{api.Enforce, api.Warn, api.Audit} {
 		if value, set := namespace.Labels[key]; set && value != string(Bound) && value != string(Required) {
-			err := field.NotSupported(field.NewPath("namespaces").Key(namespace.Name).Child("metadata", "labels").Key(key), api.Echo(value), []Level{Bound, Required})
+			fldPath := field.NewPath("namespaces").Key(namespace.Name).Child("metadata", "labels").Key(key)
+			err := field.NotSupported(fldPath, api.Echo(value), []Level{Bound, Required})
 			err.Detail += "; it counts as " + string(Required)
 			errs = append(errs, api.Because(api.UnknownLevel, err))
 		}

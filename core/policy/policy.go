@@ -186,7 +186,9 @@ type subject struct {
 // ByMode sorts violations by what the namespace does about them: errors reject the pod, warnings go
 // to its author, audited ones only to the audit log. One mistake that breaks several rules is
 // reported once.
-func ByMode(namespace facts.Namespace, serviceAccount string, violations []Violation) (errs, warnings, audited field.ErrorList) {
+func ByMode(
+	namespace facts.Namespace, serviceAccount string, violations []Violation,
+) (errs, warnings, audited field.ErrorList) {
 	modes := ModesOf(namespace, serviceAccount)
 	for _, v := range violations {
 		level := v.Rule.Level

@@ -119,7 +119,8 @@ func bindingExists(s *subject) field.ErrorList {
 		return nil
 	}
 	err := field.NotFound(s.labelPath(api.PodIdentityBinding), api.Echo(name))
-	err.Detail = "must be the spec.selector of an AzureIdentityBinding in namespace " + s.namespace.Name + api.Available(name, "AzureIdentityBinding", s.answer.Available.Selectors)
+	err.Detail = "must be the spec.selector of an AzureIdentityBinding in namespace " + s.namespace.Name +
+		api.Available(name, "AzureIdentityBinding", s.answer.Available.Selectors)
 	return field.ErrorList{err}
 }
 
@@ -128,7 +129,8 @@ func serviceAccountExists(s *subject) field.ErrorList {
 		return nil
 	}
 	err := field.NotFound(s.Root.Child("spec", "serviceAccountName"), s.ServiceAccount)
-	err.Detail = "must be a ServiceAccount in namespace " + s.namespace.Name + api.Available(s.ServiceAccount, "ServiceAccount", s.answer.Available.ServiceAccounts)
+	err.Detail = "must be a ServiceAccount in namespace " + s.namespace.Name +
+		api.Available(s.ServiceAccount, "ServiceAccount", s.answer.Available.ServiceAccounts)
 	return field.ErrorList{err}
 }
 
@@ -138,7 +140,8 @@ func serviceAccountBound(s *subject) field.ErrorList {
 		return nil
 	}
 	return field.ErrorList{field.Invalid(s.Root.Child("spec", "serviceAccountName"), s.ServiceAccount,
-		"must be a ServiceAccount with annotation "+api.WorkloadIdentityClientID+api.NoClientID(sa.InvalidClientID)+api.Available("", "ServiceAccount with one", s.answer.Available.Clients))}
+		"must be a ServiceAccount with annotation "+api.WorkloadIdentityClientID+
+			api.NoClientID(sa.InvalidClientID)+api.Available("", "ServiceAccount with one", s.answer.Available.Clients))}
 }
 
 // maxErrors is how many errors a rule returns for a pod. A pod may have thousands of volumes, and
@@ -242,7 +245,8 @@ func identityRequired(s *subject) field.ErrorList {
 	if s.hasIdentity() {
 		return nil
 	}
-	return field.ErrorList{field.Required(s.Root.Child("metadata", "annotations").Key(api.IdentityName), "must be set on the pod template"+identities(&s.answer.Available))}
+	return field.ErrorList{field.Required(s.Root.Child("metadata", "annotations").Key(api.IdentityName),
+		"must be set on the pod template"+identities(&s.answer.Available))}
 }
 
 // maxOffered is how many identities of each kind a message offers.
@@ -264,7 +268,8 @@ func identities(a *facts.Available) string {
 		}
 	}
 	if len(offered) == 0 {
-		return "; there is none here: apply an AzureIdentityBinding, or a ServiceAccount with annotation " + api.WorkloadIdentityClientID
+		return "; there is none here: apply an AzureIdentityBinding, or a ServiceAccount with annotation " +
+			api.WorkloadIdentityClientID
 	}
 	return "; available here: " + strings.Join(offered, ", ")
 }
@@ -288,7 +293,8 @@ func vaultsAllowed(s *subject) field.ErrorList {
 		case c == nil:
 			return field.ErrorList{s.missing(v, api.AllowedVaults)}
 		case c.Vault == "" && c.Provider == class.Provider:
-			return field.ErrorList{field.Forbidden(v.classPath(), "must name its Key Vault: class "+c.Name+" has no keyvaultName"+allows(s.namespace, api.AllowedVaults))}
+			return field.ErrorList{field.Forbidden(v.classPath(),
+				"must name its Key Vault: class "+c.Name+" has no keyvaultName"+allows(s.namespace, api.AllowedVaults))}
 		case c.Vault != "":
 			return listOf(CheckVault(s.namespace, c.Vault, v.classPath()))
 		}
@@ -324,14 +330,16 @@ func identitiesAllowed(s *subject) field.ErrorList {
 		c := s.answer.Class(v.class())
 		switch {
 		case c != nil:
-			uses = uses || (c.ClientID+c.InvalidClientID != "" && !c.UsesPodIdentity) // with both, the provider ignores the client id
+			// With both, the provider ignores the client id.
+			uses = uses || (c.ClientID+c.InvalidClientID != "" && !c.UsesPodIdentity)
 		case v.class() != "":
 			return field.ErrorList{s.missing(v, api.AllowedNames)}
 		}
 		return nil
 	})
 	if uses {
-		errs = append(errs, listOf(CheckIdentity(s.namespace, s.ServiceAccount, s.Root.Child("spec", "serviceAccountName")))...)
+		path := s.Root.Child("spec", "serviceAccountName")
+		errs = append(errs, listOf(CheckIdentity(s.namespace, s.ServiceAccount, path))...)
 	}
 	return append(append(errs, nameless...), volumes...)
 }

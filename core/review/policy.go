@@ -18,7 +18,9 @@ import (
 // PodPolicy checks a new pod, or one whose labels change from those of old, against the policy of
 // its namespace. An update is rejected only for what old did not already violate. PodPolicy returns
 // an error if a lookup fails.
-func (r Reviewer) PodPolicy(ctx context.Context, subject pods.Subject, old *pods.Pod, namespace string) (Verdict, error) {
+func (r Reviewer) PodPolicy(
+	ctx context.Context, subject pods.Subject, old *pods.Pod, namespace string,
+) (Verdict, error) {
 	if subject.IsMirror() {
 		return Verdict{Outcome: inject.NotRequested}, nil
 	}
@@ -33,7 +35,9 @@ func (r Reviewer) PodPolicy(ctx context.Context, subject pods.Subject, old *pods
 			return Verdict{}, err
 		}
 		j.violations = slices.DeleteFunc(j.violations, func(v policy.Violation) bool {
-			return slices.ContainsFunc(was.violations, func(w policy.Violation) bool { return w.Rule == v.Rule && w.Err.Error() == v.Err.Error() })
+			return slices.ContainsFunc(was.violations, func(w policy.Violation) bool {
+				return w.Rule == v.Rule && w.Err.Error() == v.Err.Error()
+			})
 		})
 	}
 	v := j.verdict()
@@ -83,11 +87,14 @@ func (r Reviewer) WorkloadPolicy(ctx context.Context, w *pods.Workload, namespac
 
 // Policy checks a pod as result will change it against the policy of its namespace. It returns an
 // error if a lookup fails.
-func (r Reviewer) Policy(ctx context.Context, subject pods.Subject, result *inject.Result, namespace string) (Verdict, error) {
+func (r Reviewer) Policy(
+	ctx context.Context, subject pods.Subject, result *inject.Result, namespace string,
+) (Verdict, error) {
 	if subject.IsMirror() {
 		return Verdict{Outcome: inject.NotRequested}, nil
 	}
-	j, err := r.judge(ctx, usageAfter(&subject, &result.Change), namespace, func(context.Context, bool) (*inject.Result, error) { return result, nil })
+	decided := func(context.Context, bool) (*inject.Result, error) { return result, nil }
+	j, err := r.judge(ctx, usageAfter(&subject, &result.Change), namespace, decided)
 	if err != nil {
 		return Verdict{}, err
 	}
@@ -115,7 +122,11 @@ func usageAfter(subject *pods.Subject, change *inject.Change) *policy.Usage {
 		writtenAt = subject.AnnotationPathOf(api.Secrets)
 	}
 	for i := range change.Volumes {
-		u.Volumes = append(u.Volumes, policy.Volume{Path: writtenAt, Injected: true, Attributes: map[string]string{class.Attribute: change.Volumes[i].Class}})
+		u.Volumes = append(u.Volumes, policy.Volume{
+			Path:       writtenAt,
+			Injected:   true,
+			Attributes: map[string]string{class.Attribute: change.Volumes[i].Class},
+		})
 	}
 	return u
 }
@@ -189,7 +200,7 @@ func addManaged(ctx context.Context, answer *facts.Answer, names []string, manag
 
 // verdict returns the verdict about the pod.
 func (j *judgement) verdict() Verdict {
-	v := Verdict{Outcome: inject.Allowed}
+	v := Verdict{Outcome: inject.Allowed, Violations: j.violations}
 	v.Errors, v.Warnings, v.Audited = policy.ByMode(j.namespace, j.serviceAccount, j.violations)
 	v.Warnings = slices.Concat(policy.UnknownLevels(j.namespace), policy.GlobMistakes(j.namespace), v.Warnings)
 	if len(v.Errors) > 0 {

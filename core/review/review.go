@@ -44,6 +44,8 @@ type Verdict struct {
 	Errors, Warnings field.ErrorList
 	// Audited is only for the API server's audit log.
 	Audited field.ErrorList
+	// Violations are the broken rules behind Errors, Warnings and Audited.
+	Violations []policy.Violation
 	// Owner is the pod's controller as "KIND NAME", if a rejection is to name it; else empty.
 	Owner string
 }
@@ -69,7 +71,9 @@ func (r Reviewer) Pod(ctx context.Context, subject pods.Subject, namespace strin
 // Inject returns what a pod gets. It decides a second time, on fresh facts, if the pod has errors
 // that another object may correct, if the decision depends on something that does not exist, or if
 // the namespace has not opted in. It returns an error if a lookup fails.
-func (r Reviewer) Inject(ctx context.Context, subject pods.Subject, namespace string) (result inject.Result, err error) {
+func (r Reviewer) Inject(
+	ctx context.Context, subject pods.Subject, namespace string,
+) (result inject.Result, err error) {
 	for _, fresh := range looks {
 		plan, answer, err := r.lookUp(ctx, subject, namespace, fresh)
 		if err != nil {
@@ -86,7 +90,9 @@ func (r Reviewer) Inject(ctx context.Context, subject pods.Subject, namespace st
 // Classes returns the managed classes that a pod gets. It needs only the subject of an
 // [inject.Outline]. It decides once, on fresh facts if fresh. It returns an error if a lookup
 // fails.
-func (r Reviewer) Classes(ctx context.Context, subject pods.Subject, namespace string, fresh bool) (inject.Result, error) {
+func (r Reviewer) Classes(
+	ctx context.Context, subject pods.Subject, namespace string, fresh bool,
+) (inject.Result, error) {
 	plan, answer, err := r.lookUp(ctx, subject, namespace, fresh)
 	if err != nil {
 		return inject.Result{}, err
@@ -95,7 +101,9 @@ func (r Reviewer) Classes(ctx context.Context, subject pods.Subject, namespace s
 }
 
 // lookUp returns the plan for a pod, and the answer that the plan needs.
-func (r Reviewer) lookUp(ctx context.Context, subject pods.Subject, name string, fresh bool) (*inject.Plan, facts.Answer, error) {
+func (r Reviewer) lookUp(
+	ctx context.Context, subject pods.Subject, name string, fresh bool,
+) (*inject.Plan, facts.Answer, error) {
 	namespace, err := r.namespace(ctx, name, fresh)
 	if err != nil {
 		return nil, facts.Answer{}, err
@@ -141,7 +149,8 @@ func (r Reviewer) Workload(ctx context.Context, w, old *pods.Workload, namespace
 	result, err := r.Inject(ctx, handover.Subject, namespace)
 	if err != nil && unchanged {
 		v := patched(inject.Restore(w, old), false)
-		v.Warnings = field.ErrorList{api.Because(api.LookupFailed, field.InternalError(field.NewPath("metadata", "annotations"), err))}
+		failed := field.InternalError(field.NewPath("metadata", "annotations"), err)
+		v.Warnings = field.ErrorList{api.Because(api.LookupFailed, failed)}
 		return v, nil
 	}
 	if err != nil {
@@ -189,8 +198,10 @@ func (r Reviewer) TooLarge(ctx context.Context, isPod bool, namespace string) (V
 	path := field.NewPath("request", "object")
 	if isPod && (policy.Enforces(found) || policy.Ceiling(found) != "") {
 		detail := "is too large to be checked against the policy of namespace " + found.Name + "; make it smaller"
-		return Verdict{Outcome: inject.Forbidden, Errors: field.ErrorList{api.Because(api.ReviewTooLarge, field.Forbidden(path, detail))}}, nil
+		err := api.Because(api.ReviewTooLarge, field.Forbidden(path, detail))
+		return Verdict{Outcome: inject.Forbidden, Errors: field.ErrorList{err}}, nil
 	}
 	detail := "is too large to be reviewed, and was admitted without injection; make it smaller"
-	return Verdict{Outcome: inject.NotRequested, Warnings: field.ErrorList{api.Because(api.ReviewTooLarge, field.Forbidden(path, detail))}}, nil
+	warning := api.Because(api.ReviewTooLarge, field.Forbidden(path, detail))
+	return Verdict{Outcome: inject.NotRequested, Warnings: field.ErrorList{warning}}, nil
 }

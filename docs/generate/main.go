@@ -1,6 +1,8 @@
 // Command generate writes the parts of the documentation that are derived from the code: the
-// annotation tables, the list of Reasons, the policy rules and the metrics. `go generate` runs it.
-// It replaces the text between these marks:
+// annotation tables, the list of Reasons, the policy rules, the metrics
+// and the causes of events. It also writes the lists
+// of keys that the chart needs. `go generate` runs it. In the documentation, it replaces the text
+// between these marks:
 //
 //	<!-- generated: NAME -->
 //	<!-- end -->
@@ -14,22 +16,36 @@ import (
 	"runtime"
 	"strings"
 
+	"github.com/akv-injector/akv-injector/cli/explain"
 	"github.com/akv-injector/akv-injector/core/api"
 )
 
 func main() {
 	_, file, _, _ := runtime.Caller(0)
 	root := filepath.Join(filepath.Dir(file), "..", "..")
-	for _, name := range []string{"README.md", "docs/annotations.md", "docs/metrics.md", "docs/policy.md", "docs/troubleshooting.md"} {
+	for _, name := range []string{
+		"README.md", "docs/annotations.md", "docs/metrics.md", "docs/policy.md", "docs/troubleshooting.md",
+	} {
 		if err := rewrite(filepath.Join(root, name)); err != nil {
 			fmt.Fprintf(os.Stderr, "generate %s: %v\n", name, err)
 			os.Exit(1)
 		}
 	}
+	if err := writeHelpers(root); err != nil {
+		fmt.Fprintf(os.Stderr, "generate %s: %v\n", helpers, err)
+		os.Exit(1)
+	}
 }
 
 // parts are the generated parts by name.
-var parts = map[string]func(*bytes.Buffer) error{"keys": keys, "metrics": metrics, "reasons": reasons, "reasons-short": reasonsShort, "rules": rules}
+var parts = map[string]func(*bytes.Buffer) error{
+	"causes":        causes,
+	"keys":          keys,
+	"metrics":       metrics,
+	"reasons":       reasons,
+	"reasons-short": reasonsShort,
+	"rules":         rules,
+}
 
 const (
 	begin = "<!-- generated: "
@@ -73,6 +89,16 @@ func keys(out *bytes.Buffer) error {
 	out.WriteString("| annotation | value | default | effect |\n|---|---|---|---|\n")
 	for _, key := range api.Keys {
 		fmt.Fprintf(out, "| `%s` | %s | %s | %s |\n", key.Name, key.Values, key.Default, key.Effect)
+	}
+	return nil
+}
+
+// causes writes the table by which `akv-injector explain` decodes events.
+func causes(out *bytes.Buffer) error {
+	out.WriteString("| the event contains | cause | fix |\n|---|---|---|\n")
+	for i := range explain.Causes {
+		contains, means, fix := explain.Causes[i].Row()
+		fmt.Fprintf(out, "| %s | %s | %s |\n", contains, means, fix)
 	}
 	return nil
 }

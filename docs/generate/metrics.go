@@ -21,6 +21,8 @@ import (
 	"github.com/akv-injector/akv-injector/cluster"
 	"github.com/akv-injector/akv-injector/cluster/registration"
 	"github.com/akv-injector/akv-injector/controller"
+	"github.com/akv-injector/akv-injector/controller/canary"
+	"github.com/akv-injector/akv-injector/controller/findings"
 	"github.com/akv-injector/akv-injector/webhook"
 	"github.com/akv-injector/akv-injector/webhook/serving"
 )
@@ -46,13 +48,19 @@ func metrics(out *bytes.Buffer) error {
 	if _, err := certs.Files(".", certs.Options{Client: client, Metrics: registered}); err != nil {
 		return err
 	}
-	mgr, err := manager.New(config, manager.Options{Logger: logr.Discard(), Metrics: metricsserver.Options{BindAddress: "0"}})
+	mgr, err := manager.New(config, manager.Options{
+		Logger:  logr.Discard(),
+		Metrics: metricsserver.Options{BindAddress: "0"},
+	})
 	if err != nil {
 		return err
 	}
-	if err := controller.AddTo(mgr, controller.Options{Live: live, Cache: cached, Log: logr.Discard(), Metrics: registered}); err != nil {
+	options := controller.Options{Live: live, Cache: cached, Log: logr.Discard(), Metrics: registered}
+	if err := controller.AddTo(mgr, options); err != nil {
 		return err
 	}
+	findings.New(findings.Options{Live: live, Cache: cached, Client: client, Log: logr.Discard(), Metrics: registered})
+	canary.New(canary.Options{Client: client, Metrics: registered})
 	if registered.err != nil {
 		return registered.err
 	}
@@ -74,7 +82,8 @@ type registry struct {
 }
 
 // description matches the text of a prometheus.Desc, which has no accessors.
-var description = regexp.MustCompile(`^Desc{fqName: ("[^"]*"), help: ("(?:[^"\\]|\\.)*"), unit: "[^"]*", constLabels: {(.*)}, variableLabels: {(.*)}}$`)
+var description = regexp.MustCompile(`^Desc{fqName: ("[^"]*"), help: ("(?:[^"\\]|\\.)*"), unit: "[^"]*", ` +
+	`constLabels: {(.*)}, variableLabels: {(.*)}}$`)
 
 // label matches the name of a label and its value, if it is constant.
 var label = regexp.MustCompile(`([a-z_]+)(="[^"]*")?`)

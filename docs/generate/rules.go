@@ -33,14 +33,18 @@ func rules(out *bytes.Buffer) error {
 // sample returns the message of a rule for the first sample that breaks it.
 func sample(rule *policy.Rule) (string, error) {
 	for _, s := range samples {
-		subject := pods.Subject{Pod: &pods.Pod{Meta: &pods.Meta{Labels: s.labels}, Spec: pods.Spec{ServiceAccountName: s.runsAs}}}
+		subject := pods.Subject{Pod: &pods.Pod{
+			Meta: &pods.Meta{Labels: s.labels},
+			Spec: pods.Spec{ServiceAccountName: s.runsAs},
+		}}
 		if s.attributes != nil {
 			subject.Spec.Volumes = []pods.Volume{{CSI: &pods.CSI{Driver: class.Driver, Attributes: s.attributes}}}
 		}
 		usage := policy.UsageOf(&subject)
 		usage.IsBinding = rule.OfBindings
 		answer := &facts.Answer{Classes: s.classes, ServiceAccount: s.serviceAccount, Available: available}
-		for _, v := range policy.Check(usage, facts.Namespace{Name: "shop", Labels: demands, Annotations: s.annotations}, answer) {
+		namespace := facts.Namespace{Name: "shop", Labels: demands, Annotations: s.annotations}
+		for _, v := range policy.Check(usage, namespace, answer) {
 			if v.Rule == rule && api.ReasonOf(v.Err) == rule.Reason {
 				return api.Message(v.Err), nil
 			}
@@ -53,7 +57,10 @@ func sample(rule *policy.Rule) (string, error) {
 var (
 	demands   = map[string]string{api.Enforce: string(policy.Required)}
 	available = facts.Available{
-		Classes: []string{"key-vault-secret"}, ServiceAccounts: []string{"blob-sa", "default"}, Clients: []string{"blob-sa"}, Selectors: []string{"access-blob"},
+		Classes:         []string{"key-vault-secret"},
+		ServiceAccounts: []string{"blob-sa", "default"},
+		Clients:         []string{"blob-sa"},
+		Selectors:       []string{"access-blob"},
 	}
 )
 
@@ -71,10 +78,15 @@ var samples = []struct {
 	{attributes: map[string]string{}},
 	{attributes: map[string]string{class.Attribute: "key-vault-secrets"}},
 	{
-		attributes:  map[string]string{class.Attribute: "key-vault-secret"},
-		classes:     []*class.Class{{Name: "key-vault-secret", Provider: class.Provider, Vault: "nf425csi", UsesPodIdentity: true}},
+		attributes: map[string]string{class.Attribute: "key-vault-secret"},
+		classes: []*class.Class{{
+			Name: "key-vault-secret", Provider: class.Provider, Vault: "nf425csi", UsesPodIdentity: true,
+		}},
 		annotations: map[string]string{api.AllowedVaults: "shop-*"},
 	},
 	{attributes: map[string]string{class.Attribute: "key-vault-secret", "keyvaultName": "another-kv"}},
-	{labels: map[string]string{api.PodIdentityBinding: "admin"}, annotations: map[string]string{api.AllowedNames: "access-*, blob-sa"}},
+	{
+		labels:      map[string]string{api.PodIdentityBinding: "admin"},
+		annotations: map[string]string{api.AllowedNames: "access-*, blob-sa"},
+	},
 }

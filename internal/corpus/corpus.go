@@ -9,7 +9,8 @@
 //
 // An archive is a txtar file. Its comment is a sentence about the behaviour. Its files:
 //
-//	input.yaml     the objects: the last one is the subject, a pod or a workload; the others are the objects of the cluster
+//	input.yaml     the objects: the last one is the subject, a pod or a workload; the others are the
+//	               objects of the cluster
 //	old.yaml       the subject before an update; absent for a creation
 //	outcome        the outcome of the subject's review
 //	patch          the patch of the webhook, one operation a line, as on the wire
@@ -19,7 +20,8 @@
 //	               for a workload: the same for a pod of its template; the patch is that of the template
 //	class.yaml     the managed classes that the pod mounts
 //	policy-outcome, policy-warnings, policy-errors, policy-audited
-//	               the verdict of the namespace's policy about the patched pod or workload; absent if there is nothing to report
+//	               the verdict of the namespace's policy about the patched pod or workload; absent
+//	               if there is nothing to report
 //
 // The package is only for tests.
 package corpus
@@ -66,7 +68,11 @@ const (
 )
 
 // wanted are the files with the expected results, in their order.
-var wanted = []string{outcome, patch, "warnings", "errors", "pod-outcome", "pod-patch", "pod-warnings", "pod-errors", classes, "policy-outcome", "policy-warnings", "policy-errors", "policy-audited"}
+var wanted = []string{
+	outcome, patch, "warnings", "errors",
+	"pod-outcome", "pod-patch", "pod-warnings", "pod-errors", classes,
+	"policy-outcome", "policy-warnings", "policy-errors", "policy-audited",
+}
 
 // Archive is one archive.
 type Archive struct {
@@ -113,7 +119,12 @@ func read(path string) (*Archive, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Archive{Name: strings.TrimSuffix(filepath.Base(path), ".txtar"), Path: path, Wanted: map[string]string{}, archive: txtar.Parse(text)}
+	a := &Archive{
+		Name:    strings.TrimSuffix(filepath.Base(path), ".txtar"),
+		Path:    path,
+		Wanted:  map[string]string{},
+		archive: txtar.Parse(text),
+	}
 	if len(bytes.TrimSpace(a.archive.Comment)) == 0 {
 		return nil, errors.New("must start with a sentence about its behaviour")
 	}
@@ -270,13 +281,18 @@ func Template(w *pods.Workload) (subject pods.Subject, ok bool) {
 	return subject, true
 }
 
-func (a *Archive) reviewPod(ctx context.Context, source facts.Source, subject pods.Subject, prefix string) (map[string]string, error) {
+func (a *Archive) reviewPod(
+	ctx context.Context, source facts.Source, subject pods.Subject, prefix string,
+) (map[string]string, error) {
 	result, err := review.Reviewer{Source: source}.Inject(ctx, subject, a.Namespace())
 	if err != nil {
 		return nil, err
 	}
 	files := Files(prefix, review.Verdict{
-		Outcome: result.Outcome, Operations: result.Change.Operations(&subject), Warnings: result.Warnings, Errors: result.AllErrors(),
+		Outcome:    result.Outcome,
+		Operations: result.Change.Operations(&subject),
+		Warnings:   result.Warnings,
+		Errors:     result.AllErrors(),
 	})
 	var docs []string
 	for _, spc := range result.Classes {
@@ -297,8 +313,9 @@ func (a *Archive) reviewPod(ctx context.Context, source facts.Source, subject po
 func (a *Archive) checkPolicy(ctx context.Context, source facts.Source, files map[string]string) error {
 	patched := JSON(a.Subject)
 	if text := files[patch]; text != "" {
+		list := "[" + strings.ReplaceAll(strings.TrimSpace(text), "\n", ",") + "]"
 		var err error
-		if patched, err = ApplyText(patched, []byte("["+strings.ReplaceAll(strings.TrimSpace(text), "\n", ",")+"]")); err != nil {
+		if patched, err = ApplyText(patched, []byte(list)); err != nil {
 			return err
 		}
 	}

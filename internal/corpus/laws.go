@@ -39,7 +39,11 @@ import (
 //
 // The caller must check that an env var is replaced only if the request overrides it, and that no
 // decoded object was modified.
-func CheckLaws(object []byte, operations []jsonpatch.Operation, again func(patched []byte) ([]jsonpatch.Operation, error)) error {
+func CheckLaws(
+	object []byte,
+	operations []jsonpatch.Operation,
+	again func(patched []byte) ([]jsonpatch.Operation, error),
+) error {
 	patched, err := Apply(object, operations)
 	if err != nil {
 		return err
@@ -87,7 +91,14 @@ func CheckLaws(object []byte, operations []jsonpatch.Operation, again func(patch
 
 // CheckOutline checks that a review of the outline of an injected pod gives the same classes as the
 // review of the whole pod.
-func CheckOutline(ctx context.Context, source facts.Source, injected *WholePod, namespace string, defaults inject.Defaults, whole *inject.Result) error {
+func CheckOutline(
+	ctx context.Context,
+	source facts.Source,
+	injected *WholePod,
+	namespace string,
+	defaults inject.Defaults,
+	whole *inject.Result,
+) error {
 	if len(whole.AllErrors()) > 0 {
 		return nil
 	}
@@ -144,9 +155,13 @@ func (p *WholePod) Mutate(change *inject.Change) {
 		p.Spec.Volumes = slices.Delete(p.Spec.Volumes, index, index+1)
 	}
 	for i := range change.Volumes {
-		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: change.Volumes[i].Name, VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
-			Driver: class.Driver, ReadOnly: new(true), VolumeAttributes: map[string]string{class.Attribute: change.Volumes[i].Class},
-		}}})
+		v := corev1.Volume{Name: change.Volumes[i].Name}
+		v.CSI = &corev1.CSIVolumeSource{
+			Driver:           class.Driver,
+			ReadOnly:         new(true),
+			VolumeAttributes: map[string]string{class.Attribute: change.Volumes[i].Class},
+		}
+		p.Spec.Volumes = append(p.Spec.Volumes, v)
 	}
 	for _, c := range change.Containers {
 		list := p.Spec.Containers
@@ -166,7 +181,8 @@ func (p *WholePod) Mutate(change *inject.Change) {
 			container.VolumeMounts = slices.Delete(container.VolumeMounts, index, index+1)
 		}
 		for _, m := range c.Mounts {
-			container.VolumeMounts = append(container.VolumeMounts, corev1.VolumeMount{Name: m.Volume, MountPath: m.Path, ReadOnly: true})
+			mount := corev1.VolumeMount{Name: m.Volume, MountPath: m.Path, ReadOnly: true}
+			container.VolumeMounts = append(container.VolumeMounts, mount)
 		}
 	}
 }
@@ -325,7 +341,8 @@ func (p *parsed) allowsReplace(o *jsonpatch.Operation, pointer string) error {
 	switch {
 	case pointer == "spec/serviceAccountName" && p.pod.Spec.ServiceAccountName == "default":
 		return nil
-	case pointer == "metadata/labels/"+escape(api.Injected) && p.pod.Meta.Labels[api.Injected] != "true" && o.Value == "true":
+	case pointer == "metadata/labels/"+escape(api.Injected) &&
+		p.pod.Meta.Labels[api.Injected] != "true" && o.Value == "true":
 		return nil
 	case isAnnotation && key == api.Status && p.pod.Meta.Annotations[key] != o.Value:
 		return nil
@@ -405,7 +422,8 @@ func driverVolume(v *corev1.Volume) error {
 
 // driverMount checks an injected mount. The pod must have the injected volumes.
 func (p *parsed) driverMount(m *corev1.VolumeMount) error {
-	if want := (corev1.VolumeMount{Name: m.Name, MountPath: m.MountPath, ReadOnly: true}); m.MountPath == "" || !reflect.DeepEqual(*m, want) {
+	want := corev1.VolumeMount{Name: m.Name, MountPath: m.MountPath, ReadOnly: true}
+	if m.MountPath == "" || !reflect.DeepEqual(*m, want) {
 		return fmt.Errorf("mount of %s must be read-only and have a path, and nothing else", m.Name)
 	}
 	if !p.isDriver(m.Name) {
@@ -428,11 +446,13 @@ func (p *parsed) mountsDriver(c *corev1.Container) error {
 }
 
 func secretEnv(v *corev1.EnvVar) error {
-	if v.Name == "" || v.ValueFrom == nil || v.ValueFrom.SecretKeyRef == nil || v.ValueFrom.SecretKeyRef.Name == "" || v.ValueFrom.SecretKeyRef.Key == "" {
+	if v.Name == "" || v.ValueFrom == nil || v.ValueFrom.SecretKeyRef == nil ||
+		v.ValueFrom.SecretKeyRef.Name == "" || v.ValueFrom.SecretKeyRef.Key == "" {
 		return fmt.Errorf("env var %q must come from a Secret's key", v.Name)
 	}
 	want := corev1.EnvVar{Name: v.Name, ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{
-		LocalObjectReference: corev1.LocalObjectReference{Name: v.ValueFrom.SecretKeyRef.Name}, Key: v.ValueFrom.SecretKeyRef.Key,
+		LocalObjectReference: corev1.LocalObjectReference{Name: v.ValueFrom.SecretKeyRef.Name},
+		Key:                  v.ValueFrom.SecretKeyRef.Key,
 	}}}
 	if !reflect.DeepEqual(*v, want) {
 		return fmt.Errorf("env var %s must be a name, a Secret and its key, and nothing else", v.Name)
@@ -500,7 +520,8 @@ var podSecurity = func() psapolicy.Evaluator {
 func level(pod *WholePod) string {
 	var forbidden []string
 	for _, l := range []psaapi.Level{psaapi.LevelBaseline, psaapi.LevelRestricted} {
-		result := psapolicy.AggregateCheckResults(podSecurity.EvaluatePod(psaapi.LevelVersion{Level: l, Version: psaapi.LatestVersion()}, pod.Meta, &pod.Spec))
+		version := psaapi.LevelVersion{Level: l, Version: psaapi.LatestVersion()}
+		result := psapolicy.AggregateCheckResults(podSecurity.EvaluatePod(version, pod.Meta, &pod.Spec))
 		forbidden = append(forbidden, string(l)+": "+result.ForbiddenDetail())
 	}
 	return strings.Join(forbidden, "; ")

@@ -133,7 +133,8 @@ func (c *Capacity[K]) grant() {
 	for {
 		var next *peer
 		for _, p := range c.peers {
-			if len(p.waiting) > 0 && c.fits(p, p.waiting[0].size) && (next == nil || p.used < next.used || p.used == next.used && p.turn < next.turn) {
+			isBefore := next == nil || p.used < next.used || p.used == next.used && p.turn < next.turn
+			if len(p.waiting) > 0 && c.fits(p, p.waiting[0].size) && isBefore {
 				next = p
 			}
 		}

@@ -57,11 +57,15 @@ var serverLimits = limits{
 // NewServer listens at address and returns a server for HTTP/1.1 and HTTP/2 over TLS; configure
 // changes the TLS configuration. When the context of the started server ends, the server closes the
 // listener and idle connections, and finishes the requests in progress. Use [Drain] to delay that.
-func NewServer(address string, handler http.Handler, callers *Callers, configure ...func(*tls.Config)) (*manager.Server, error) {
+func NewServer(
+	address string, handler http.Handler, callers *Callers, configure ...func(*tls.Config),
+) (*manager.Server, error) {
 	return newServer(address, handler, callers, serverLimits, configure...)
 }
 
-func newServer(address string, handler http.Handler, callers *Callers, l limits, configure ...func(*tls.Config)) (*manager.Server, error) {
+func newServer(
+	address string, handler http.Handler, callers *Callers, l limits, configure ...func(*tls.Config),
+) (*manager.Server, error) {
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, err

@@ -22,6 +22,20 @@ app.kubernetes.io/name: akv-injector
 {{- if and (ne .Values.certs.mode "files") .Values.webhook.caBundle -}}
 {{- fail (printf "webhook.caBundle: must be empty if certs.mode is %s: cert-manager or the injector writes it" .Values.certs.mode) -}}
 {{- end -}}
+{{- if and .Values.canary.enabled .Values.webhook.url -}}
+{{- fail "canary.enabled: must be false if webhook.url is set: the canary compares the Service that the API server calls" -}}
+{{- end -}}
+{{- $excluded := concat (list "kube-system" .Release.Namespace) .Values.webhook.excludedNamespaces -}}
+{{- if has (include "akv-injector.canaryNamespace" .) $excluded -}}
+{{- fail (printf "canary.namespace: must not be %s, whose objects are never reviewed" .Values.canary.namespace) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* The namespace of the canary; empty if there is none. */ -}}
+{{- define "akv-injector.canaryNamespace" -}}
+{{- if .Values.canary.enabled -}}
+{{ .Values.canary.namespace | default (printf "%s-canary" .Release.Namespace) }}
+{{- end -}}
 {{- end -}}
 
 {{- /* The Secret with the serving certificate, the only one that the injector may read. */ -}}
@@ -87,11 +101,16 @@ sideEffects: None
 timeoutSeconds: {{ $webhook.timeoutSeconds }}
 {{- end -}}
 
+{{- /* The namespaces that are never reviewed, as a list in JSON, which is one in CEL, too. */ -}}
+{{- define "akv-injector.excludedNamespaces" -}}
+{{ concat (list "kube-system") .Values.webhook.excludedNamespaces (list .Release.Namespace) | uniq | toJson }}
+{{- end -}}
+
 {{- /* The last expression of each namespaceSelector: excludes the namespaces that are never reviewed. */ -}}
 {{- define "akv-injector.excluded" -}}
 - key: kubernetes.io/metadata.name
   operator: NotIn
-  values: [{{ concat (list "kube-system") .Values.webhook.excludedNamespaces (list .Release.Namespace) | uniq | join ", " }}]
+  values: [{{ include "akv-injector.excludedNamespaces" . | fromJsonArray | join ", " }}]
 {{- end -}}
 
 {{- /*
@@ -176,8 +195,12 @@ keyvault.io/inherited of the pod template.
       .map(key, key + '=' + strings.quote(version[0][1][?key].orValue(version[0][0][?key].orValue('')))).join('\n')))
 {{- end -}}
 
-{{- /* The annotations of a workload that its pod template inherits, in the order of their names. */ -}}
-{{- define "akv-injector.handedDown" -}}
-'identity.io/client-id', 'identity.io/mode', 'identity.io/name', 'identity.io/tenant-id', 'keyvault.io/class', 'keyvault.io/containers',
-'keyvault.io/env', 'keyvault.io/inject', 'keyvault.io/mount-path', 'keyvault.io/on-conflict', 'keyvault.io/secrets', 'keyvault.io/vault'
+{{- /*
+Whether a key is that of akv-injector, or similar to one. The first expression, which is cheap, fails at the first characters of most
+keys. It matches the first characters of what the others match, except if the first letter is wrong, or another word stands before a dot.
+*/ -}}
+{{- define "akv-injector.isSimilarKey" -}}
+key.matches('^(?:[kK][eEyYvV]|[iI][dDeEnN]|[aA][zZkKaA]|[mM][sSyY]|[eE][yYkK]|[dD][eE][nN]|[dD][iI])') && (
+key.startsWith('keyvault.io/') || key.startsWith('identity.io/') ||
+key.matches(r'{{ include "akv-injector.nearPattern" . }}'))
 {{- end -}}

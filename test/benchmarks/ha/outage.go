@@ -117,7 +117,7 @@ func (c *cluster) awaitPods(ctx context.Context, name string) error {
 	err := process.Until(ctx, func(ctx context.Context) (err error) {
 		pods, err = c.client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=" + name})
 		if err == nil && len(pods.Items) != waiting {
-			err = fmt.Errorf("Deployment %s has %d pods, want %d", name, len(pods.Items), waiting)
+			err = fmt.Errorf("deployment %s has %d pods, want %d", name, len(pods.Items), waiting)
 		}
 		return err
 	})

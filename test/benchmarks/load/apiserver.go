@@ -201,6 +201,12 @@ func prepare(ctx context.Context, plane *controlplane.ControlPlane, client kuber
 	if _, err := policies.MutatingAdmissionPolicyBindings().Create(ctx, binding, metav1.CreateOptions{}); err != nil {
 		return fmt.Errorf("bind the policy: %w", err)
 	}
+	// The advice is part of what the injector adds.
+	only := `{"spec":{"matchResources":{"namespaceSelector":{"matchExpressions":[{"key":"kubernetes.io/metadata.name","operator":"NotIn","values":["` +
+		plain + `","` + patched + `"]}]}}}}`
+	if err := plane.RunKubectl(ctx, "", "patch", "validatingadmissionpolicybinding", "advice.akv-injector.io", "--type=merge", "--patch="+only); err != nil {
+		return err
+	}
 	for _, namespace := range []string{injected, enforced} {
 		if err := plane.WaitForServiceAccount(ctx, namespace); err != nil {
 			return err

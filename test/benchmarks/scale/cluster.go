@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -36,8 +37,8 @@ const (
 )
 
 // cluster describes the objects in the API server: namespaces with a default vault and tenant, and
-// ReplicaSets in them. The pods of a ReplicaSet mount a class that no other ReplicaSet's pods
-// mount. cluster creates what kube-controller-manager would create.
+// Deployments in them, each with a ReplicaSet. The pods of a ReplicaSet mount a class that no other
+// ReplicaSet's pods mount. cluster creates what kube-controller-manager would create.
 type cluster struct {
 	sizes
 
@@ -85,8 +86,8 @@ func (c *cluster) fill(ctx context.Context) error {
 		return err
 	}
 	injected := make([]*corev1.Pod, c.classes)
-	err := inParallel(ctx, "ReplicaSets", c.classes, func(ctx context.Context, n int) error {
-		if err := c.createReplicaSet(ctx, n); err != nil {
+	err := inParallel(ctx, "Deployments", c.classes, func(ctx context.Context, n int) error {
+		if err := c.createDeployment(ctx, n); err != nil {
 			return err
 		}
 		var err error
@@ -145,18 +146,38 @@ func (c *cluster) createNamespace(ctx context.Context, n int) error {
 	return nil
 }
 
-func (c *cluster) createReplicaSet(ctx context.Context, n int) (err error) {
+// templateHash is the label that tells the ReplicaSets of a Deployment apart.
+const templateHash = "6d8f9c7b54"
+
+// createDeployment creates the n-th Deployment and its ReplicaSet.
+func (c *cluster) createDeployment(ctx context.Context, n int) error {
 	pod := c.requesting(n, "")
-	c.replicaSets[n], err = c.client.AppsV1().ReplicaSets(pod.Namespace).Create(ctx, &appsv1.ReplicaSet{
-		ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("checkout-%d", n), Labels: pod.Labels},
-		Spec: appsv1.ReplicaSetSpec{
-			Replicas: new(int32(c.pods / c.classes)),
-			Selector: &metav1.LabelSelector{MatchLabels: pod.Labels},
-			Template: corev1.PodTemplateSpec{
-				ObjectMeta: metav1.ObjectMeta{Labels: pod.Labels, Annotations: pod.Annotations},
-				Spec:       pod.Spec,
-			},
+	labels := map[string]string{"app": fmt.Sprintf("checkout-%d", n)}
+	template := corev1.PodTemplateSpec{
+		ObjectMeta: metav1.ObjectMeta{Labels: maps.Clone(pod.Labels), Annotations: pod.Annotations}, Spec: pod.Spec,
+	}
+	maps.Copy(template.Labels, labels)
+	delete(template.Labels, appsv1.DefaultDeploymentUniqueLabelKey)
+	replicas := new(int32(c.pods / c.classes))
+	deployment, err := c.client.AppsV1().Deployments(pod.Namespace).Create(ctx, &appsv1.Deployment{
+		ObjectMeta: metav1.ObjectMeta{Name: labels["app"], Labels: labels},
+		Spec: appsv1.DeploymentSpec{
+			Replicas: replicas, Selector: &metav1.LabelSelector{MatchLabels: labels}, Template: template,
 		},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return fmt.Errorf("create a Deployment: %w", err)
+	}
+	labels = maps.Clone(labels)
+	labels[appsv1.DefaultDeploymentUniqueLabelKey] = templateHash
+	template.Labels = maps.Clone(template.Labels)
+	maps.Copy(template.Labels, labels)
+	c.replicaSets[n], err = c.client.AppsV1().ReplicaSets(pod.Namespace).Create(ctx, &appsv1.ReplicaSet{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: deployment.Name + "-" + templateHash, Labels: labels,
+			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(deployment, appsv1.SchemeGroupVersion.WithKind("Deployment"))},
+		},
+		Spec: appsv1.ReplicaSetSpec{Replicas: replicas, Selector: &metav1.LabelSelector{MatchLabels: labels}, Template: template},
 	}, metav1.CreateOptions{})
 	if err != nil {
 		return fmt.Errorf("create a ReplicaSet: %w", err)
@@ -176,6 +197,7 @@ func (c *cluster) requesting(n int, extra string) *corev1.Pod {
 	}
 	pod.Annotations[api.Secrets] = secrets
 	if owner := c.replicaSets[n]; owner != nil {
+		pod.Labels = maps.Clone(owner.Spec.Template.Labels)
 		pod.OwnerReferences = []metav1.OwnerReference{*metav1.NewControllerRef(owner, appsv1.SchemeGroupVersion.WithKind("ReplicaSet"))}
 	}
 	return pod

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -32,11 +33,19 @@ func (e *experiment) run(ctx context.Context) (err error) {
 	if err := e.createClasses(ctx); err != nil {
 		return err
 	}
-	started, err := e.startInFullCluster(ctx)
+	without, started, err := e.startInFullCluster(ctx, "--findings=false")
+	if err != nil {
+		return err
+	}
+	if err := started.Stop(); err != nil {
+		return err
+	}
+	with, started, err := e.startInFullCluster(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, started.Stop()) }()
+	printStarts(e.settle, without, with)
 	if err := injector.WaitUntilCalled(ctx, e.plane.Config, e.namespace(0).Name); err != nil {
 		return err
 	}
@@ -65,8 +74,8 @@ and events (goal: one for a new class, else none). The CPU is the injector's too
 	return e.load(ctx, "each with a new class, two replicas", e.withNewClass, true, started, second)
 }
 
-func (e *experiment) start(ctx context.Context) (*injector.Injector, error) {
-	return injector.Start(ctx, e.plane, injector.Options{Binary: e.program})
+func (e *experiment) start(ctx context.Context, args ...string) (*injector.Injector, error) {
+	return injector.Start(ctx, e.plane, injector.Options{Binary: e.program, Args: args})
 }
 
 // createClasses lets the injector create the classes that the pods mount, and prints how long that
@@ -102,16 +111,23 @@ func (e *experiment) createClasses(ctx context.Context) (err error) {
 	return nil
 }
 
-// startInFullCluster starts the injector in a cluster that has all pods and classes, and prints the
-// cost of the start.
-func (e *experiment) startInFullCluster(ctx context.Context) (_ *injector.Injector, err error) {
+// measuredStart is the cost of a start of the injector.
+type measuredStart struct {
+	ready, following time.Duration // since the start
+	// early is the usage then, settled that after [sizes.settle], and idle that after twice that time.
+	early, settled, idle measure.Usage
+	writes               int // to classes and events
+}
+
+// startInFullCluster starts the injector in a cluster that has all pods and classes.
+func (e *experiment) startInFullCluster(ctx context.Context, args ...string) (_ *measuredStart, _ *injector.Injector, err error) {
 	before, err := e.writesInAll(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	started, err := e.start(ctx)
+	started, err := e.start(ctx, args...)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer func() {
 		if err != nil {
@@ -121,39 +137,55 @@ func (e *experiment) startInFullCluster(ctx context.Context) (_ *injector.Inject
 	ready := time.Now()
 	pods, following, err := awaitFollowing(ctx, started)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if pods != e.pods {
-		return nil, fmt.Errorf("the injector follows %d pods, want %d", pods, e.pods)
+		return nil, nil, fmt.Errorf("the injector follows %d pods, want %d", pods, e.pods)
 	}
-	early, err := measure.UsageOf(started.PID())
-	if err != nil {
-		return nil, err
-	}
-	progress("waiting for %s while the injector is idle ...", e.settle)
-	select {
-	case <-time.After(e.settle):
-	case <-started.Done():
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
-	late, err := measure.UsageOf(started.PID())
-	if err != nil {
-		return nil, err
+	var m measuredStart
+	for _, usage := range []*measure.Usage{&m.early, &m.settled, &m.idle} {
+		if usage != &m.early {
+			progress("waiting for %s while the injector is idle ...", e.settle)
+			select {
+			case <-time.After(e.settle):
+			case <-started.Done():
+			case <-ctx.Done():
+				return nil, nil, context.Cause(ctx)
+			}
+		}
+		if *usage, err = measure.UsageOf(started.PID()); err != nil {
+			return nil, nil, err
+		}
 	}
 	after, err := e.writesInAll(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	fmt.Print("\nA start of the injector with all of these objects in the cluster:\n\n| | |\n|---|--:|\n")
-	fmt.Printf("| ready after, s | %.2f |\n", ready.Sub(early.Started).Seconds())
-	fmt.Printf("| pods and classes read after, s | %.2f |\n", following.Sub(early.Started).Seconds())
-	fmt.Printf("| CPU until then, s | %.2f |\n", early.CPU.Seconds())
-	fmt.Printf("| RSS then, MiB | %.0f (peak %.0f) |\n", early.RSS, early.Peak)
-	fmt.Printf("| RSS %s later, MiB | %.0f (peak %.0f) |\n", e.settle, late.RSS, late.Peak)
-	fmt.Printf("| CPU in between, s | %.2f |\n", (late.CPU - early.CPU).Seconds())
-	fmt.Printf("| writes to classes and events (goal: none) | %d |\n", after.all-before.all)
-	return started, nil
+	m.ready, m.following = ready.Sub(m.early.Started), following.Sub(m.early.Started)
+	m.writes = after.all - before.all
+	return &m, started, nil
+}
+
+// printStarts prints the cost of a start without and with findings.
+func printStarts(settle time.Duration, starts ...*measuredStart) {
+	fmt.Print("\nA start of the injector with all of these objects in the cluster:\n\n| | without findings | with findings |\n|---|--:|--:|\n")
+	row := func(what string, value func(m *measuredStart) string) {
+		fmt.Printf("| %s |", what)
+		for _, m := range starts {
+			fmt.Printf(" %s |", value(m))
+		}
+		fmt.Println()
+	}
+	rss := func(u measure.Usage) string { return fmt.Sprintf("%.0f (peak %.0f)", u.RSS, u.Peak) }
+	row("ready after, s", func(m *measuredStart) string { return fmt.Sprintf("%.2f", m.ready.Seconds()) })
+	row("pods and classes read after, s", func(m *measuredStart) string { return fmt.Sprintf("%.2f", m.following.Seconds()) })
+	row("CPU until then, s", func(m *measuredStart) string { return fmt.Sprintf("%.2f", m.early.CPU.Seconds()) })
+	row("RSS then, MiB", func(m *measuredStart) string { return rss(m.early) })
+	row(fmt.Sprintf("CPU in the next %s, s", settle), func(m *measuredStart) string { return fmt.Sprintf("%.2f", (m.settled.CPU - m.early.CPU).Seconds()) })
+	row("RSS then, MiB", func(m *measuredStart) string { return rss(m.settled) })
+	row(fmt.Sprintf("CPU in the %s after that, s", settle), func(m *measuredStart) string { return fmt.Sprintf("%.2f", (m.idle.CPU - m.settled.CPU).Seconds()) })
+	row("RSS then, MiB", func(m *measuredStart) string { return rss(m.idle) })
+	row("writes to classes and events (goal: none)", func(m *measuredStart) string { return strconv.Itoa(m.writes) })
 }
 
 // withNewClass returns a pod that requests objects that no other pod requests.

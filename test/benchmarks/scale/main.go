@@ -5,7 +5,8 @@
 //
 // It fills the API server with namespaces and injected pods, and lets the injector create their
 // classes. Then it prints the tables of docs/performance.md: the cost of a start of the injector in
-// that cluster, and the cost of new pods, with new classes and with existing classes.
+// that cluster, without and with findings, and the cost of new pods, with new classes and with
+// existing classes.
 // kube-controller-manager does not run: it would process all of these pods too, on the same CPUs.
 //
 // All servers that it starts listen on loopback and end with it. It reads /proc, so it needs Linux.
@@ -28,7 +29,7 @@ import (
 
 // limit is the time limit of a run, excluding builds. A run with the default sizes takes half of
 // it.
-const limit = 15 * time.Minute
+const limit = 25 * time.Minute
 
 // sizes are the sizes of the cluster and of the load.
 type sizes struct {

@@ -31,9 +31,11 @@ var failures = []scene{
 	{"The identity has no federated credential for the pod's ServiceAccount.", (*show).credentialMissing},
 	{"The identity may not read the vault.", (*show).vaultForbids},
 	{"One of two secrets is missing in the vault: the pod gets neither.", (*show).objectMissing},
+	{"The vault does not exist.", (*show).vaultMissing},
 	{"Only root may read a file, and the container runs as another user: a warning.", (*show).fileUnreadable},
 	{"The driver may not write Secrets: files work, environment variables do not.", (*show).syncOff},
 	{"The driver does not run on the node.", (*show).driverNotOnNode},
+	{"The Azure provider does not run on the node.", (*show).providerNotOnNode},
 	{"The driver is not installed.", (*show).driverMissing},
 }
 
@@ -46,6 +48,9 @@ func (s *show) bindingMissing(ctx context.Context) error {
 		return err
 	}
 	if err := s.comesToPrint(ctx, []string{"ContainerCreating"}, "get", "pods", "-n", namespace); err != nil {
+		return err
+	}
+	if err := s.explains(ctx, "binding-missing", 1, namespace, "deployment/orders"); err != nil {
 		return err
 	}
 	if _, err := s.kubectl(ctx, "apply", "-n", namespace, "-f", "binding-made.yaml"); err != nil {
@@ -62,6 +67,9 @@ func (s *show) bindingMissingEnforced(ctx context.Context) error {
 	if err := s.happens(ctx, namespace, "reason=FailedCreate", "[IdentityNotBound]", "AzureIdentityBinding", "identity.io/enforce=bound"); err != nil {
 		return err
 	}
+	if err := s.explains(ctx, "binding-missing-enforced", 1, namespace, "deployment/orders"); err != nil {
+		return err
+	}
 	if _, err := s.kubectl(ctx, "apply", "-n", namespace, "-f", "binding-made.yaml"); err != nil {
 		return err
 	}
@@ -74,6 +82,9 @@ func (s *show) credentialMissing(ctx context.Context) error {
 		return err
 	}
 	if err := s.happens(ctx, namespace, "reason=FailedMount", "AADSTS700213", "system:serviceaccount:untrusted:orders"); err != nil {
+		return err
+	}
+	if err := s.explains(ctx, "credential-missing", 1, namespace, "deployment/orders"); err != nil {
 		return err
 	}
 	s.out.Say("\n  In Azure: the identity gets a federated credential for system:serviceaccount:untrusted:orders.")
@@ -90,6 +101,9 @@ func (s *show) vaultForbids(ctx context.Context) error {
 	if err := s.happens(ctx, namespace, "reason=FailedMount", "RESPONSE 403", "Caller is not authorized", stranger); err != nil {
 		return err
 	}
+	if err := s.explains(ctx, "vault-forbids", 1, namespace, "deployment/orders"); err != nil {
+		return err
+	}
 	s.out.Say("\n  In Azure: the identity gets the role Key Vault Secrets User on vault " + paymentsVault + ".")
 	vault := payments("db-password")
 	vault.Readers = append(vault.Readers, stranger)
@@ -104,6 +118,9 @@ func (s *show) objectMissing(ctx context.Context) error {
 		return err
 	}
 	if err := s.happens(ctx, namespace, "reason=FailedMount", "RESPONSE 404", "SecretNotFound", "api-key"); err != nil {
+		return err
+	}
+	if err := s.explains(ctx, "object-missing", 1, namespace, "deployment/orders"); err != nil {
 		return err
 	}
 	s.out.Say("\n  In Azure: vault " + paymentsVault + " gets the secret api-key.")
@@ -138,7 +155,28 @@ func (s *show) objectMissing(ctx context.Context) error {
 	if err := s.comesToPrint(ctx, []string{"Running", "ContainerCreating"}, "get", "pods", "-n", namespace); err != nil {
 		return err
 	}
+	if err := s.explains(ctx, "version-missing", 1, namespace, "deployment/orders"); err != nil {
+		return err
+	}
 	if err := ask(version); err != nil {
+		return err
+	}
+	return s.readsPassword(ctx, namespace, "orders")
+}
+
+func (s *show) vaultMissing(ctx context.Context) error {
+	const namespace = "vaultless"
+	s.node.Federate("vaultless/orders", blobAccess)
+	if _, err := s.kubectl(ctx, "apply", "-f", "vault-missing.yaml"); err != nil {
+		return err
+	}
+	if err := s.happens(ctx, namespace, "reason=FailedMount", "payment-kv.vault.azure.net", "no such host"); err != nil {
+		return err
+	}
+	if err := s.explains(ctx, "vault-missing", 1, namespace, "deployment/orders"); err != nil {
+		return err
+	}
+	if _, err := s.kubectl(ctx, "annotate", "deployment/orders", "-n", namespace, "--overwrite", "keyvault.io/vault="+paymentsVault); err != nil {
 		return err
 	}
 	return s.readsPassword(ctx, namespace, "orders")
@@ -154,6 +192,9 @@ func (s *show) fileUnreadable(ctx context.Context) error {
 		return err
 	}
 	if err := s.refuses(ctx, "Permission denied", "exec", "-n", namespace, "deployment/orders", "--", "cat", "/mnt/secrets-store/db-password"); err != nil {
+		return err
+	}
+	if err := s.explains(ctx, "file-unreadable", 0, namespace, "deployment/orders"); err != nil {
 		return err
 	}
 	if _, err := s.kubectl(ctx, "annotate", "deployment/orders", "-n", namespace, "--overwrite",
@@ -185,6 +226,12 @@ func (s *show) syncOff(ctx context.Context) error {
 	if err := s.comesToPrint(ctx, []string{"Running", "CreateContainerConfigError"}, "get", "pods", "-n", namespace); err != nil {
 		return err
 	}
+	if err := s.explains(ctx, "sync-off", 1, namespace, "deployment/variables"); err != nil {
+		return err
+	}
+	if err := s.explains(ctx, "sync-off-files", 0, namespace, "deployment/files"); err != nil {
+		return err
+	}
 	s.out.Say("\n  The driver's chart is upgraded with --set syncSecret.enabled=true.")
 	if err := s.node.AllowSync(ctx); err != nil {
 		return err
@@ -192,7 +239,10 @@ func (s *show) syncOff(ctx context.Context) error {
 	if err := s.isRolledOut(ctx, namespace, "variables"); err != nil {
 		return err
 	}
-	return s.prints(ctx, []string{"the db-password"}, "exec", "-n", namespace, "deployment/variables", "--", "sh", "-c", "echo $DB_PASSWORD")
+	if err := s.prints(ctx, []string{"the db-password"}, "exec", "-n", namespace, "deployment/variables", "--", "sh", "-c", "echo $DB_PASSWORD"); err != nil {
+		return err
+	}
+	return s.isHealthy(ctx, namespace, "deployment/variables")
 }
 
 func (s *show) driverNotOnNode(ctx context.Context) error {
@@ -207,8 +257,33 @@ func (s *show) driverNotOnNode(ctx context.Context) error {
 	if err := s.happens(ctx, namespace, "reason=FailedMount", "secrets-store.csi.k8s.io not found in the list of registered CSI drivers"); err != nil {
 		return err
 	}
+	if err := s.explains(ctx, "driver-not-on-node", 1, namespace, "deployment/orders"); err != nil {
+		return err
+	}
 	s.out.Say("\n  The driver's DaemonSet gets a pod on the node.")
 	if err := s.node.StartDriver(ctx); err != nil {
+		return err
+	}
+	return s.readsPassword(ctx, namespace, "orders")
+}
+
+func (s *show) providerNotOnNode(ctx context.Context) error {
+	const namespace = "providerless-node"
+	s.node.Federate("providerless-node/orders", blobAccess)
+	if err := s.node.StopProvider(ctx); err != nil {
+		return err
+	}
+	if _, err := s.kubectl(ctx, "apply", "-f", "provider-not-on-node.yaml"); err != nil {
+		return err
+	}
+	if err := s.happens(ctx, namespace, "reason=FailedMount", `provider not found: provider "azure"`); err != nil {
+		return err
+	}
+	if err := s.explains(ctx, "provider-not-on-node", 1, namespace, "deployment/orders"); err != nil {
+		return err
+	}
+	s.out.Say("\n  The provider's DaemonSet gets a pod on the node.")
+	if err := s.node.StartProvider(ctx); err != nil {
 		return err
 	}
 	return s.readsPassword(ctx, namespace, "orders")
@@ -230,6 +305,9 @@ func (s *show) driverMissing(ctx context.Context) error {
 	if err := s.happens(ctx, namespace, "reason=FailedMount", "secrets-store.csi.k8s.io not found in the list of registered CSI drivers"); err != nil {
 		return err
 	}
+	if err := s.explains(ctx, "driver-missing", 1, namespace, "deployment/managed"); err != nil {
+		return err
+	}
 	s.out.Say("\n  For the user's own class, the injector reports that it is missing, and kubectl prints the reason:")
 	if err := s.prints(ctx, []string{"[ClassNotFound]"}, "apply", "-f", "driver-missing-class.yaml"); err != nil {
 		return err
@@ -242,6 +320,9 @@ func (s *show) driverMissing(ctx context.Context) error {
 		return err
 	}
 	if err := s.refuses(ctx, "ensure CRDs are installed first", "apply", "-f", "driver-missing-class-made.yaml"); err != nil {
+		return err
+	}
+	if err := s.explains(ctx, "driver-missing-class", 1, namespace, "deployment/existing"); err != nil {
 		return err
 	}
 	s.out.Say("\n  The driver's chart is installed. The existing pod starts, and the class can be applied:")
@@ -257,11 +338,14 @@ func (s *show) driverMissing(ctx context.Context) error {
 	return s.readsPassword(ctx, namespace, "existing")
 }
 
-// readsPassword returns an error unless the pod of a Deployment starts and its file contains the
-// secret of the vault.
+// readsPassword returns an error unless the pod of a Deployment starts, its file contains the secret
+// of the vault, and `akv-injector explain` finds no broken link.
 func (s *show) readsPassword(ctx context.Context, namespace, deployment string) error {
 	if err := s.isRolledOut(ctx, namespace, deployment); err != nil {
 		return err
 	}
-	return s.prints(ctx, []string{"the db-password"}, "exec", "-n", namespace, "deployment/"+deployment, "--", "cat", "/mnt/secrets-store/db-password")
+	if err := s.prints(ctx, []string{"the db-password"}, "exec", "-n", namespace, "deployment/"+deployment, "--", "cat", "/mnt/secrets-store/db-password"); err != nil {
+		return err
+	}
+	return s.isHealthy(ctx, namespace, "deployment/"+deployment)
 }

@@ -70,6 +70,9 @@ func (s *show) injectorGone(ctx context.Context) error {
 		return err
 	}
 
+	if err := s.explains(ctx, "injector-gone", 1, "shop", "deployment/one-line"); err != nil {
+		return err
+	}
 	s.out.Say("\n  The injector starts again. A ReplicaSet retries after a while; kubectl does not.")
 	if err := s.scaleInjector(ctx, replicas); err != nil {
 		return err
@@ -159,7 +162,10 @@ func (s *show) certificateReplaced(ctx context.Context) error {
 	if err == nil && strings.Join(strings.Fields(out), " ") != strconv.Itoa(all)+" "+secret {
 		err = errors.New("all pods must print the secret")
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return s.isHealthy(ctx, "shop", "job/renewal")
 }
 
 func (s *show) killedBeforeClass(ctx context.Context) error {
@@ -176,6 +182,9 @@ func (s *show) killedBeforeClass(ctx context.Context) error {
 	}
 	if err := s.happens(ctx, "shop", "type=Warning,involvedObject.name="+string(pod), "FailedMount", "failed to get secretproviderclass shop/kv-", "not found",
 		"ClassNotWritten", "exceeded quota: no-classes", "raise the quota"); err != nil {
+		return err
+	}
+	if err := s.explains(ctx, "quota", 1, "shop", "deployment/orphan"); err != nil {
 		return err
 	}
 	if err := s.killInjector(ctx); err != nil {

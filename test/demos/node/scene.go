@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/akv-injector/akv-injector/test/harness/page"
@@ -79,7 +80,7 @@ func (s *show) shell(ctx context.Context, line string) (string, error) {
 func (s *show) quietly(ctx context.Context, line string) (string, error) {
 	cmd := s.plane.Kubectl(ctx)
 	cmd.Path, cmd.Args, cmd.Dir = "/bin/sh", []string{"sh", "-c", line}, s.dir
-	cmd.Env = append(cmd.Env, "PATH="+s.plane.Binaries+":"+os.Getenv("PATH"))
+	cmd.Env = append(cmd.Env, "PATH="+s.plane.Binaries+":"+filepath.Dir(s.machine.Parts.More[injectorProgram])+":"+os.Getenv("PATH"))
 	out, err := cmd.CombinedOutput()
 	if ctx.Err() != nil {
 		return "", context.Cause(ctx)

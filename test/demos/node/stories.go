@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -36,7 +37,10 @@ func (s *show) byHand(ctx context.Context) error {
 	if _, err := s.kubectl(ctx, "wait", "pod/by-hand", "--for=condition=Ready", "--timeout="+patience.String()); err != nil {
 		return err
 	}
-	return s.readsSecret(ctx, metav1.NamespaceDefault, "by-hand", keyvault.NMI)
+	if err := s.readsSecret(ctx, metav1.NamespaceDefault, "by-hand", keyvault.NMI); err != nil {
+		return err
+	}
+	return s.explains(ctx, "by-hand", 0, metav1.NamespaceDefault, "pod/by-hand")
 }
 
 func (s *show) annotated(ctx context.Context) error {
@@ -52,7 +56,10 @@ func (s *show) annotated(ctx context.Context) error {
 	if err := s.isRolledOut(ctx, metav1.NamespaceDefault, "csi-demo"); err != nil {
 		return err
 	}
-	return s.readsSecret(ctx, metav1.NamespaceDefault, "deployment/csi-demo", keyvault.NMI)
+	if err := s.readsSecret(ctx, metav1.NamespaceDefault, "deployment/csi-demo", keyvault.NMI); err != nil {
+		return err
+	}
+	return s.explains(ctx, "annotated", 0, metav1.NamespaceDefault, "deployment/csi-demo")
 }
 
 func (s *show) withoutIdentity(ctx context.Context) error {
@@ -70,8 +77,11 @@ func (s *show) withoutIdentity(ctx context.Context) error {
 	if _, err := s.kubectl(ctx, "apply", "-f", "no-access-blob.yaml"); err != nil {
 		return err
 	}
-	return s.happens(ctx, metav1.NamespaceDefault, "reason=FailedCreate",
-		"no-access-blob", "metadata.annotations[identity.io/name]: Required value", "access-blob (AzureIdentityBinding)")
+	if err := s.happens(ctx, metav1.NamespaceDefault, "reason=FailedCreate",
+		"no-access-blob", "metadata.annotations[identity.io/name]: Required value", "access-blob (AzureIdentityBinding)"); err != nil {
+		return err
+	}
+	return s.explains(ctx, "without-identity", 1, metav1.NamespaceDefault, "deployment/no-access-blob")
 }
 
 func (s *show) oneLine(ctx context.Context) error {
@@ -84,7 +94,14 @@ func (s *show) oneLine(ctx context.Context) error {
 	if err := s.prints(ctx, []string{"kv-"}, "get", "secretproviderclasses", "-n", "shop"); err != nil {
 		return err
 	}
-	return s.readsSecret(ctx, "shop", "deployment/one-line", keyvault.Entra)
+	if err := s.readsSecret(ctx, "shop", "deployment/one-line", keyvault.Entra); err != nil {
+		return err
+	}
+	s.out.Say("\n  Every link on one page:")
+	if _, err := s.shell(ctx, "akv-injector explain deployment/one-line -n shop"); err != nil {
+		return err
+	}
+	return s.explains(ctx, "one-line", 0, "shop", "deployment/one-line")
 }
 
 // identityBinding uses an identity binding: the token proxy checks the RBAC of the cluster, as in
@@ -96,7 +113,10 @@ func (s *show) identityBinding(ctx context.Context) error {
 	if err := s.isRolledOut(ctx, "shop", "bound"); err != nil {
 		return err
 	}
-	return s.readsSecret(ctx, "shop", "deployment/bound", keyvault.TokenProxy)
+	if err := s.readsSecret(ctx, "shop", "deployment/bound", keyvault.TokenProxy); err != nil {
+		return err
+	}
+	return s.explains(ctx, "identity-binding", 0, "shop", "deployment/bound")
 }
 
 func (s *show) kinds(ctx context.Context) error {
@@ -122,7 +142,10 @@ func (s *show) kinds(ctx context.Context) error {
 			return err
 		}
 	}
-	return s.readsSecret(ctx, "shop", "deployment/kinds", keyvault.Entra)
+	if err := s.readsSecret(ctx, "shop", "deployment/kinds", keyvault.Entra); err != nil {
+		return err
+	}
+	return s.explains(ctx, "kinds", 0, "shop", "deployment/kinds")
 }
 
 func (s *show) cronJob(ctx context.Context) error {
@@ -138,7 +161,13 @@ func (s *show) cronJob(ctx context.Context) error {
 	if err := s.prints(ctx, []string{secret}, "logs", "-n", "shop", "job/tonight"); err != nil {
 		return err
 	}
-	return s.signedIn("shop/tonight", keyvault.Entra)
+	if err := s.signedIn("shop/tonight", keyvault.Entra); err != nil {
+		return err
+	}
+	if err := s.explains(ctx, "cronjob", 0, "shop", "cronjob/nightly"); err != nil {
+		return err
+	}
+	return s.explains(ctx, "job", 0, "shop", "job/tonight")
 }
 
 func (s *show) rotation(ctx context.Context) error {
@@ -152,6 +181,10 @@ func (s *show) rotation(ctx context.Context) error {
 	file := append(exec, "cat", "/mnt/secrets-store/db-password")
 	env := append(exec, "sh", "-c", "echo $DB_PASSWORD")
 	if err := s.prints(ctx, []string{"winter"}, file...); err != nil {
+		return err
+	}
+	// The times of the container and of the new version have seconds.
+	if err := process.Sleep(ctx, 2*time.Second); err != nil {
 		return err
 	}
 	s.out.Say("\n  In the vault, db-password gets a new version. The kubelet calls the driver again within two minutes,\n" +
@@ -173,12 +206,21 @@ func (s *show) rotation(ctx context.Context) error {
 		"get", "pods", "-n", "shop", "-l", "app=rotation", "-o", `jsonpath={.items[*].metadata.annotations.keyvault\.io/status}`); err != nil {
 		return err
 	}
+	if _, err := s.shell(ctx, "akv-injector explain deployment/rotation -n shop | grep -A 2 'may be behind'"); err != nil {
+		return err
+	}
+	if err := s.explains(ctx, "rotation-behind", 0, "shop", "deployment/rotation"); err != nil {
+		return err
+	}
 	s.out.Say("\n  The container ends, and the kubelet restarts it:")
 	_, _ = s.kubectl(ctx, append(exec, "kill", "1")...) // kubectl may lose its connection when the container ends
 	if err := s.comesToPrint(ctx, []string{"1/1", "1 ("}, "get", "pods", "-n", "shop", "-l", "app=rotation"); err != nil {
 		return err
 	}
-	return s.prints(ctx, []string{"spring"}, env...)
+	if err := s.prints(ctx, []string{"spring"}, env...); err != nil {
+		return err
+	}
+	return s.explains(ctx, "rotation", 0, "shop", "deployment/rotation")
 }
 
 func (s *show) putBack(ctx context.Context) error {
@@ -193,7 +235,10 @@ func (s *show) putBack(ctx context.Context) error {
 	if _, err := s.kubectl(ctx, "patch", class, "-n", "shop", string(name), "--type=merge", "-p", patch); err != nil {
 		return err
 	}
-	return s.comesToPrint(ctx, []string{vault}, look...)
+	if err := s.comesToPrint(ctx, []string{vault}, look...); err != nil {
+		return err
+	}
+	return s.explains(ctx, "namespace", 0, "shop", "namespace/shop")
 }
 
 // readsSecret returns an error unless the file and the environment variable of a pod, or of a

@@ -79,8 +79,8 @@ func apply(ctx context.Context, cfg *rest.Config, route func(*unstructured.Unstr
 		return fmt.Errorf("create a client: %w", err)
 	}
 	for _, file := range []string{
-		"../namespace/namespace.yaml", "rbac.yaml", "service-account-policy.yaml", "mutating-webhook-configuration.yaml",
-		"validating-webhook-configuration.yaml",
+		"../namespace/namespace.yaml", "rbac.yaml", "service-account-policy.yaml", "advice.yaml",
+		"mutating-webhook-configuration.yaml", "validating-webhook-configuration.yaml",
 	} {
 		objects, err := Shipped(ctx, file, "")
 		if err != nil {

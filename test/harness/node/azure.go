@@ -55,7 +55,31 @@ func (n *Node) startAzure(context.Context) error {
 	if err := os.WriteFile(n.authorityFile(), authority.PEM(), 0o600); err != nil {
 		return fmt.Errorf("create the certificate authority of Azure: %w", err)
 	}
-	return errors.Join(n.serve("443", authority.TLS()), n.serve(keyvault.NMIPort, nil))
+	return errors.Join(n.serve("443", authority.TLS()), n.serve(keyvault.NMIPort, nil), n.serveNames())
+}
+
+// serveNames answers every request for the address of a host that it does not exist, as the name
+// servers of Azure do for a vault that does not exist. The hosts of Azure are in /etc/hosts.
+func (n *Node) serveNames() error {
+	connection, err := net.ListenPacket("udp", "127.0.0.1:53") // the default without a name server in /etc/resolv.conf
+	if err != nil {
+		return fmt.Errorf("serve names: %w", err)
+	}
+	n.servers = append(n.servers, connection.Close)
+	go func() {
+		message := make([]byte, 512)
+		for {
+			size, from, err := connection.ReadFrom(message)
+			if err != nil {
+				return // it is closed
+			}
+			if size > 3 { // RFC 1035, section 4.1.1: a response, with the code "name error"
+				message[2], message[3] = message[2]|0x80, message[3]&0xf0|3
+				_, _ = connection.WriteTo(message[:size], from)
+			}
+		}
+	}()
+	return nil
 }
 
 // authorityFile returns the path of the certificate of the fake Azure's authority.

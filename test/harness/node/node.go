@@ -89,8 +89,8 @@ type Node struct {
 	federating sync.Mutex
 	federated  map[string][]string // Options.Federated and the additions of Federate
 
-	driver       *process.Process
-	registration *grpc.Server // registers the driver with the kubelet
+	driver, provider *process.Process
+	registration     *grpc.Server // registers the driver with the kubelet
 
 	mu      sync.Mutex
 	parts   []*process.Process // in the order in which they were started

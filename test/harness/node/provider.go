@@ -6,6 +6,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+
+	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
 // providerFolder is the folder in which the driver finds providers.
@@ -25,5 +28,24 @@ func (n *Node) startProvider(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	n.provider = provider
 	return provider.Await(ctx, func(ctx context.Context) error { return answers(ctx, socket) })
 }
+
+// StopProvider makes the node one on which no provider runs. It also restarts the driver: a driver
+// that has called a provider waits for it for two minutes, and then reports only the timeout.
+func (n *Node) StopProvider(ctx context.Context) error {
+	n.mu.Lock()
+	n.parts = slices.DeleteFunc(n.parts, func(p *process.Process) bool { return p == n.provider })
+	n.mu.Unlock()
+	if err := n.provider.Stop(); err != nil {
+		return fmt.Errorf("stop the provider: %w", err)
+	}
+	if err := n.StopDriver(ctx); err != nil {
+		return err
+	}
+	return n.StartDriver(ctx)
+}
+
+// StartProvider reverts [Node.StopProvider].
+func (n *Node) StartProvider(ctx context.Context) error { return n.startProvider(ctx) }

@@ -141,9 +141,17 @@ func (c *cluster) kustomize(t *testing.T) {
 }
 
 // everyValue applies, as a dry run, the objects that each row of TestValues changes, and those that
-// no row changes.
+// no row changes. Namespaces exist: a dry run finds no object that it did not store.
 func (c *cluster) everyValue(t *testing.T) {
 	apply := func(name string, objects []*unstructured.Unstructured) {
+		for _, object := range objects {
+			if object.GetKind() != "Namespace" {
+				continue
+			}
+			if _, err := chart.Apply(t.Context(), c.plane.Config, []*unstructured.Unstructured{object}, metav1.PatchOptions{}); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
 		if _, err := chart.Apply(t.Context(), c.plane.Config, objects, metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}}); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -182,11 +190,15 @@ func (c *cluster) mode(t *testing.T, mode string) {
 	c.remove(t, objects)
 }
 
-// remove deletes objects, so that another mode can apply them without a conflict.
+// remove deletes objects, so that another mode can apply them without a conflict. It keeps
+// namespaces, which no controller would empty.
 func (c *cluster) remove(t *testing.T, objects []*unstructured.Unstructured) {
 	t.Helper()
 	for _, object := range objects {
-		out, err := c.plane.Kubectl(t.Context(), "delete", object.GetKind(), object.GetName(), "--namespace="+chart.Namespace).CombinedOutput()
+		if object.GetKind() == "Namespace" {
+			continue
+		}
+		out, err := c.plane.Kubectl(t.Context(), "delete", object.GetKind(), object.GetName(), "--namespace="+object.GetNamespace()).CombinedOutput()
 		if err != nil {
 			t.Fatalf("kubectl delete: %v\n%s", err, out)
 		}
@@ -229,6 +241,11 @@ func (c *cluster) rights(t *testing.T, mode string) {
 		"impersonate another ServiceAccount":     {"impersonate", "", "serviceaccounts", "team", "app", nil},
 		"read pods":                              {"list watch", "", "pods", "team", "", all},
 		"change pods":                            {"create update patch delete", "", "pods", "team", "", nil},
+		"read workloads":                         {"get list watch", "apps", "deployments", "team", "", all},
+		"read Jobs":                              {"get list watch", "batch", "jobs", "team", "", all},
+		"change workloads":                       {"create update patch delete", "apps", "deployments", "team", "", nil},
+		"create the canary's pod":                {"create", "", "pods", own + "-canary", "", all},
+		"change pods in the canary's namespace":  {"update patch delete", "", "pods", own + "-canary", "", nil},
 		"create and change classes":              {"get list watch create update patch", "secrets-store.csi.x-k8s.io", "secretproviderclasses", "team", "", all},
 		"delete classes":                         {"delete deletecollection", "secrets-store.csi.x-k8s.io", "secretproviderclasses", "team", "", nil},
 		"read bindings":                          {"get list watch", "aadpodidentity.k8s.io", "azureidentitybindings", "team", "", all},

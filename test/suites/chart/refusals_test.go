@@ -35,6 +35,9 @@ func TestRefusals(t *testing.T) {
 		"files without a Secret":                          {values: "certs: {mode: files}\nwebhook: {caBundle: Y2E=}", want: []string{"certs.files.secretName: must name"}},
 		"files without a CA bundle":                       {values: "certs: {mode: files, files: {secretName: ours}}", want: []string{"webhook.caBundle: must be set"}},
 		"a CA bundle that another component writes":       {values: "webhook: {caBundle: Y2E=}", want: []string{"webhook.caBundle: must be empty"}},
+		"a canary where nothing is reviewed":              {values: "canary: {enabled: true, namespace: kube-public}", want: []string{"canary.namespace: must not be kube-public"}},
+		"a canary without a Service":                      {values: "canary: {enabled: true}\nwebhook: {url: 'https://192.0.2.7'}", want: []string{"canary.enabled: must be false"}},
+		"an interval without a unit":                      {values: "canary: {interval: 60}", want: []string{"canary", "interval"}},
 		"a limit from which GOMEMLIMIT can't be computed": {values: "resources: {limits: {memory: 512M}}", want: []string{"goMemLimit: must be set"}},
 	}
 	helms, err := programs()

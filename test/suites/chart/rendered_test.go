@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"unicode"
 
 	"github.com/google/go-cmp/cmp"
 	monitoringv1 "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
@@ -24,7 +23,6 @@ import (
 	"k8s.io/pod-security-admission/api"
 	"k8s.io/pod-security-admission/policy"
 
-	contract "github.com/akv-injector/akv-injector/core/api"
 	"github.com/akv-injector/akv-injector/test/harness/chart"
 	"github.com/akv-injector/akv-injector/test/harness/controlplane"
 )
@@ -36,6 +34,7 @@ var everything = map[string]any{
 	"dashboard":      map[string]any{"enabled": true},
 	"policy":         map[string]any{"validatingAdmissionPolicy": map[string]any{"enabled": true}},
 	"networkPolicy":  map[string]any{"egress": map[string]any{"enabled": true}},
+	"canary":         map[string]any{"enabled": true},
 }
 
 // modes are the values for the three certificate modes.
@@ -54,29 +53,6 @@ func with(values ...map[string]any) map[string]any {
 		maps.Copy(all, v)
 	}
 	return all
-}
-
-// TestHandedDown compares the annotations in the chart's match conditions with those that a
-// workload hands down in the code.
-func TestHandedDown(t *testing.T) {
-	t.Parallel()
-	var want []string
-	for i := range contract.Keys {
-		if key := contract.Keys[i].Name; contract.IsRequestKey(key) {
-			want = append(want, "'"+key+"'")
-		}
-	}
-	slices.Sort(want)
-	text, err := os.ReadFile("../../../deploy/chart/templates/_helpers.tpl")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, list, _ := strings.Cut(string(text), `{{- define "akv-injector.handedDown" -}}`)
-	list, _, _ = strings.Cut(list, "{{- end -}}")
-	got := strings.FieldsFunc(list, func(r rune) bool { return r == ',' || unicode.IsSpace(r) })
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("annotations that are handed down (-code +chart):\n%s", diff)
-	}
 }
 
 // TestTyped decodes what every row of TestValues renders, strictly, into Go types. cert-manager's

@@ -34,8 +34,11 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/controlplane"
 )
 
-// admissionPolicy is the name of the shipped ValidatingAdmissionPolicy.
-const admissionPolicy = "pods.akv-injector.io"
+// admissionPolicy and advicePolicy are the names of shipped ValidatingAdmissionPolicies.
+const (
+	admissionPolicy = "pods.akv-injector.io"
+	advicePolicy    = "advice.akv-injector.io"
+)
 
 // TestAdmissionPolicy evaluates pods twice: with the core, and with an API server that has the
 // shipped ValidatingAdmissionPolicy and no injector. For rules that need no lookup, both must give
@@ -71,10 +74,21 @@ var settings = []map[string]string{
 
 const firstSettings = 4
 
-// types waits until the API server has checked the types of the expressions.
+// TestAdviceTypes checks the types of the advice's expressions. test/suites/mistakes has its messages.
+func TestAdviceTypes(t *testing.T) {
+	t.Parallel()
+	checkTypes(t, client, advicePolicy)
+}
+
 func (s *sentry) types(t *testing.T) {
+	checkTypes(t, s.client, admissionPolicy)
+}
+
+// checkTypes waits until the API server has checked the types of the expressions of a policy.
+func checkTypes(t *testing.T, client kubernetes.Interface, policy string) {
+	t.Helper()
 	waitFor(t, "the types to be checked", func(ctx context.Context) error {
-		shipped, err := s.client.AdmissionregistrationV1().ValidatingAdmissionPolicies().Get(ctx, admissionPolicy, metav1.GetOptions{})
+		shipped, err := client.AdmissionregistrationV1().ValidatingAdmissionPolicies().Get(ctx, policy, metav1.GetOptions{})
 		if err != nil {
 			return err
 		}
