@@ -58,6 +58,7 @@ func TestUsage(t *testing.T) {
 		"no time for API servers to learn":  {[]string{"serve", "--propagation-delay", "0s"}, 2, "", "error: --propagation-delay: must be above 0, is 0s\n"},
 		"the version as a flag":             {[]string{"--version"}, 0, "akv-injector ", ""},
 		"the version as a command":          {[]string{"version"}, 0, "akv-injector ", ""},
+		"a canary at every moment":          {[]string{"serve", "--canary-interval", "1s"}, 2, "", "error: --canary-interval: must be from 10s to 5m, is 1s\n"},
 		"help of serve that has an example": {[]string{"serve", "--help"}, 0, "\nExamples:\n", ""},
 	}
 	for name, tt := range tests {

@@ -50,7 +50,7 @@ metadata:
 apiVersion: secrets-store.csi.x-k8s.io/v1
 kind: SecretProviderClass
 metadata: {name: key-vault, namespace: shop}
-spec: {provider: azure, parameters: {keyvaultName: shop-kv, objects: "array: ['objectName: db']"}}`
+spec: {provider: azure, parameters: {keyvaultName: shop-kv, tenantID: t, objects: "array: ['{objectName: db, objectType: secret}']"}}`
 	blobBinding = `
 apiVersion: aadpodidentity.k8s.io/v1
 kind: AzureIdentityBinding
@@ -59,7 +59,7 @@ spec: {selector: access-blob}`
 )
 
 var (
-	keyVaultClass = &class.Class{Name: "key-vault", Provider: "azure", Vault: "shop-kv", Objects: []class.Object{{Name: "db", File: "db"}}}
+	keyVaultClass = &class.Class{Name: "key-vault", Provider: "azure", Vault: "shop-kv", Objects: []class.Object{{Name: "db", Type: "secret", File: "db"}}}
 	blob          = &facts.ServiceAccount{Name: "blob-sa", ClientID: "0d4b7f2e-6c1a-4f0e-9a53-5b1c3e8f7a90", TenantID: "t"}
 	everything    = facts.Needs{Classes: []string{"key-vault"}, ServiceAccount: "default", NamedServiceAccount: "blob-sa", Selector: "access-blob"}
 	allOfIt       = facts.Answer{

@@ -164,6 +164,11 @@ var breakages = map[string]breakage{
 		fakeapi.Map(object, "metadata", "annotations")["meta.helm.sh/release-name"] = "injector"
 		object["webhooks"] = []any{}
 	}),
+	"AKS changed the selectors before the annotation was there": edit(mutating, firstWebhook(func(webhook map[string]any) {
+		selector := fakeapi.Map(webhook, "namespaceSelector")
+		selector["matchExpressions"] = append(fakeapi.Items(selector, "matchExpressions"),
+			map[string]any{"key": "kubernetes.azure.com/managedby", "operator": "NotIn", "values": []any{"aks"}})
+	})),
 	"reviews fail open":   edit(mutating, firstWebhook(func(webhook map[string]any) { webhook["failurePolicy"] = "Ignore" })),
 	"policy fails open":   edit(validating, eachWebhook(func(webhook map[string]any) { webhook["failurePolicy"] = "Ignore" })),
 	"reviews may be slow": edit(mutating, firstWebhook(func(webhook map[string]any) { webhook["timeoutSeconds"] = 30 })),
@@ -298,6 +303,8 @@ var obstacles = map[string]breakage{
 				server.Deny("create "+resource, "get "+resource)
 			}
 		}),
+	"the user may not create namespaces, but the namespace exists": all(deny("create namespaces"),
+		apply("{apiVersion: v1, kind: Namespace, metadata: {name: akv-injector-system}}")),
 	"access cannot be reviewed": deny("create selfsubjectaccessreviews.authorization.k8s.io"),
 
 	"cert-manager is not installed":  remove("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/certificates.cert-manager.io"),

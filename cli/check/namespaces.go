@@ -479,7 +479,7 @@ type verdict struct {
 // have the same verdict.
 func (v *survey) judge(ctx context.Context, h *podHead, owner kube.Owner, text jsontext.Value) (verdict, error) {
 	digest := h.digest(owner)
-	if known, ok := v.judged[digest]; false && ok {
+	if known, ok := v.judged[digest]; ok {
 		return known, nil
 	}
 	var pod pods.Pod

@@ -55,11 +55,11 @@ func TestNamespacesInPart(t *testing.T) {
 		"list serviceaccounts": {"? what pods need: not known: you may not list serviceaccounts in all namespaces"},
 		"list pods": {
 			"? the pods: not known: you may not list pods in all namespaces",
-			"· 3 namespaces opted in; 4 workloads and 0 pods request something",
+			"· 3 namespaces opted in; 5 workloads and 0 pods request something",
 		},
 		"list cronjobs.batch": {
 			"? the workloads: not known: you may not list cronjobs.batch in all namespaces",
-			"· 3 namespaces opted in; 4 workloads and 7 pods request something",
+			"· 3 namespaces opted in; 5 workloads and 9 pods request something",
 		},
 	} {
 		server := startNamespaces(t)
@@ -103,17 +103,44 @@ apiVersion: apps/v1
 kind: Deployment
 metadata: {name: wrong, namespace: shop}
 spec: {template: {metadata: {annotations: {keyvault.io/class: gone}}, spec: {containers: [{name: a, image: a}]}}}
+---
+apiVersion: aadpodidentity.k8s.io/v1
+kind: AzureIdentityBinding
+metadata: {name: access-blob, namespace: shop}
+spec: {selector: access-blob}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: blob-sa, namespace: shop, annotations: {azure.workload.identity/client-id: 66666666-7777-8888-9999-000000000000}}
+---
+apiVersion: aadpodidentity.k8s.io/v1
+kind: AzureIdentityBinding
+metadata: {name: blob-sa, namespace: shop}
+spec: {selector: blob-sa}
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: bound
+  namespace: shop
+  labels: {keyvault.io/injected: "true", aadpodidbinding: blob-sa}
+  annotations: {identity.io/name: blob-sa}
+spec: {containers: [{name: a, image: a}]}
 `)
 	broken := func() []string {
 		r := about(run(t, server, func(o *check.Options) { o.Namespaces = []string{"shop"} }))
 		return slices.DeleteFunc(lines(t, r), func(line string) bool { return !strings.HasPrefix(line, "      ") })
 	}
-	if got := broken(); len(got) != 3 {
-		t.Errorf("with the right to read bindings: %v", got)
+	want := []string{
+		"      Deployment/wrong: [ClassNotFound] ",
+		"      Pod/bound: identity blob-sa (1 pod)",
 	}
-	server.Deny("list azureidentitybindings.aadpodidentity.k8s.io")
-	if got := broken(); len(got) != 1 || !strings.Contains(got[0], "Deployment/wrong: [ClassNotFound]") {
-		t.Errorf("without it: %v", got)
+	for _, rights := range []string{"all rights", "no right to list bindings"} {
+		got := broken()
+		if len(got) != 2 || !strings.HasPrefix(got[0], want[0]) || got[1] != want[1] {
+			t.Errorf("with %s: %v", rights, got)
+		}
+		server.Deny("list azureidentitybindings.aadpodidentity.k8s.io")
 	}
 }
 

@@ -153,7 +153,7 @@ func (g *gatherer) readTarget() error {
 	if err := one(g, &g.object, resource, g.target.Namespace, g.target.Name); err != nil {
 		return err
 	}
-	if g.object != nil || g.lacks(resource) != nil {
+	if _, denied := g.denied[resource.GroupResource()]; denied || g.object != nil {
 		return nil
 	}
 	var others []unstructured.Unstructured

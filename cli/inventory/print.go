@@ -208,7 +208,7 @@ func (o *Object) versionOf(pod string) string {
 // inert returns a cell that no spreadsheet takes for a formula: a text that starts with one of these
 // characters gets an apostrophe before it (https://owasp.org/www-community/attacks/CSV_Injection).
 func inert(cell string) string {
-	if strings.HasPrefix(cell, "'") || strings.IndexAny(cell, "=+-@\t\r") == 0 {
+	if strings.IndexAny(cell, "=+-@\t\r") == 0 {
 		return "'" + cell
 	}
 	return cell

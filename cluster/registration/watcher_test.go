@@ -140,19 +140,25 @@ func TestExcludes(t *testing.T) {
 		}}
 		return webhook
 	}
+	only := func(webhook admissionregistrationv1.MutatingWebhook) admissionregistrationv1.MutatingWebhook {
+		webhook.NamespaceSelector.MatchExpressions[1].Operator = metav1.LabelSelectorOpIn
+		return webhook
+	}
 	ours, theirs := ofPods("pods.akv-injector.io", at(service)), ofPods("pods.akv-injector.io", at(second))
 	for behaviour, test := range map[string]struct {
 		webhooks []admissionregistrationv1.MutatingWebhook
 		want     bool // whether kube-system is excluded
 	}{
 		"all webhooks exclude it":                {[]admissionregistrationv1.MutatingWebhook{excluding(ours, "kube-system", "x"), excluding(ours, "kube-system")}, true},
+		"a webhook selects it alone":             {[]admissionregistrationv1.MutatingWebhook{only(excluding(ours, "kube-system"))}, false},
 		"one webhook excludes it":                {[]admissionregistrationv1.MutatingWebhook{excluding(ours, "kube-system"), excluding(ours, "x")}, false},
 		"no webhook has a selector":              {[]admissionregistrationv1.MutatingWebhook{ours}, false},
 		"the webhook of another injector has it": {[]admissionregistrationv1.MutatingWebhook{excluding(theirs, "kube-system")}, false},
 		"there is no webhook":                    {nil, false},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
-			w := startWatcher(t, fake.NewClientset(newConfiguration("akv-injector", test.webhooks...)))
+			stranger := newConfiguration("stranger", ofPods("pods.example.com", atURL("https://192.0.2.7")))
+			w := startWatcher(t, fake.NewClientset(newConfiguration("akv-injector", test.webhooks...), stranger))
 			if got := w.Excludes("kube-system"); got != test.want {
 				t.Errorf("kube-system is excluded: %t, want %t", got, test.want)
 			}

@@ -1,6 +1,7 @@
 package provider_test
 
 import (
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -130,5 +131,54 @@ func TestBadPermission(t *testing.T) {
 	}
 	if diff := cmp.Diff(map[string]int32{"db": 0}, modes); diff != "" {
 		t.Errorf("modes (-want +got):\n%s", diff)
+	}
+}
+
+// TestRejected publishes classes with one value changed. [class.Class.Rejected] must say of a class
+// that the provider rejects it, and only then.
+func TestRejected(t *testing.T) {
+	cloud.Clear()
+	cloud.Put("team-kv", keyvault.Vault{Tenant: tenant, Readers: []string{client}, Objects: []keyvault.Object{
+		{Kind: keyvault.Secrets, Name: "db", Versions: []keyvault.Version{{ID: other, Value: "68756e74657232"}}},
+	}})
+	object := func(fields ...string) string {
+		return "array:\n- |\n  objectName: db\n  objectType: secret\n" + strings.Join(fields, "\n") + "\n"
+	}
+	good := map[string]string{"keyvaultName": "team-kv", "tenantID": tenant, "clientID": client, "objects": object()}
+	from := sender{namespace: "team-a", pod: "web", serviceAccount: "web", audiences: audiences}
+	rejected := 0
+	for parameter, values := range map[string][]string{
+		"keyvaultName":         {"", " team-kv ", "kv", "team_kv", "https://team-kv.vault.azure.net"},
+		"tenantID":             {"", " " + tenant},
+		"cloudName":            {"", "azurepubliccloud", "AzurePublicCloud", "AzureGermanCloud2", "public"},
+		"usePodIdentity":       {"", "false", "0", "yes", " no"},
+		"useVMManagedIdentity": {"False", "off"},
+		"useAzureTokenProxy":   {"F", "maybe"},
+		"cloudEnvFileName":     {""},
+		"objects": {
+			"", " ", "- objectName: db", "array: db", "array: []", "array:\n- objectName: db\n", "array:\n- 'objectName: [db]'\n",
+			"array:\n- |\n  objectType: secret\n", "array:\n- |\n  objectName: db\n", "array:\n- |\n  objectName: db\n  objectType: Secret\n",
+			object("  objectFormat: PEM"), object("  objectFormat: pem"), object("  objectFormat: txt"),
+			object("  objectEncoding: hex"), object("  objectEncoding: HEX"), object("  objectEncoding: utf8"),
+			object("  objectAlias: a/b"), object("  objectAlias: /a"), object("  objectAlias: a/../b"), object("  objectAlias: a..b"),
+			object("  objectVersionHistory: 1"), object("  unknown: field"),
+			strings.Replace(object("  objectFormat: pfx"), "secret", "cert", 1), strings.Replace(object("  objectEncoding: hex"), "secret", "key", 1),
+		},
+	} {
+		for _, value := range values {
+			parameters := maps.Clone(good)
+			parameters[parameter] = value
+			_, err := from.publish(t.Context(), parameters, nil, t.TempDir())
+			read := class.Read(&class.SecretProviderClass{Spec: class.Spec{Provider: class.Provider, Parameters: parameters}})
+			if (err != nil) != (read.Rejected != "") {
+				t.Errorf("%s: %q: the provider answers %v, and the class is rejected since %q", parameter, value, err, read.Rejected)
+			}
+			if err != nil {
+				rejected++
+			}
+		}
+	}
+	if rejected < 20 {
+		t.Errorf("the provider rejects %d classes, want more", rejected)
 	}
 }
