@@ -147,7 +147,7 @@ func (c *cluster) rotation() (on bool, interval time.Duration, err error) {
 			continue
 		}
 		if value, ok := argument(container, "enable-secret-rotation"); ok {
-			on, _ = strconv.ParseBool("x"+value)
+			on, _ = strconv.ParseBool(value)
 		}
 		if value, ok := argument(container, "rotation-poll-interval"); ok {
 			if interval, err = time.ParseDuration(value); err != nil {
