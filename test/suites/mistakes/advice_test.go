@@ -126,28 +126,57 @@ func TestNearKeys(t *testing.T) {
 		}
 	}
 	annotations["keyvault.io.secrets"], annotations["identity.io_name"], annotations["keyvault-secrets"] = "a", "a", "a"
-	heard := &warnings{}
-	config := rest.CopyConfig(plane.Config)
-	config.WarningHandlerWithContext = heard
-	listening, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		t.Fatal(err)
-	}
+	create, heard := listening(t)
 	near := regexp.MustCompile(api.NearPattern)
 	for key := range annotations {
 		want := ""
 		if near.MatchString(key) {
 			want = fmt.Sprintf("[UnknownKey] metadata.annotations[%s]: Forbidden: is not a key of akv-injector, which ignores it; write %s", key, meant(key))
 		}
-		object := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "near", Annotations: map[string]string{key: "a"}}}
-		heard.text = ""
-		if _, err := listening.CoreV1().ConfigMaps("shop").Create(t.Context(), object, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}); err != nil {
-			t.Fatal(err)
-		}
+		create(map[string]string{key: "a"})
 		if heard.text != want {
 			t.Errorf("%s: warning %q, want %q", key, heard.text, want)
 		}
 	}
+}
+
+// TestManyKeys creates objects with as many annotations as get advice, and with one more.
+func TestManyKeys(t *testing.T) {
+	create, heard := listening(t)
+	annotations := map[string]string{}
+	for i := range 200 {
+		annotations[fmt.Sprintf("keyvault.io/key-%03d", i)] = "a"
+	}
+	create(annotations)
+	if want := "[NoEffect] metadata.annotations[keyvault.io/key-000]: Forbidden: has no effect on a ConfigMap"; !strings.HasPrefix(heard.text, want) {
+		t.Errorf("warning %q, want %q", heard.text, want)
+	}
+	annotations["keyvault.io/key-200"] = "a"
+	create(annotations)
+	if heard.text != "" {
+		t.Errorf("warning %q, want none", heard.text)
+	}
+}
+
+// listening returns a function that creates a ConfigMap with annotations, as a dry run, and the
+// warning of the latest call.
+func listening(t *testing.T) (create func(annotations map[string]string), heard *warnings) {
+	t.Helper()
+	heard = &warnings{}
+	config := rest.CopyConfig(plane.Config)
+	config.WarningHandlerWithContext = heard
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(annotations map[string]string) {
+		heard.text = ""
+		object := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "near", Annotations: annotations}}
+		options := metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}
+		if _, err := client.CoreV1().ConfigMaps("shop").Create(t.Context(), object, options); err != nil {
+			t.Fatal(err)
+		}
+	}, heard
 }
 
 // warnings has the last warning of the policy.

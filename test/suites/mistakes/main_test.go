@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"golang.org/x/tools/txtar"
-	"k8s.io/client-go/kubernetes"
 
 	"github.com/akv-injector/akv-injector/test/harness/controlplane"
 	"github.com/akv-injector/akv-injector/test/harness/injector"
@@ -32,8 +31,7 @@ const advice = "advice.akv-injector.io"
 
 // What all tests share.
 var (
-	plane  *controlplane.ControlPlane
-	client kubernetes.Interface
+	plane *controlplane.ControlPlane
 	// mistakes is testdata/mistakes.txtar, and base is a file with its objects of the cluster.
 	mistakes *txtar.Archive
 	base     string
@@ -60,9 +58,6 @@ func run(m *testing.M) (code int, err error) {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, plane.Stop()) }()
-	if client, err = kubernetes.NewForConfig(plane.Config); err != nil {
-		return 0, err
-	}
 	base = filepath.Join(plane.Dir, "base.yaml")
 	if err := os.WriteFile(base, content("base.yaml"), 0o600); err != nil {
 		return 0, err
