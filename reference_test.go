@@ -93,15 +93,17 @@ func commandsPage(t *testing.T, all []*cobra.Command) string {
 	if err != nil || !found {
 		t.Fatalf("docs/commands.md must have %q: %v", begin, err)
 	}
-	page := before + begin
+	var page strings.Builder
+	page.WriteString(before + begin)
 	for _, cmd := range all {
 		var text bytes.Buffer
 		if err := doc.GenMarkdown(cmd, &text); err != nil {
 			t.Fatal(err)
 		}
-		page += seeAlso.ReplaceAllString(text.String(), "") + "\n"
+		page.WriteString(seeAlso.ReplaceAllString(text.String(), "") + "\n")
 	}
-	return page + end
+	page.WriteString(end)
+	return page.String()
 }
 
 // TestCompletion checks that the shell can complete the value of each flag.
