@@ -82,7 +82,11 @@ func TestCharts(t *testing.T) {
 					continue
 				}
 				if object.IsList() {
-					object.Object = object.Object["items"].([]any)[0].(map[string]any)
+					items, err := object.ToList()
+					if err != nil || len(items.Items) == 0 {
+						t.Fatalf("a list without an object: %v", err)
+					}
+					object = &items.Items[0]
 				}
 				object.SetNamespace("shop")
 				list = append(list, object.Object)
