@@ -546,7 +546,7 @@ func longMistakes(t *testing.T, a *corpus.Archive, n int) map[string]string {
 	for i := range n {
 		spc := a.Objects[0].DeepCopy()
 		spc.SetName(fmt.Sprintf("class-%d", i))
-		if err := unstructured.SetNestedField(spc.Object, "array:\n"+strings.Repeat("- {}\n", 100), "spec", "parameters", "objects"); err != nil {
+		if err := unstructured.SetNestedField(spc.Object, "array:\n- |\n"+strings.Repeat("  objectName: db\n", 100), "spec", "parameters", "objects"); err != nil {
 			t.Fatal(err)
 		}
 		a.Objects = append(a.Objects, spc)

@@ -87,7 +87,6 @@ type Finder struct {
 	found    *prometheus.GaugeVec
 	events   *fair.Capacity[string] // by namespace
 	reviews  *rate.Limiter
-	lookups  *rate.Limiter
 
 	// queue has the namespaces with units that are due. Each turn of a namespace handles one unit.
 	queue  workqueue.TypedDelayingInterface[string]
@@ -102,7 +101,7 @@ type Finder struct {
 func New(o Options) *Finder {
 	f := &Finder{
 		Options:  o,
-		reviewer: review.Reviewer{Source: o.Cache, Defaults: o.Defaults},
+		reviewer: review.Reviewer{Source: settled{o.Cache}, Defaults: o.Defaults},
 		delays:   delays{settle: 10 * time.Second, retry: 5 * time.Second, window: time.Minute},
 		instance: instance(),
 		found: prometheus.NewGaugeVec(prometheus.GaugeOpts{
@@ -111,7 +110,6 @@ func New(o Options) *Finder {
 		}, []string{"reason"}),
 		events:  fair.NewCapacity[string](maxEvents),
 		reviews: rate.NewLimiter(maxReviews, maxReviews),
-		lookups: cluster.NewCallerLimit(),
 		queue:   workqueue.NewTypedDelayingQueue[string](),
 		table:   newTable(),
 	}
@@ -138,13 +136,25 @@ func (f *Finder) Start(ctx context.Context) error {
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer context.AfterFunc(ctx, f.queue.ShutDown)()
-	for _, watched := range f.feeds {
-		running.Go(func() { watched.Run(logr.NewContext(ctx, f.Log)) })
-	}
-	if f.awaitFilled(ctx) != nil {
+	// Reviews and managed classes are more urgent: their objects are read first. One kind is read
+	// after the other, which takes less memory.
+	if f.Cache.AwaitFilled(ctx) != nil {
 		return nil
 	}
-	for {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-time.After(f.delays.settle):
+	}
+	for _, watched := range f.feeds {
+		running.Go(func() { watched.Run(logr.NewContext(ctx, f.Log)) })
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-watched.Filled():
+		}
+	}
+	for { // only now: whether a pod has findings of its own depends on its workload
 		namespace, ended := f.queue.Get()
 		if ended {
 			return nil
@@ -152,19 +162,6 @@ func (f *Finder) Start(ctx context.Context) error {
 		f.turn(ctx, namespace)
 		f.queue.Done(namespace)
 	}
-}
-
-// awaitFilled waits until all objects have been listed: whether a pod has findings of its own depends
-// on the workload that it belongs to.
-func (f *Finder) awaitFilled(ctx context.Context) error {
-	for _, watched := range f.feeds {
-		select {
-		case <-watched.Filled():
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return f.Cache.AwaitFilled(ctx)
 }
 
 // factsChanged makes all units of a namespace due; with an empty name, those of all namespaces.

@@ -617,14 +617,15 @@ func TestFailedEvents(t *testing.T) {
 func TestGoneDuringReview(t *testing.T) {
 	server, client := startAPIServer(t, true), fake.NewClientset()
 	server.apply(t, optedIn+workload("apps/v1", "Deployment", "web", "", "keyvault.io/secret: a"))
-	var f *finding
-	gone := make(chan struct{})
+	started, gone := make(chan *finding, 1), make(chan struct{})
 	server.onRead = sync.OnceFunc(func() {
+		f := <-started
 		server.delete("/apis/apps/v1/namespaces/shop/deployments/web")
 		wait(t, "the deletion", func() bool { return f.Kept() == 0 })
 		close(gone)
 	})
-	f = start(t, server, client, time.Minute)
+	f := start(t, server, client, time.Minute)
+	started <- f
 	<-gone
 	server.apply(t, workload("apps/v1", "Deployment", "next", "", "keyvault.io/secret: a"))
 	f.settled(t, 1)

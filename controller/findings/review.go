@@ -19,6 +19,21 @@ import (
 	"github.com/akv-injector/akv-injector/core/pods"
 )
 
+// settled is a [facts.Source] that answers from a Cache, also if fresh: nothing has changed for some
+// seconds, so the Cache has what the API server has.
+type settled struct{ *cluster.Cache }
+
+// Namespace implements [facts.Source].
+func (s settled) Namespace(ctx context.Context, name string, _ bool) (facts.Namespace, error) {
+	return s.Cache.Namespace(ctx, name, false)
+}
+
+// Facts implements [facts.Source].
+func (s settled) Facts(ctx context.Context, namespace string, needs facts.Needs, fresh bool) (facts.Answer, error) {
+	needs.Identities = needs.Identities || fresh // messages offer them
+	return s.Cache.Facts(ctx, namespace, needs, false)
+}
+
 // review returns the findings about a subject: what would reject it now, then the warnings.
 func (f *Finder) review(ctx context.Context, s *subject) (field.ErrorList, error) {
 	if len(s.name) == 0 {
@@ -41,7 +56,6 @@ func (f *Finder) review(ctx context.Context, s *subject) (field.ErrorList, error
 	if err := f.reviews.Wait(ctx); err != nil {
 		return nil, err
 	}
-	ctx = cluster.WithCaller(ctx, f.lookups)
 	var reviewed field.ErrorList
 	if s.kind == pod {
 		reviewed, err = f.reviewPod(ctx, s, namespace)

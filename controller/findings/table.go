@@ -160,6 +160,7 @@ func (s *store) put(added any) error {
 		u = &unit{unitKey: in, namespace: o.Namespace, controller: o.controller, templateHash: o.templateHash}
 		s.namespaces[o.Namespace][in] = u
 	}
+	key.namespace = u.namespace // so that the objects of a unit share its text
 	s.objects[key] = u
 	m := member{o.Name, o.UID, o.version, o.asked, o.optsOut, o.injected}
 	switch i, found := slices.BinarySearchFunc(u.members, o.Name, byName); {
