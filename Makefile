@@ -132,6 +132,7 @@ test-provider: ## Test managed classes with the code of the Azure provider and t
 test-observability: $(PROMTOOL) ## Test alerts, dashboard and traces; the first run builds promtool
 	$(call step,tests of alerts and dashboard,cd test/suites/observability && $(TEST) -count=1 ./...)
 
+# The longest suite is first, so that it runs next to the others.
 .PHONY: test-apiserver
 test-apiserver: $(HELM) $(HELM3) ## Test with a real API server; the first run builds a control plane, for minutes
 	$(call step,control plane,cd test && go run ./demos/controlplane build)
@@ -140,7 +141,7 @@ test-apiserver: $(HELM) $(HELM3) ## Test with a real API server; the first run b
 	$(call step,the engine of Argo CD,cd test/parts/argocd && $(BUILD_PART) -o ../../../bin/test/argocd .)
 	$(call step,the engine of Flux,cd test/parts/flux && $(BUILD_PART) -o ../../../bin/test/flux .)
 	$(call step,tests with a real API server,cd test && \
-		CGO_ENABLED=1 $(TEST) -race -timeout=20m $$(go list ./... | grep -v /test/harness/node$$))
+		CGO_ENABLED=1 $(TEST) -race -timeout=20m $$(go list ./suites/e2e ./... | grep -v /test/harness/node$$))
 
 .PHONY: test-node
 test-node: ## Test a real node, then run `make node`; prints a warning if the machine cannot run a node

@@ -6,6 +6,7 @@ import (
 	"debug/buildinfo"
 	"debug/elf"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,8 +19,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// limit is the maximum size of a binary, in bytes.
-const limit = 60_000_000
+// limit is the maximum size of a binary, in bytes. kubectl has 62 MB.
+const limit = 65_000_000
 
 func TestABinaryNeedsNothingButAKernel(t *testing.T) {
 	machines := map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}
@@ -109,7 +110,8 @@ func TestTheProgramSaysItsVersion(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		out, err := exec.CommandContext(ctx, binary(arch), "version").CombinedOutput()
-		if want := "akv-injector " + version + "\n"; err != nil || string(out) != want {
+		want := fmt.Sprintf("akv-injector %s\n%s linux/%s\n", version, runtime.Version(), arch)
+		if err != nil || string(out) != want {
 			t.Errorf("got %q, %v, want %q", out, err, want)
 		}
 	}
