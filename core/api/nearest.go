@@ -42,6 +42,7 @@ func Nearest(name string, names []string) []string {
 		}
 		return strings.Compare(a.name, b.name)
 	})
+	found = slices.Compact(found) // two objects may offer one name
 	var nearest []string
 	for _, c := range found[:min(len(found), maxNearest)] {
 		if c.distance <= found[0].distance+1 {
@@ -97,7 +98,7 @@ func Available(name, kind string, names []string) string {
 	if len(names) == 0 {
 		return "; there is no " + kind + " here"
 	}
-	sorted := slices.Sorted(slices.Values(names))
+	sorted := slices.Compact(slices.Sorted(slices.Values(names)))
 	if len(sorted) > maxAvailable {
 		return "; available here: " + strings.Join(sorted[:maxAvailable], ", ") + ", …"
 	}

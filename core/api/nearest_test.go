@@ -48,6 +48,8 @@ func TestAvailable(t *testing.T) {
 		"a similar name is suggested": {"app-secret", []string{"zzz", "app-secrets"}, "; did you mean app-secrets?"},
 		"otherwise all names, sorted": {"something", []string{"b", "a"}, "; available here: a, b"},
 		"many names":                  {"something", many, "; available here: class-00, class-01, class-02, class-03, class-04, class-05, class-06, class-07, class-08, class-09, …"},
+		"a name of two objects":       {"something", []string{"b", "a", "b"}, "; available here: a, b"},
+		"a similar one of two":        {"app-secret", []string{"app-secrets", "app-secrets"}, "; did you mean app-secrets?"},
 		"no names":                    {"something", nil, "; there is no SecretProviderClass here"},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
