@@ -3,15 +3,12 @@ package main
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
-	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/akv-injector/akv-injector/cli"
 	"github.com/akv-injector/akv-injector/cli/check"
-	"github.com/akv-injector/akv-injector/cli/kube"
 	"github.com/akv-injector/akv-injector/cli/report"
 	"github.com/akv-injector/akv-injector/core/inject"
 )
@@ -41,12 +38,13 @@ a right.`,
 	f := cmd.Flags()
 	var o check.Options
 	pre := f.Bool("pre", false, "check whether the injector can be installed")
-	f.StringVarP(&o.Namespace, "namespace", "n", "", "namespace of the installation (default: that which the webhook configurations call)")
+	f.StringVarP(&o.Namespace, "namespace", "n", "",
+		"namespace of the installation (default: that which the webhook configurations call)")
 	f.BoolVarP(&o.AllNamespaces, "all-namespaces", "A", false, "also check the workloads and pods of all namespaces")
 	f.StringSliceVar(&o.Namespaces, "in", nil, "also check the workloads and pods of this namespace; can be repeated")
 	f.StringVar(&o.DryRunIn, "dry-run-in", "", "create a pod in this namespace as a dry run; it must have opted in")
-	format := reportFormat(cmd)
-	config := clusterFlags(cmd, "run in a pod")
+	format := outputFlag(cmd, report.Formats)
+	reader := readerFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if *pre && (o.AllNamespaces || len(o.Namespaces) > 0 || o.DryRunIn != "") {
 			return errors.New("--pre: must come without --all-namespaces, --in and --dry-run-in")
@@ -54,10 +52,15 @@ a right.`,
 		if o.AllNamespaces && len(o.Namespaces) > 0 {
 			return errors.New("--in: must come without --all-namespaces")
 		}
-		for flag, names := range map[string][]string{"namespace": {o.Namespace}, "dry-run-in": {o.DryRunIn}, "in": o.Namespaces} {
-			for _, name := range names {
-				if (name != "" || flag == "in") && len(validation.IsDNS1123Label(name)) > 0 {
-					return fmt.Errorf("--%s: must be 1 to 63 lower case letters, digits and dashes, is %q", flag, name)
+		for _, name := range o.Namespaces {
+			if err := checkNamespace("in", name); err != nil {
+				return err
+			}
+		}
+		for _, name := range []string{"namespace", "dry-run-in"} {
+			if f := cmd.Flag(name); f.Changed {
+				if err := checkNamespace(name, f.Value.String()); err != nil {
+					return err
 				}
 			}
 		}
@@ -65,12 +68,8 @@ a right.`,
 		if err != nil {
 			return err
 		}
-		config, err := config()
-		if err != nil {
+		if o.Reader, err = reader(); err != nil {
 			return err
-		}
-		if o.Reader, err = kube.NewReader(config); err != nil {
-			return fmt.Errorf("reach the cluster: %w", err)
 		}
 		o.Command = strings.Fields(cmd.Root().CommandPath())
 		o.Version, o.Defaults = buildVersion(), defaultsOf
@@ -82,43 +81,26 @@ a right.`,
 		if err != nil {
 			return err
 		}
-		for _, flag := range []string{"context", "kubeconfig"} {
-			if cmd.Flags().Changed(flag) {
-				value := cmd.Flag(flag).Value.String()
-				r.AddFlag("--"+flag, value, "kubectl", o.Command[0])
-				r.AddFlag("--"+strings.Replace(flag, "context", "kube-context", 1), value, "helm")
-			}
-		}
-		*status = statusOf(r.State())
-		return r.Print(cmd.OutOrStdout(), format)
+		return printReport(cmd, r, format, status)
 	}
 	return cmd
 }
 
-// reportFormat adds the flag for the format of a report.
-func reportFormat(cmd *cobra.Command) func() (report.Format, error) {
-	format := cmd.Flags().StringP("output", "o", string(report.Text), "output format: "+join(report.Formats...))
-	if err := cmd.RegisterFlagCompletionFunc("output", values(report.Formats...)); err != nil {
-		panic(err) // the flag exists
-	}
-	return func() (report.Format, error) {
-		if !slices.Contains(report.Formats, report.Format(*format)) {
-			return "", fmt.Errorf("--output: must be one of %s, is %q", join(report.Formats...), *format)
-		}
-		return report.Format(*format), nil
-	}
-}
-
-// statusOf returns the exit status of a command that reports a state.
-func statusOf(state report.State) cli.Status {
-	switch state {
+// printReport prints a report, and writes the exit status to status. The commands in the report get
+// the flags that selected the cluster.
+func printReport(cmd *cobra.Command, r *report.Report, format report.Format, status *cli.Status) error {
+	program, _, _ := strings.Cut(cmd.Root().CommandPath(), " ")
+	r.AddFlags(selection(cmd, "--context"), "kubectl", program)
+	r.AddFlags(selection(cmd, "--kube-context"), "helm")
+	switch r.State() {
 	case report.Broken:
-		return cli.Rejected
+		*status = cli.Rejected
 	case report.Unknown:
-		return cli.Unusable
+		*status = cli.Unusable
 	default:
-		return cli.Fine
+		*status = cli.Fine
 	}
+	return r.Print(cmd.OutOrStdout(), format)
 }
 
 // defaultsOf returns the defaults that arguments of serve set.

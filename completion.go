@@ -1,14 +1,13 @@
 package main
 
 import (
+	"maps"
 	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/akv-injector/akv-injector/cli"
 	"github.com/akv-injector/akv-injector/cli/kube"
@@ -33,13 +32,14 @@ var anything = cobra.FixedCompletions(nil, cobra.ShellCompDirectiveNoFileComp)
 var completions = map[string]cobra.CompletionFunc{
 	"identity-mode":   values(api.Modes...),
 	"level":           values(policy.Bound, policy.Required),
-	"output":          values(cli.Formats...),
 	"certs":           values(certsCertManager, certsSelfSigned, certsFiles),
 	"tls-min-version": values("1.2", "1.3"),
 	"log-level":       values("error", "info", "debug"),
 	"fail-on":         values(cli.Severities...),
 	"context":         completeContexts,
 	"namespace":       completeNamespaces,
+	"in":              completeNamespaces,
+	"dry-run-in":      completeNamespaces,
 }
 
 // files are the flags whose value is a file or a directory.
@@ -62,33 +62,26 @@ func completeFlags(root *cobra.Command) {
 	}
 }
 
+// valueOf returns the value of a flag; empty if the command does not have it.
+func valueOf(cmd *cobra.Command, flag string) string {
+	if f := cmd.Flag(flag); f != nil {
+		return f.Value.String()
+	}
+	return ""
+}
+
 // completeContexts completes the contexts of the kubeconfig.
 func completeContexts(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
-	rules := clientcmd.NewDefaultClientConfigLoadingRules()
-	if f := cmd.Flag("kubeconfig"); f != nil {
-		rules.ExplicitPath = f.Value.String()
-	}
-	config, err := rules.Load()
+	config, err := kubeconfigOf(valueOf(cmd, "kubeconfig"), "").RawConfig()
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}
-	var names []cobra.Completion
-	for context := range config.Contexts {
-		names = append(names, context)
-	}
-	slices.Sort(names)
-	return names, cobra.ShellCompDirectiveNoFileComp
+	return slices.Sorted(maps.Keys(config.Contexts)), cobra.ShellCompDirectiveNoFileComp
 }
 
 // completeNamespaces completes the namespaces of the cluster.
 func completeNamespaces(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
-	value := func(name string) string {
-		if f := cmd.Flag(name); f != nil {
-			return f.Value.String()
-		}
-		return ""
-	}
-	config, err := clusterConfig(value("kubeconfig"), value("context"), "")
+	config, err := clusterConfig(valueOf(cmd, "kubeconfig"), valueOf(cmd, "context"), "")
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
@@ -97,13 +90,13 @@ func completeNamespaces(cmd *cobra.Command, _ []string, _ string) ([]cobra.Compl
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}
-	all, err := kube.List[corev1.Namespace](cmd.Context(), reader, kube.Namespaces, "", metav1.ListOptions{})
+	var names []cobra.Completion
+	err = kube.Each(cmd.Context(), reader, kube.Namespaces, "", func(n *metav1.PartialObjectMetadata) error {
+		names = append(names, n.Name)
+		return nil
+	})
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	names := make([]cobra.Completion, len(all))
-	for i := range all {
-		names[i] = all[i].Name
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp
 }

@@ -3,10 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/spf13/cobra"
-	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/akv-injector/akv-injector/cli"
 	"github.com/akv-injector/akv-injector/cli/check"
@@ -39,35 +37,32 @@ named on standard error.`,
 	f := cmd.Flags()
 	namespace := f.StringP("namespace", "n", "", "namespace (default: that of the context)")
 	everywhere := f.BoolP("all-namespaces", "A", false, "list all namespaces")
-	object := f.String("object", "", "list what uses this object: VAULT/NAME or VAULT/TYPE:NAME, TYPE is secret, key or cert")
-	format := f.StringP("output", "o", string(inventory.Text), "output format: "+join(inventory.Formats...))
-	if err := cmd.RegisterFlagCompletionFunc("output", values(inventory.Formats...)); err != nil {
-		panic(err) // the flag exists
-	}
-	config := clusterFlags(cmd, "run in a pod")
+	object := f.String("object", "",
+		"list what uses this object: VAULT/NAME or VAULT/TYPE:NAME, TYPE is secret, key or cert")
+	format := outputFlag(cmd, inventory.Formats)
+	reader := readerFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		switch {
-		case *everywhere && *namespace != "":
+		if *everywhere && *namespace != "" {
 			return errors.New("--namespace: must come without --all-namespaces")
-		case *namespace != "" && len(validation.IsDNS1123Label(*namespace)) > 0:
-			return fmt.Errorf("--namespace: must be 1 to 63 lower case letters, digits and dashes, is %q", *namespace)
-		case !slices.Contains(inventory.Formats, inventory.Format(*format)):
-			return fmt.Errorf("--output: must be one of %s, is %q", join(inventory.Formats...), *format)
+		}
+		if *namespace != "" {
+			if err := checkNamespace("namespace", *namespace); err != nil {
+				return err
+			}
+		}
+		format, err := format()
+		if err != nil {
+			return err
 		}
 		var ref inventory.Ref
 		if *object != "" {
-			var err error
 			if ref, err = inventory.ParseRef(*object); err != nil {
 				return fmt.Errorf("--object: %w", err)
 			}
 		}
-		config, err := config()
+		reader, err := reader()
 		if err != nil {
 			return err
-		}
-		reader, err := kube.NewReader(config)
-		if err != nil {
-			return fmt.Errorf("reach the cluster: %w", err)
 		}
 		in := *namespace
 		if in == "" && !*everywhere {
@@ -77,34 +72,27 @@ named on standard error.`,
 		if err != nil {
 			return err
 		}
-		if *object == "" {
-			err = found.Print(cmd.OutOrStdout(), inventory.Format(*format))
-		} else {
-			found = found.Of(ref)
-			on, rotationErr := check.Rotation(cmd.Context(), reader)
-			found.Rotation = inventory.RotationOff
-			if lacks, ok := errors.AsType[*kube.Denied](rotationErr); ok {
-				denied = append(denied, lacks)
-				found.Rotation = inventory.RotationUnknown
-			} else if rotationErr != nil {
-				return rotationErr
-			} else if on {
-				found.Rotation = inventory.RotationOn
-			}
-			for _, flag := range []string{"context", "kubeconfig"} {
-				if cmd.Flags().Changed(flag) {
-					found.Flags = append(found.Flags, "--"+flag, cmd.Flag(flag).Value.String())
-				}
-			}
-			err = found.PrintEffects(cmd.OutOrStdout(), ref, inventory.Format(*format))
-		}
-		if len(denied) > 0 {
-			*status = cli.Unusable
-		}
 		for _, lacks := range denied {
+			*status = cli.Unusable
 			fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\n", report.Escape(lacks.Error()), inventory.Missing(lacks))
 		}
-		return err
+		if *object == "" {
+			return found.Print(cmd.OutOrStdout(), format)
+		}
+		found = found.Of(ref)
+		found.Flags = selection(cmd, "--context")
+		found.Rotation = inventory.RotationOff
+		on, err := check.Rotation(cmd.Context(), reader)
+		if lacks, ok := errors.AsType[*kube.Denied](err); ok {
+			*status = cli.Unusable
+			found.Rotation = inventory.RotationUnknown
+			fmt.Fprintf(cmd.ErrOrStderr(), "%v: whether the driver's rotation is on is not known\n", lacks)
+		} else if err != nil {
+			return err
+		} else if on {
+			found.Rotation = inventory.RotationOn
+		}
+		return found.PrintEffects(cmd.OutOrStdout(), ref, format)
 	}
 	return cmd
 }

@@ -1,10 +1,11 @@
 // Command akv-injector gives pods on Azure Kubernetes Service an identity and their Key Vault
-// secrets, from annotations. It is an admission webhook (serve), and does the same to manifests
-// (inject, lint):
+// secrets, from annotations. It is an admission webhook (serve), does the same to manifests (inject,
+// lint), and reports about a cluster (check, explain, list):
 //
 //	akv-injector serve --tenant-id 11111111-2222-3333-4444-555555555555
 //	akv-injector inject -f deployment.yaml | kubectl apply -f -
 //	akv-injector lint -f k8s/
+//	akv-injector explain deployment/web -n shop
 package main
 
 import (
@@ -20,11 +21,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/util/validation"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/akv-injector/akv-injector/cli"
-	"github.com/akv-injector/akv-injector/cli/kube"
 	"github.com/akv-injector/akv-injector/cli/snapshot"
 	"github.com/akv-injector/akv-injector/cluster"
 	"github.com/akv-injector/akv-injector/core/api"
@@ -85,9 +83,9 @@ func rootCommand(status *cli.Status, program string) *cobra.Command {
 func asPlugin(root *cobra.Command) {
 	display := strings.Replace(pluginName, "-", " ", 1)
 	root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: display}
+	examples := strings.NewReplacer("  "+name+" ", "  "+display+" ", "| "+name+" ", "| "+display+" ")
 	for _, cmd := range root.Commands() {
-		cmd.Example = strings.ReplaceAll(cmd.Example, "  "+name+" ", "  "+display+" ")
-		cmd.Example = strings.ReplaceAll(cmd.Example, "| "+name+" ", "| "+display+" ")
+		cmd.Example = examples.Replace(cmd.Example)
 	}
 }
 
@@ -119,6 +117,28 @@ func join[T ~string](words ...T) string {
 	return strings.Join(list, ", ")
 }
 
+// outputFlag adds the flag for the output format of a command. The first format is the default.
+func outputFlag[T ~string](cmd *cobra.Command, formats []T) func() (T, error) {
+	format := cmd.Flags().StringP("output", "o", string(formats[0]), "output format: "+join(formats...))
+	if err := cmd.RegisterFlagCompletionFunc("output", values(formats...)); err != nil {
+		panic(err) // the flag exists
+	}
+	return func() (T, error) {
+		if !slices.Contains(formats, T(*format)) {
+			return "", fmt.Errorf("--output: must be one of %s, is %q", join(formats...), *format)
+		}
+		return T(*format), nil
+	}
+}
+
+// checkNamespace checks the value of a flag with the name of a namespace.
+func checkNamespace(flag, name string) error {
+	if len(validation.IsDNS1123Label(name)) > 0 {
+		return fmt.Errorf("--%s: must be 1 to 63 lower case letters, digits and dashes, is %q", flag, name)
+	}
+	return nil
+}
+
 // manifestFlags adds the flags of the commands that read manifests.
 func manifestFlags(cmd *cobra.Command) func() (cli.Options, error) {
 	f := cmd.Flags()
@@ -134,17 +154,19 @@ func manifestFlags(cmd *cobra.Command) func() (cli.Options, error) {
 	defaults := defaultsFlags(cmd)
 	return func() (cli.Options, error) {
 		o := cli.Options{
-			Files: *files, Recursive: *recursive, Exclude: *exclude, Facts: *known, Namespace: *namespace, Stdin: cmd.InOrStdin(),
+			Files: *files, Recursive: *recursive, Exclude: *exclude, Facts: *known,
+			Namespace: *namespace, Stdin: cmd.InOrStdin(),
 		}
 		switch {
 		case f.Changed("kubeconfig") && !*withCluster:
 			return o, errors.New("--kubeconfig: must come with --cluster")
 		case f.Changed("context") && !*withCluster:
 			return o, errors.New("--context: must come with --cluster")
-		case len(validation.IsDNS1123Label(*namespace)) > 0:
-			return o, fmt.Errorf("--namespace: must be 1 to 63 lower case letters, digits and dashes, is %q", *namespace)
 		}
-		var err error
+		err := checkNamespace("namespace", *namespace)
+		if err != nil {
+			return o, err
+		}
 		if o.Defaults, err = defaults(); err != nil || !*withCluster {
 			return o, err
 		}
@@ -228,8 +250,9 @@ usage or unreadable input.`,
 	options := manifestFlags(cmd)
 	level := cmd.Flags().String("level", "", "policy level to enforce in namespaces without a policy label: "+
 		string(policy.Bound)+", "+string(policy.Required))
-	format := cmd.Flags().StringP("output", "o", string(cli.Text), "output format: "+join(cli.Formats...))
-	failOn := cmd.Flags().String("fail-on", string(cli.Error), "least severity that makes the exit status 1: "+join(cli.Severities...))
+	format := outputFlag(cmd, cli.Formats)
+	failOn := cmd.Flags().String("fail-on", string(cli.Error),
+		"least severity that makes the exit status 1: "+join(cli.Severities...))
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		o, err := options()
 		if err != nil {
@@ -239,13 +262,14 @@ usage or unreadable input.`,
 		if o.Level != policy.Off && o.Level != policy.Bound && o.Level != policy.Required {
 			return fmt.Errorf("--level: must be %s or %s, is %q", policy.Bound, policy.Required, *level)
 		}
-		if !slices.Contains(cli.Formats, cli.Format(*format)) {
-			return fmt.Errorf("--output: must be one of %s, is %q", join(cli.Formats...), *format)
+		format, err := format()
+		if err != nil {
+			return err
 		}
 		if o.FailOn = cli.Severity(*failOn); !slices.Contains(cli.Severities, o.FailOn) {
 			return fmt.Errorf("--fail-on: must be one of %s, is %q", join(cli.Severities...), *failOn)
 		}
-		*status, err = cli.Lint(cmd.Context(), o, cli.Format(*format), cmd.OutOrStdout(), cmd.ErrOrStderr())
+		*status, err = cli.Lint(cmd.Context(), o, format, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		return err
 	}
 	return cmd
@@ -268,53 +292,21 @@ injector.`,
 	}
 	names := cmd.Flags().StringSliceP("namespace", "n", nil, "namespace; can be repeated")
 	all := cmd.Flags().BoolP("all-namespaces", "A", false, "all namespaces")
-	config := clusterFlags(cmd, "run in a pod")
+	reader := readerFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if *all == (len(*names) > 0) {
 			return errors.New("set either --namespace or --all-namespaces")
 		}
-		config, err := config()
-		if err != nil {
-			return err
+		for _, name := range *names {
+			if err := checkNamespace("namespace", name); err != nil {
+				return err
+			}
 		}
-		reader, err := kube.NewReader(config)
+		reader, err := reader()
 		if err != nil {
 			return err
 		}
 		return snapshot.Write(cmd.Context(), reader, *names, cmd.OutOrStdout())
 	}
 	return cmd
-}
-
-// errNoCluster is the error of [clusterConfig] if there is no kubeconfig.
-var errNoCluster = errors.New("find the cluster: there is no kubeconfig; set --kubeconfig, or ")
-
-// clusterFlags adds the flags of the commands that read a cluster.
-func clusterFlags(cmd *cobra.Command, otherwise string) func() (*rest.Config, error) {
-	kubeconfig := cmd.Flags().String("kubeconfig", "", "path to a kubeconfig (default: kubectl's rules)")
-	kubecontext := cmd.Flags().String("context", "", "context of the kubeconfig (default: the current one)")
-	return func() (*rest.Config, error) { return clusterConfig(*kubeconfig, *kubecontext, otherwise) }
-}
-
-// clusterConfig returns the configuration of the cluster: from the kubeconfig, else by kubectl's
-// rules, else that of a pod. The error without any of them is an [errNoCluster], and names otherwise
-// as a fix.
-func clusterConfig(kubeconfig, kubecontext, otherwise string) (*rest.Config, error) {
-	rules := clientcmd.NewDefaultClientConfigLoadingRules()
-	rules.ExplicitPath = kubeconfig
-	overrides := &clientcmd.ConfigOverrides{CurrentContext: kubecontext}
-	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, overrides).ClientConfig()
-	switch {
-	case clientcmd.IsEmptyConfig(err) && kubecontext == "":
-		return nil, fmt.Errorf("%w%s", errNoCluster, otherwise) // the library's text names a flag that this program does not have
-	case err != nil && kubecontext != "" && !clientcmd.IsConfigurationInvalid(err):
-		return nil, fmt.Errorf("--context: %w", err)
-	case err != nil && kubeconfig != "":
-		return nil, fmt.Errorf("--kubeconfig: %w", err)
-	case err != nil:
-		return nil, fmt.Errorf("find the cluster: %w", err)
-	}
-	config.UserAgent = name + "/" + buildVersion()
-	config.QPS = -1 // the API server limits requests
-	return config, nil
 }

@@ -82,12 +82,23 @@ func serverVersion(ctx context.Context, config *rest.Config) string {
 	if err != nil {
 		return "unknown: " + err.Error()
 	}
-	installation, err := kube.FindInstallation(ctx, reader)
+	configuration, err := kube.Read[kube.Configuration](ctx, reader, kube.MutatingConfigurations, "", name)
+	if err != nil {
+		return "unknown: " + err.Error()
+	}
+	if configuration == nil {
+		return "not installed"
+	}
+	service := configuration.Service()
+	if service.Name == "" {
+		return "unknown: the webhook configuration calls a URL"
+	}
+	injector, err := kube.ReadInjector(ctx, reader, service.Namespace)
 	switch {
 	case err != nil:
 		return "unknown: " + err.Error()
-	case installation == nil:
-		return "not installed"
+	case injector == nil:
+		return "unknown: namespace " + service.Namespace + " has no Deployment of the injector"
 	}
-	return installation.Image + " in namespace " + installation.Namespace
+	return injector.Image + " in namespace " + service.Namespace
 }

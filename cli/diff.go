@@ -2,13 +2,10 @@ package cli
 
 import (
 	"fmt"
-	"io"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
 
-	"golang.org/x/term"
 	"znkr.io/diff"
 	"znkr.io/diff/textdiff"
 )
@@ -96,10 +93,4 @@ func span(start, end int) string {
 		return strconv.Itoa(start + 1)
 	}
 	return fmt.Sprintf("%d,%d", start+1, end-start)
-}
-
-// isColored reports whether w is a terminal, and colours are not turned off (https://no-color.org).
-func isColored(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	return ok && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(f.Fd()))
 }

@@ -9,6 +9,7 @@ import (
 	"path"
 	"slices"
 
+	"github.com/akv-injector/akv-injector/cli/report"
 	"github.com/akv-injector/akv-injector/core/facts"
 	"github.com/akv-injector/akv-injector/core/inject"
 	"github.com/akv-injector/akv-injector/core/policy"
@@ -108,7 +109,7 @@ func Inject(ctx context.Context, o Options, diff bool, stdout, stderr io.Writer)
 		return status, nil
 	}
 	if diff {
-		text = unifiedDiff(r.files, isColored(stdout))
+		text = unifiedDiff(r.files, report.IsColored(stdout))
 	} else {
 		text = joined(r.files)
 	}

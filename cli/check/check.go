@@ -13,9 +13,7 @@ package check
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/akv-injector/akv-injector/cli/kube"
 	"github.com/akv-injector/akv-injector/cli/report"
@@ -24,11 +22,11 @@ import (
 
 const (
 	// name is the name of the configurations, of the Deployment, its Service and its Certificate.
-	name = "akv-injector"
+	name = kube.Name
 	// defaultNamespace is the namespace of an installation that no configuration names.
 	defaultNamespace = name + "-system"
 	// selector selects the Deployment and its pods.
-	selector = "app.kubernetes.io/name=" + name
+	selector = kube.Selector
 )
 
 // Options are the options of [Preflight] and [Installation].
@@ -121,19 +119,7 @@ func unknown(s *report.Section, what string, err error) bool {
 	}
 	line := s.Unknown("%s: not known: %v", what, err)
 	if denied, ok := errors.AsType[*kube.Denied](err); ok {
-		words := denied.Check()
-		if resource, subresource, ok := strings.Cut(denied.Resource.Resource, "/"); ok { // kubectl reads a slash as that before a name
-			words = []string{"kubectl", "auth", "can-i", denied.Verb, resource, "--subresource", subresource, "--namespace", denied.Namespace}
-		}
-		line.Run(words...)
+		line.Run(denied.Check()...)
 	}
 	return true
-}
-
-// count returns a number with its noun, in the singular or the plural.
-func count(n int, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
 }

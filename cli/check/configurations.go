@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/version"
 	"sigs.k8s.io/yaml"
 
+	"github.com/akv-injector/akv-injector/cli/kube"
 	"github.com/akv-injector/akv-injector/cli/report"
 	"github.com/akv-injector/akv-injector/cluster/registration"
 	"github.com/akv-injector/akv-injector/deploy"
@@ -34,7 +35,8 @@ func (c *cluster) checkVersion(s *report.Section) {
 	case err != nil:
 		s.Unknown("the API server has version %s, which cannot be compared with %s", c.version, minVersion)
 	case v.LessThan(version.MustParseGeneric(minVersion)):
-		s.Broken("the API server has version %s; akv-injector needs %s or later, for the match conditions of its webhooks", c.version, minVersion)
+		s.Broken("the API server has version %s; akv-injector needs %s or later, for the match conditions of its webhooks",
+			c.version, minVersion)
 	default:
 		s.OK("the API server has version %s", c.version)
 	}
@@ -52,8 +54,8 @@ var files = map[string]string{
 }
 
 // shipped returns a configuration as the chart renders it for this version.
-func shipped(kind string) configuration {
-	var c configuration
+func shipped(kind string) kube.Configuration {
+	var c kube.Configuration
 	text, err := deploy.Kustomize.ReadFile(files[kind])
 	if err == nil {
 		err = yaml.Unmarshal(text, &c)
@@ -88,15 +90,12 @@ func (c *cluster) checkConfigurations(s *report.Section) bool {
 // locate finds the Service of the installation: the one that most webhooks call.
 func (c *cluster) locate() {
 	calls := map[types.NamespacedName]int{}
-	for _, found := range []*configuration{of(c.mutating.value, name), of(c.validating.value, name)} {
+	for _, found := range []*kube.Configuration{of(c.mutating.value, name), of(c.validating.value, name)} {
 		if found == nil {
 			continue
 		}
 		for i := range found.Webhooks {
-			var service types.NamespacedName // empty for a URL
-			if to := found.Webhooks[i].ClientConfig.Service; to != nil {
-				service = types.NamespacedName{Namespace: to.Namespace, Name: to.Name}
-			}
+			service := found.Webhooks[i].Service()
 			if calls[service]++; calls[service] > calls[c.service] {
 				c.service = service
 			}
@@ -116,9 +115,10 @@ func (c *cluster) locate() {
 // (helm.sh/helm/v4/pkg/action: setMetadataVisitor).
 func (c *cluster) upgrade(values ...string) []string {
 	release, byHelm, folder := name, true, "deploy/kustomize"
-	for _, found := range []*configuration{of(c.mutating.value, name), of(c.validating.value, name)} {
+	for _, found := range []*kube.Configuration{of(c.mutating.value, name), of(c.validating.value, name)} {
 		if found != nil {
-			release, byHelm = found.Metadata.Annotations["meta.helm.sh/release-name"], found.Metadata.Labels["app.kubernetes.io/managed-by"] == "Helm"
+			release = found.Metadata.Annotations["meta.helm.sh/release-name"]
+			byHelm = found.Metadata.Labels["app.kubernetes.io/managed-by"] == "Helm"
 			if found.Metadata.Annotations[injectCAFrom] == "" {
 				folder = "deploy/kustomize/self-signed"
 			}
@@ -128,7 +128,9 @@ func (c *cluster) upgrade(values ...string) []string {
 	if !byHelm {
 		return []string{"kubectl", "apply", "--kustomize", folder}
 	}
-	words := []string{"helm", "upgrade", cmp.Or(release, name), "deploy/chart", "--namespace", c.installed, "--reset-then-reuse-values"}
+	words := []string{
+		"helm", "upgrade", cmp.Or(release, name), "deploy/chart", "--namespace", c.installed, "--reset-then-reuse-values",
+	}
 	for _, value := range values {
 		words = append(words, "--set", value)
 	}
@@ -136,7 +138,7 @@ func (c *cluster) upgrade(values ...string) []string {
 }
 
 // checkConfiguration checks one configuration; nil if it does not exist.
-func (c *cluster) checkConfiguration(s *report.Section, kind string, found *configuration) {
+func (c *cluster) checkConfiguration(s *report.Section, kind string, found *kube.Configuration) {
 	if found == nil || len(found.Webhooks) == 0 {
 		effect := "pods start without what they request"
 		if kind == validatingKind {
@@ -164,7 +166,8 @@ func (c *cluster) checkConfiguration(s *report.Section, kind string, found *conf
 	}
 	c.checkOutage(s, kind, &want, found)
 	if extra := enforcerAdded(found); extra != "" {
-		s.Warning("the admission enforcer of AKS added %s to the selectors of %s %s: the next helm upgrade fails with a conflict", extra, kind, name).
+		s.Warning("the admission enforcer of AKS added %s to the selectors of %s %s: "+
+			"the next helm upgrade fails with a conflict", extra, kind, name).
 			Run("kubectl", "annotate", strings.ToLower(kind), name, enforcerDisabled+"=true")
 	}
 }
@@ -177,12 +180,12 @@ func (c *cluster) isThisVersion() bool {
 }
 
 // checkTarget checks what the webhooks of a configuration call.
-func (c *cluster) checkTarget(s *report.Section, kind string, found *configuration) {
+func (c *cluster) checkTarget(s *report.Section, kind string, found *kube.Configuration) {
 	targets := map[string]bool{}
 	for i := range found.Webhooks {
 		switch to := found.Webhooks[i].ClientConfig; {
 		case to.Service != nil:
-			targets["Service "+to.Service.Namespace+"/"+to.Service.Name] = true
+			targets["Service "+found.Webhooks[i].Service().String()] = true
 		case to.URL != nil:
 			url := *to.URL
 			if at := strings.Index(url, "://"); at >= 0 { // without the path, which differs between webhooks
@@ -209,7 +212,7 @@ func (c *cluster) checkTarget(s *report.Section, kind string, found *configurati
 
 // checkBundles checks the CA bundles of a configuration. Whether they verify the serving certificate
 // is part of the readiness of the replicas.
-func checkBundles(s *report.Section, kind string, found *configuration) {
+func checkBundles(s *report.Section, kind string, found *kube.Configuration) {
 	soonest := time.Time{}
 	wrong := map[string][]string{}
 	for i := range found.Webhooks {
@@ -226,7 +229,7 @@ func checkBundles(s *report.Section, kind string, found *configuration) {
 	}
 	for _, problem := range sortedKeys(wrong) {
 		line := s.Broken("the CA bundle of %s %s %s: the API server cannot call the injector", kind, name, problem).
-			Detail("webhooks: %s", few(wrong[problem]))
+			Detail("webhooks: %s", report.Few(wrong[problem], maxLines))
 		if from := found.Metadata.Annotations[injectCAFrom]; from != "" {
 			line.Detail("cert-manager's cainjector writes it from Certificate %s", from).
 				Run("kubectl", "logs", "--all-containers", "--namespace", "cert-manager", "deployment/cert-manager-cainjector")
@@ -265,11 +268,11 @@ func bundleExpiry(bundle []byte) (last time.Time, err error) {
 
 // differences returns how a configuration differs from the shipped one in what the API server sends
 // to the injector. Values of the chart may add rules and excluded namespaces.
-func differences(want, found *configuration, namespace string) []string {
+func differences(want, found *kube.Configuration, namespace string) []string {
 	var all []string
 	for i := range want.Webhooks {
 		w := &want.Webhooks[i]
-		at := slices.IndexFunc(found.Webhooks, func(f webhook) bool { return f.Name == w.Name })
+		at := slices.IndexFunc(found.Webhooks, func(f kube.Webhook) bool { return f.Name == w.Name })
 		if at < 0 {
 			all = append(all, "webhook "+w.Name+" is missing")
 			continue
@@ -282,8 +285,11 @@ func differences(want, found *configuration, namespace string) []string {
 			add("calls path %s, not %s", got, wanted)
 		}
 		for _, rule := range w.Rules {
-			if !slices.ContainsFunc(f.Rules, func(r admissionregistrationv1.RuleWithOperations) bool { return covers(r, rule) }) {
-				add("has no rule for %s of %s", strings.ToLower(strings.Join(texts(rule.Operations), ", ")), strings.Join(rule.Resources, ", "))
+			if !slices.ContainsFunc(f.Rules, func(r admissionregistrationv1.RuleWithOperations) bool {
+				return covers(r, rule)
+			}) {
+				operations := strings.ToLower(strings.Join(texts(rule.Operations), ", "))
+				add("has no rule for %s of %s", operations, strings.Join(rule.Resources, ", "))
 			}
 		}
 		for _, difference := range selectorDifferences(w.NamespaceSelector, f.NamespaceSelector, namespace) {
@@ -297,7 +303,7 @@ func differences(want, found *configuration, namespace string) []string {
 		}
 	}
 	for i := range found.Webhooks {
-		if !slices.ContainsFunc(want.Webhooks, func(w webhook) bool { return w.Name == found.Webhooks[i].Name }) {
+		if !slices.ContainsFunc(want.Webhooks, func(w kube.Webhook) bool { return w.Name == found.Webhooks[i].Name }) {
 			all = append(all, "webhook "+found.Webhooks[i].Name+" does not exist in this version")
 		}
 	}
@@ -318,7 +324,8 @@ func path(to admissionregistrationv1.WebhookClientConfig) string {
 // covers reports whether a rule includes another one.
 func covers(rule, other admissionregistrationv1.RuleWithOperations) bool {
 	includes := func(all, some []string) bool {
-		return !slices.ContainsFunc(some, func(s string) bool { return !slices.Contains(all, s) && !slices.Contains(all, "*") })
+		lacks := func(s string) bool { return !slices.Contains(all, s) }
+		return slices.Contains(all, "*") || !slices.ContainsFunc(some, lacks)
 	}
 	return includes(texts(rule.Operations), texts(other.Operations)) && includes(rule.APIGroups, other.APIGroups) &&
 		includes(rule.APIVersions, other.APIVersions) && includes(rule.Resources, other.Resources)
@@ -341,10 +348,13 @@ var enforcerKeys = []string{"control-plane", "kubernetes.azure.com/managedby"}
 
 // enforcerAdded returns the keys that the admission enforcer added to a configuration without the
 // annotation.
-func enforcerAdded(found *configuration) string {
+func enforcerAdded(found *kube.Configuration) string {
 	added := map[string]bool{}
+	if found.Metadata.Annotations[enforcerDisabled] != "" {
+		return ""
+	}
 	for i := range found.Webhooks {
-		if selector := found.Webhooks[i].NamespaceSelector; selector != nil && found.Metadata.Annotations[enforcerDisabled] == "" {
+		if selector := found.Webhooks[i].NamespaceSelector; selector != nil {
 			for _, r := range selector.MatchExpressions {
 				if slices.Contains(enforcerKeys, r.Key) {
 					added[r.Key] = true
@@ -361,38 +371,39 @@ func selectorDifferences(want, found *metav1.LabelSelector, namespace string) (a
 	if found == nil {
 		found = &metav1.LabelSelector{}
 	}
-	excluded := []string{"kube-system", namespace}
+	const system = "kube-system"
 	for _, w := range want.MatchExpressions {
 		if w.Key == corev1.LabelMetadataName && w.Operator == metav1.LabelSelectorOpNotIn {
 			if !slices.ContainsFunc(found.MatchExpressions, func(f metav1.LabelSelectorRequirement) bool {
-				return f.Key == w.Key && f.Operator == w.Operator && slices.Contains(f.Values, excluded[0]) && slices.Contains(f.Values, excluded[1])
+				return f.Key == w.Key && f.Operator == w.Operator &&
+					slices.Contains(f.Values, system) && slices.Contains(f.Values, namespace)
 			}) {
-				all = append(all, "the namespaceSelector must exclude the namespaces "+strings.Join(excluded, " and "))
+				all = append(all, "the namespaceSelector must exclude the namespaces "+system+" and "+namespace)
 			}
-			continue
-		}
-		if !slices.ContainsFunc(found.MatchExpressions, func(f metav1.LabelSelectorRequirement) bool { return sameRequirement(w, f) }) {
-			all = append(all, "the namespaceSelector lacks "+metav1.FormatLabelSelector(only(w)))
+		} else if !hasRequirement(found, w) {
+			all = append(all, "the namespaceSelector lacks "+formatRequirement(w))
 		}
 	}
-	for key, value := range found.MatchLabels {
-		all = append(all, "the namespaceSelector also requires "+key+"="+value)
+	for _, key := range sortedKeys(found.MatchLabels) {
+		all = append(all, "the namespaceSelector also requires "+key+"="+found.MatchLabels[key])
 	}
 	for _, f := range found.MatchExpressions {
-		known := slices.ContainsFunc(want.MatchExpressions, func(w metav1.LabelSelectorRequirement) bool { return sameRequirement(w, f) })
-		if !known && f.Key != corev1.LabelMetadataName && !slices.Contains(enforcerKeys, f.Key) {
-			all = append(all, "the namespaceSelector also requires "+metav1.FormatLabelSelector(only(f)))
+		mayDiffer := f.Key == corev1.LabelMetadataName || slices.Contains(enforcerKeys, f.Key)
+		if !mayDiffer && !hasRequirement(want, f) {
+			all = append(all, "the namespaceSelector also requires "+formatRequirement(f))
 		}
 	}
 	return all
 }
 
-func only(r metav1.LabelSelectorRequirement) *metav1.LabelSelector {
-	return &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{r}}
+func hasRequirement(selector *metav1.LabelSelector, r metav1.LabelSelectorRequirement) bool {
+	return slices.ContainsFunc(selector.MatchExpressions, func(other metav1.LabelSelectorRequirement) bool {
+		return equality.Semantic.DeepEqual(other, r)
+	})
 }
 
-func sameRequirement(a, b metav1.LabelSelectorRequirement) bool {
-	return equality.Semantic.DeepEqual(a, b)
+func formatRequirement(r metav1.LabelSelectorRequirement) string {
+	return metav1.FormatLabelSelector(&metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{r}})
 }
 
 // conditionDifferences compares match conditions.
@@ -419,15 +430,15 @@ func conditionDifferences(want, found []admissionregistrationv1.MatchCondition) 
 const slowTimeout = 10
 
 // checkOutage checks what the API server does while no replica answers.
-func (c *cluster) checkOutage(s *report.Section, kind string, want, found *configuration) {
+func (c *cluster) checkOutage(s *report.Section, kind string, want, found *kube.Configuration) {
 	var open, slow []string
 	seconds := int32(0)
 	for i := range found.Webhooks {
 		f := &found.Webhooks[i]
-		fails := slices.ContainsFunc(want.Webhooks, func(w webhook) bool {
-			return w.Name == f.Name && w.FailurePolicy != nil && *w.FailurePolicy == admissionregistrationv1.Fail
+		fails := slices.ContainsFunc(want.Webhooks, func(w kube.Webhook) bool {
+			return w.Name == f.Name && !w.FailsOpen()
 		})
-		if fails && f.FailurePolicy != nil && *f.FailurePolicy == admissionregistrationv1.Ignore {
+		if fails && f.FailsOpen() {
 			open = append(open, f.Name)
 		}
 		if f.TimeoutSeconds != nil {
@@ -443,12 +454,13 @@ func (c *cluster) checkOutage(s *report.Section, kind string, want, found *confi
 	}
 	if len(open) > 0 {
 		s.Warning("failurePolicy of %s %s is Ignore: while no replica answers, pods are admitted %s", kind, name, effect).
-			Detail("webhooks: %s", few(open)).
+			Detail("webhooks: %s", report.Few(open, maxLines)).
 			Run(c.upgrade("webhook.failurePolicy=Fail")...)
 	}
 	if len(slow) > 0 {
-		s.Warning("timeoutSeconds of %s %s is up to %d: a replica that hangs delays each pod by this time", kind, name, seconds).
-			Detail("webhooks: %s", few(slow)).
+		s.Warning("timeoutSeconds of %s %s is up to %d: a replica that hangs delays each pod by this time",
+			kind, name, seconds).
+			Detail("webhooks: %s", report.Few(slow, maxLines)).
 			Run(c.upgrade("webhook.timeoutSeconds=5")...)
 	}
 	if len(open)+len(slow) == 0 {
@@ -463,7 +475,8 @@ func (c *cluster) typed() []*admissionregistrationv1.MutatingWebhookConfiguratio
 		typed := &admissionregistrationv1.MutatingWebhookConfiguration{ObjectMeta: c.mutating.value[i].Metadata}
 		for _, w := range c.mutating.value[i].Webhooks {
 			typed.Webhooks = append(typed.Webhooks, admissionregistrationv1.MutatingWebhook{
-				Name: w.Name, ClientConfig: w.ClientConfig, Rules: w.Rules, FailurePolicy: w.FailurePolicy, ObjectSelector: w.ObjectSelector,
+				Name: w.Name, ClientConfig: w.ClientConfig, Rules: w.Rules,
+				FailurePolicy: w.FailurePolicy, ObjectSelector: w.ObjectSelector,
 			})
 		}
 		all = append(all, typed)
@@ -485,7 +498,7 @@ func (c *cluster) checkOrder(s *report.Section) {
 	}
 	if others := otherInjectors(c.validating.value, c.service); len(others) > 0 {
 		fine = false
-		s.Broken("another installation checks pods too: %s %s", validatingKind, few(others)).
+		s.Broken("another installation checks pods too: %s %s", validatingKind, report.Few(others, maxLines)).
 			Run("kubectl", "get", "validatingwebhookconfiguration", others[0], "--output=yaml")
 	}
 	if fine {
@@ -501,12 +514,11 @@ func (c *cluster) otherInjectors() []string {
 // webhookDomain is the suffix of the names of every injector's webhooks.
 const webhookDomain = ".akv-injector.io"
 
-func otherInjectors(configurations []configuration, service types.NamespacedName) []string {
+func otherInjectors(configurations []kube.Configuration, service types.NamespacedName) []string {
 	var others []string
 	for _, found := range configurations {
-		if found.Metadata.Name != name && slices.ContainsFunc(found.Webhooks, func(w webhook) bool {
-			return strings.HasSuffix(w.Name, webhookDomain) && w.ClientConfig.Service != nil &&
-				types.NamespacedName{Namespace: w.ClientConfig.Service.Namespace, Name: w.ClientConfig.Service.Name} != service
+		if found.Metadata.Name != name && slices.ContainsFunc(found.Webhooks, func(w kube.Webhook) bool {
+			return strings.HasSuffix(w.Name, webhookDomain) && w.ClientConfig.Service != nil && w.Service() != service
 		}) {
 			others = append(others, found.Metadata.Name)
 		}

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 
 	"github.com/akv-injector/akv-injector/cli/kube"
@@ -19,15 +18,16 @@ import (
 
 // enableAddOn are the words of the command that installs driver and provider on AKS.
 var enableAddOn = []string{
-	"az", "aks", "enable-addons", "--addons", "azure-keyvault-secrets-provider", "--resource-group", "RESOURCE_GROUP", "--name", "CLUSTER",
+	"az", "aks", "enable-addons", "--addons", "azure-keyvault-secrets-provider",
+	"--resource-group", "RESOURCE_GROUP", "--name", "CLUSTER",
 }
 
 // helmDriver returns the words of the command that sets a value of the driver in the chart of the
 // Azure provider.
 func helmDriver(value string) []string {
 	return []string{
-		"helm", "upgrade", "csi", "csi-secrets-store-provider-azure/csi-secrets-store-provider-azure", "--namespace", "kube-system",
-		"--reuse-values", "--set", "secrets-store-csi-driver." + value,
+		"helm", "upgrade", "csi", "csi-secrets-store-provider-azure/csi-secrets-store-provider-azure",
+		"--namespace", "kube-system", "--reuse-values", "--set", "secrets-store-csi-driver." + value,
 	}
 }
 
@@ -35,7 +35,9 @@ func helmDriver(value string) []string {
 func (c *cluster) checkDriver(s *report.Section) {
 	if !c.hasClasses.unknown(s, "the kinds of the driver") {
 		if !c.hasClasses.value {
-			s.Broken("the cluster does not have the kind SecretProviderClass, v1: the Secrets Store CSI driver is not installed").Run(enableAddOn...)
+			s.Broken("the cluster does not have the kind SecretProviderClass, v1: " +
+				"the Secrets Store CSI driver is not installed").
+				Run(enableAddOn...)
 			return
 		}
 		s.OK("the cluster has the kind SecretProviderClass")
@@ -45,8 +47,8 @@ func (c *cluster) checkDriver(s *report.Section) {
 	if c.daemonSets.unknown(s, "the DaemonSets of driver and provider") {
 		return
 	}
-	checkDaemonSet(s, "the Secrets Store CSI driver", c.daemonSet(isDriver))
-	checkDaemonSet(s, "the Azure provider", c.daemonSet(isProvider))
+	checkDaemonSet(s, "the Secrets Store CSI driver", c.daemonSet(kube.Driver))
+	checkDaemonSet(s, "the Azure provider", c.daemonSet(kube.Provider))
 	c.checkSync(s)
 	c.checkRotation(s)
 }
@@ -69,11 +71,12 @@ func (c *cluster) checkCSIDriver(s *report.Section) {
 		return
 	}
 	state := report.Broken
-	if c.daemonSet(isNMI) != nil {
+	if c.daemonSet(kube.NMI) != nil {
 		state = report.Warning // pods may all use AAD pod identity
 	}
-	s.Add(state, "CSIDriver %s requests no token for %s: classes of workload identity cannot sign in to Microsoft Entra", class.Driver, api.TokenExchangeAudience).
-		Run(helmDriver("tokenRequests[0].audience=" + api.TokenExchangeAudience)...)
+	s.Add(state, "CSIDriver %s requests no token for %s: classes of workload identity cannot sign in to Microsoft Entra",
+		class.Driver, api.TokenExchangeAudience).
+		Run(helmDriver(fmt.Sprintf("tokenRequests[%d].audience=%s", len(audiences), api.TokenExchangeAudience))...)
 }
 
 // checkNodes checks on which nodes the kubelet knows the driver.
@@ -82,18 +85,20 @@ func (c *cluster) checkNodes(s *report.Section) {
 		return
 	}
 	var without []string
-	for i := range c.nodes.value {
-		if node := c.nodes.value[i].Metadata.Name; !c.registered.value[node] {
+	for _, node := range c.nodes.value {
+		if !c.registered.value[node] {
 			without = append(without, node)
 		}
 	}
 	switch {
 	case len(without) > 0:
-		s.Broken("on %d of %s the kubelet does not know the driver: pods with secrets do not start there", len(without), count(len(c.nodes.value), "Linux node")).
-			Detail("nodes: %s", few(without)).Detail("the usual cause is a taint that the driver's DaemonSet does not tolerate").
+		s.Broken("on %d of %s the kubelet does not know the driver: pods with secrets do not start there",
+			len(without), report.Count(len(c.nodes.value), "Linux node")).
+			Detail("nodes: %s", report.Few(without, maxLines)).
+			Detail("the usual cause is a taint that the driver's DaemonSet does not tolerate").
 			Run("kubectl", "describe", "node", without[0])
 	case len(c.nodes.value) > 0:
-		s.OK("the driver is registered on %s", count(len(c.nodes.value), "Linux node"))
+		s.OK("the driver is registered on %s", report.Count(len(c.nodes.value), "Linux node"))
 	}
 }
 
@@ -109,15 +114,16 @@ func checkDaemonSet(s *report.Section, what string, found *appsv1.DaemonSet) {
 	case want == 0:
 		s.Broken("DaemonSet %s/%s of %s is scheduled on no node", found.Namespace, found.Name, what).Run(describe...)
 	case ready < want:
-		s.Broken("%s is ready on %d of %s", what, ready, count(int(want), "node")).Detail("DaemonSet %s/%s", found.Namespace, found.Name).Run(describe...)
+		s.Broken("%s is ready on %d of %s", what, ready, report.Count(int(want), "node")).
+			Detail("DaemonSet %s/%s", found.Namespace, found.Name).Run(describe...)
 	default:
-		s.OK("%s is ready on %s", what, count(int(want), "node"))
+		s.OK("%s is ready on %s", what, report.Count(int(want), "node"))
 	}
 }
 
 // checkSync checks whether the driver may write the Secrets behind env vars.
 func (c *cluster) checkSync(s *report.Section) {
-	driver := c.daemonSet(isDriver)
+	driver := c.daemonSet(kube.Driver)
 	switch {
 	case driver == nil:
 	case c.syncs.unknown(s, "whether the driver syncs Secrets"):
@@ -132,30 +138,30 @@ func (c *cluster) checkSync(s *report.Section) {
 // rotation returns whether the driver reads mounted objects again, and at which interval at most. It
 // returns an error if that is not known.
 func (c *cluster) rotation() (on bool, interval time.Duration, err error) {
-	driver := c.daemonSet(isDriver)
+	driver := c.daemonSet(kube.Driver)
 	if driver == nil {
 		if c.daemonSets.err != nil {
 			return false, 0, c.daemonSets.err
 		}
-		return c.csiDriver.value != nil && c.csiDriver.value.Spec.RequiresRepublish != nil && *c.csiDriver.value.Spec.RequiresRepublish, 0, c.csiDriver.err
+		return c.republishes(), 0, c.csiDriver.err
 	}
-	// The defaults are those of the driver's flags.
-	interval = 2 * time.Minute
-	for i := range driver.Spec.Template.Spec.Containers {
-		container := &driver.Spec.Template.Spec.Containers[i]
-		if !isDriver(container) {
-			continue
-		}
-		if value, ok := argument(container, "enable-secret-rotation"); ok {
-			on, _ = strconv.ParseBool(value)
-		}
-		if value, ok := argument(container, "rotation-poll-interval"); ok {
-			if interval, err = time.ParseDuration(value); err != nil {
-				return on, 0, fmt.Errorf("read --rotation-poll-interval of the driver: %w", err)
-			}
+	container := kube.Driver(&driver.Spec.Template.Spec)
+	if value, ok := kube.Argument(container, "enable-secret-rotation"); ok {
+		on, _ = strconv.ParseBool(value)
+	}
+	interval = 2 * time.Minute // the default of the driver's flag
+	if value, ok := kube.Argument(container, "rotation-poll-interval"); ok {
+		if interval, err = time.ParseDuration(value); err != nil {
+			return on, 0, fmt.Errorf("read --rotation-poll-interval of the driver: %w", err)
 		}
 	}
 	return on, interval, nil
+}
+
+// republishes reports whether the kubelet calls the driver again for mounted volumes.
+func (c *cluster) republishes() bool {
+	driver := c.csiDriver.value
+	return driver != nil && driver.Spec.RequiresRepublish != nil && *driver.Spec.RequiresRepublish
 }
 
 // Rotation reports whether the driver reads mounted objects again. The error is a [*kube.Denied] if
@@ -171,8 +177,9 @@ func (c *cluster) checkRotation(s *report.Section) {
 	on, interval, err := c.rotation()
 	switch {
 	case unknown(s, "whether rotation is on", err):
-	case on && c.csiDriver.value != nil && (c.csiDriver.value.Spec.RequiresRepublish == nil || !*c.csiDriver.value.Spec.RequiresRepublish):
-		s.Warning("rotation is on, but CSIDriver %s has requiresRepublish false: since driver 1.6.0, files do not follow the vault without it", class.Driver).
+	case on && c.csiDriver.value != nil && !c.republishes():
+		s.Warning("rotation is on, but CSIDriver %s has requiresRepublish false: since driver 1.6.0, "+
+			"files do not follow the vault without it", class.Driver).
 			Run("kubectl", "get", "csidriver", class.Driver, "--output=yaml")
 	case on:
 		every := ""
@@ -186,11 +193,12 @@ func (c *cluster) checkRotation(s *report.Section) {
 }
 
 // identityWebhook returns the webhook of Azure Workload Identity; nil if there is none.
-func identityWebhook(configurations []configuration) *webhook {
+func identityWebhook(configurations []kube.Configuration) *kube.Webhook {
 	for i := range configurations {
 		for j := range configurations[i].Webhooks {
 			w := &configurations[i].Webhooks[j]
-			if w.ObjectSelector != nil && w.ObjectSelector.MatchLabels[api.WorkloadIdentityUse] != "" && w.ClientConfig.Service != nil {
+			selects := w.ObjectSelector != nil && w.ObjectSelector.MatchLabels[api.WorkloadIdentityUse] != ""
+			if selects && w.ClientConfig.Service != nil {
 				return w
 			}
 		}
@@ -203,11 +211,12 @@ func (c *cluster) checkIdentities(s *report.Section) {
 	if c.mutating.err == nil { // else reported with the other configurations
 		c.checkIdentityWebhook(s, identityWebhook(c.mutating.value))
 	}
-	nmi := c.daemonSet(isNMI)
+	nmi := c.daemonSet(kube.NMI)
 	switch {
 	case c.daemonSets.err != nil || c.hasBindings.unknown(s, "the kinds of AAD pod identity"):
 	case nmi != nil:
-		s.Warning("AAD pod identity runs on %s, and was retired in September 2025: move its pods to workload identity", count(int(nmi.Status.DesiredNumberScheduled), "node")).
+		s.Warning("AAD pod identity runs on %s, and was retired in September 2025: move its pods to workload identity",
+			report.Count(int(nmi.Status.DesiredNumberScheduled), "node")).
 			Detail("DaemonSet %s/%s", nmi.Namespace, nmi.Name).
 			Run("kubectl", "get", "pods", "--all-namespaces", "--selector", api.PodIdentityBinding)
 	case c.hasBindings.value:
@@ -218,33 +227,27 @@ func (c *cluster) checkIdentities(s *report.Section) {
 	}
 }
 
-func (c *cluster) checkIdentityWebhook(s *report.Section, webhook *webhook) {
+func (c *cluster) checkIdentityWebhook(s *report.Section, webhook *kube.Webhook) {
 	if webhook == nil {
-		s.Warning("Azure's workload identity webhook is not installed: volumes are mounted, but applications get no token of their own").
-			Run("az", "aks", "update", "--enable-workload-identity", "--enable-oidc-issuer", "--resource-group", "RESOURCE_GROUP", "--name", "CLUSTER")
+		s.Warning("Azure's workload identity webhook is not installed: "+
+			"volumes are mounted, but applications get no token of their own").
+			Run("az", "aks", "update", "--enable-workload-identity", "--enable-oidc-issuer",
+				"--resource-group", "RESOURCE_GROUP", "--name", "CLUSTER")
 		return
 	}
-	service := webhook.ClientConfig.Service
 	switch {
 	case c.identityReady.unknown(s, "the replicas of Azure's workload identity webhook"):
 	case c.identityReady.value == 0:
-		state, effect := report.Broken, "pods that use workload identity cannot be created"
-		if webhook.FailurePolicy != nil && *webhook.FailurePolicy == admissionregistrationv1.Ignore {
+		effect := "pods that use workload identity cannot be created"
+		if webhook.FailsOpen() {
 			effect = "pods that use workload identity get no token"
 		}
-		s.Add(state, "Azure's workload identity webhook has no ready endpoint: %s", effect).
-			Run("kubectl", "get", "pods", "--namespace", service.Namespace, "--selector", "azure-workload-identity.io/system=true")
+		s.Broken("Azure's workload identity webhook has no ready endpoint: %s", effect).
+			Run("kubectl", "get", "pods", "--namespace", webhook.Service().Namespace,
+				"--selector", "azure-workload-identity.io/system=true")
 	default:
-		s.OK("Azure's workload identity webhook has %s", count(c.identityReady.value, "ready endpoint"))
+		s.OK("Azure's workload identity webhook has %s", report.Count(c.identityReady.value, "ready endpoint"))
 	}
-}
-
-// few joins the first of a list of names.
-func few(names []string) string {
-	if len(names) > maxLines {
-		return strings.Join(names[:maxLines], ", ") + fmt.Sprintf(" and %d more", len(names)-maxLines)
-	}
-	return strings.Join(names, ", ")
 }
 
 // maxLines is how many findings of one kind, and how many names, a report has.

@@ -24,11 +24,7 @@ import (
 
 // installedVersion returns the tag of the replicas' image; empty if it is not known.
 func (c *cluster) installedVersion() string {
-	deployment := c.deployment()
-	if deployment == nil {
-		return ""
-	}
-	injector := container(&deployment.Spec.Template.Spec)
+	injector := c.injector()
 	if injector == nil {
 		return ""
 	}
@@ -58,18 +54,21 @@ func (c *cluster) checkInjector(s *report.Section) {
 	logs := []string{"kubectl", "logs", "--namespace", c.installed, "deployment/" + deployment.Name}
 	switch {
 	case ready == 0:
-		line := s.Broken("no replica of Deployment %s/%s is ready: pods that request injection cannot be created", c.installed, deployment.Name)
+		line := s.Broken("no replica of Deployment %s/%s is ready: pods that request injection cannot be created",
+			c.installed, deployment.Name)
 		c.explainReplicas(line)
 		line.Run("kubectl", "get", "pods", "--namespace", c.installed, "--selector", selector).Run(logs...)
 	case ready < want:
-		line := s.Warning("%d of %s of Deployment %s/%s are ready", ready, count(int(want), "replica"), c.installed, deployment.Name)
+		line := s.Warning("%d of %s of Deployment %s/%s are ready",
+			ready, report.Count(int(want), "replica"), c.installed, deployment.Name)
 		c.explainReplicas(line)
 		line.Run("kubectl", "get", "pods", "--namespace", c.installed, "--selector", selector).Run(logs...)
 	case want == 1:
-		s.Warning("Deployment %s/%s has one replica: while its node is upgraded, pods that request injection cannot be created", c.installed, deployment.Name).
+		s.Warning("Deployment %s/%s has one replica: "+
+			"while its node is upgraded, pods that request injection cannot be created", c.installed, deployment.Name).
 			Run(c.upgrade("replicaCount=2")...)
 	default:
-		s.OK("%s of Deployment %s/%s are ready", count(int(want), "replica"), c.installed, deployment.Name)
+		s.OK("%s of Deployment %s/%s are ready", report.Count(int(want), "replica"), c.installed, deployment.Name)
 	}
 	c.checkEndpoints(s, ready)
 	c.checkImage(s)
@@ -101,12 +100,15 @@ func (c *cluster) checkEndpoints(s *report.Section, ready int32) {
 	switch {
 	case c.ready.unknown(s, "the endpoints of Service "+c.service.String()):
 	case c.ready.value == 0 && ready > 0:
-		s.Broken("Service %s has no ready endpoint, although replicas are ready: its selector must be %s", c.service, selector).Run(c.upgrade()...)
+		s.Broken("Service %s has no ready endpoint, although replicas are ready: its selector must be %s",
+			c.service, selector).
+			Run(c.upgrade()...)
 	case c.ready.value == 0:
 		s.Broken("Service %s has no ready endpoint: every call of the API server fails", c.service).
-			Run("kubectl", "get", "endpointslices", "--namespace", c.service.Namespace, "--selector", "kubernetes.io/service-name="+c.service.Name)
+			Run("kubectl", "get", "endpointslices", "--namespace", c.service.Namespace,
+				"--selector", "kubernetes.io/service-name="+c.service.Name)
 	default:
-		s.OK("Service %s has %s", c.service, count(c.ready.value, "ready endpoint"))
+		s.OK("Service %s has %s", c.service, report.Count(c.ready.value, "ready endpoint"))
 	}
 }
 
@@ -116,7 +118,8 @@ func (c *cluster) checkImage(s *report.Section) {
 	case installed == "":
 		s.Info("the image names no version, so this program (%s) may be another one", c.Version)
 	case !c.isThisVersion():
-		s.Warning("the replicas run version %s, this program is version %s: it checks what its own version installs", installed, c.Version)
+		s.Warning("the replicas run version %s, this program is version %s: it checks what its own version installs",
+			installed, c.Version)
 	default:
 		s.OK("the replicas run the version of this program, %s", installed)
 	}
@@ -129,7 +132,8 @@ func (c *cluster) checkBudget(s *report.Section, of map[string]string) {
 	}
 	for i := range c.budgets.value {
 		budget := &c.budgets.value[i]
-		if selects, err := metav1.LabelSelectorAsSelector(budget.Spec.Selector); err == nil && selects.Matches(labels.Set(of)) {
+		selects, err := metav1.LabelSelectorAsSelector(budget.Spec.Selector)
+		if err == nil && selects.Matches(labels.Set(of)) {
 			s.OK("PodDisruptionBudget %s limits evictions of the replicas", budget.Name)
 			return
 		}
@@ -144,22 +148,18 @@ const soon = 14 * 24 * time.Hour
 // checkCertificate checks the serving certificate. A replica is ready only with a certificate that
 // the CA bundles verify; the program never reads the Secret.
 func (c *cluster) checkCertificate(ctx context.Context, s *report.Section) {
-	deployment := c.deployment()
-	if c.service.Name == "" || deployment == nil {
+	injector := c.injector()
+	if c.service.Name == "" || injector == nil {
 		return
 	}
-	injector := container(&deployment.Spec.Template.Spec)
-	if injector == nil {
-		return
-	}
-	if deployment.Status.ReadyReplicas > 0 {
-		s.OK("the CA bundles verify the certificate of %s", count(int(deployment.Status.ReadyReplicas), "ready replica"))
+	if ready := c.deployment().Status.ReadyReplicas; ready > 0 {
+		s.OK("the CA bundles verify the certificate of %s", report.Count(int(ready), "ready replica"))
 	} else {
 		c.explainCertificate(ctx, s)
 	}
-	if mode, ok := argument(injector, "certs"); !ok || mode == "cert-manager" {
+	if mode, ok := kube.Argument(injector, "certs"); !ok || mode == "cert-manager" {
 		certificate := name
-		if named, ok := argument(injector, "certificate"); ok {
+		if named, ok := kube.Argument(injector, "certificate"); ok {
 			certificate = named
 		}
 		c.checkIssued(ctx, s, certificate)
@@ -169,7 +169,8 @@ func (c *cluster) checkCertificate(ctx context.Context, s *report.Section) {
 	switch {
 	case unknown(s, "the expiry of the serving certificate", err):
 	case expiry == 0:
-		s.Broken("the replicas have no serving certificate").Run("kubectl", "logs", "--namespace", c.installed, "deployment/"+name)
+		s.Broken("the replicas have no serving certificate").
+			Run("kubectl", "logs", "--namespace", c.installed, "deployment/"+name)
 	default:
 		c.checkExpiry(s, "the serving certificate", time.Unix(int64(expiry), 0))
 	}
@@ -182,10 +183,11 @@ func (c *cluster) explainCertificate(ctx context.Context, s *report.Section) {
 		if pod.Status.Phase != corev1.PodRunning {
 			continue
 		}
-		port := containerPort(container(&pod.Spec), "probes")
+		port := containerPort(kube.Injector(&pod.Spec), "probes")
 		_, err := c.proxy(ctx, pod.Name, port, "readyz", "certificate")
 		if status, ok := apierrors.StatusCause(err, metav1.CauseTypeUnexpectedServerResponse); ok {
-			s.Broken("replica %s has no certificate that the CA bundles verify: %s", pod.Name, strings.TrimSpace(status.Message)).
+			s.Broken("replica %s has no certificate that the CA bundles verify: %s",
+				pod.Name, strings.TrimSpace(status.Message)).
 				Run("kubectl", "logs", "--namespace", c.installed, pod.Name)
 		} else if !unknown(s, "the certificate of replica "+pod.Name, err) {
 			s.OK("the CA bundles verify the certificate of replica %s", pod.Name)
@@ -208,7 +210,8 @@ func (c *cluster) checkIssued(ctx context.Context, s *report.Section, certificat
 	}
 	for _, condition := range found.Status.Conditions {
 		if condition.Type == certmanagerv1.CertificateConditionReady && condition.Status != certmanagermeta.ConditionTrue {
-			s.Broken("Certificate %s/%s is not ready: %s: %s", c.installed, certificate, condition.Reason, condition.Message).Run(describe...)
+			s.Broken("Certificate %s/%s is not ready: %s: %s", c.installed, certificate, condition.Reason, condition.Message).
+				Run(describe...)
 		}
 	}
 	if found.Status.NotAfter == nil {
@@ -247,7 +250,8 @@ func containerPort(of *corev1.Container, name string) int32 {
 
 // proxy reads a path of a replica through the API server.
 func (c *cluster) proxy(ctx context.Context, pod string, port int32, path ...string) ([]byte, error) {
-	segments := append([]string{"api", "v1", "namespaces", c.installed, "pods", fmt.Sprintf("%s:%d", pod, port), "proxy"}, path...)
+	segments := []string{"api", "v1", "namespaces", c.installed, "pods", fmt.Sprintf("%s:%d", pod, port), "proxy"}
+	segments = append(segments, path...)
 	text, err := c.Reader.Discovery.RESTClient().Get().AbsPath(segments...).DoRaw(ctx)
 	if apierrors.IsForbidden(err) {
 		return nil, &kube.Denied{Verb: "get", Resource: schema.GroupResource{Resource: "pods/proxy"}, Namespace: c.installed}
@@ -301,10 +305,13 @@ func (c *cluster) checkDryRun(ctx context.Context, s *report.Section) {
 	}
 	pod := &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": "v1", "kind": "Pod",
-		"metadata": map[string]any{"generateName": "akv-injector-check-", "annotations": map[string]any{api.Inject: "perhaps"}},
-		"spec":     map[string]any{"containers": []any{map[string]any{"name": "check", "image": "check"}}},
+		"metadata": map[string]any{
+			"generateName": "akv-injector-check-", "annotations": map[string]any{api.Inject: "perhaps"},
+		},
+		"spec": map[string]any{"containers": []any{map[string]any{"name": "check", "image": "check"}}},
 	}}
-	_, err = c.Reader.Dynamic.Resource(kube.Pods).Namespace(in).Create(ctx, pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+	dryRun := metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}
+	_, err = c.Reader.Dynamic.Resource(kube.Pods).Namespace(in).Create(ctx, pod, dryRun)
 	c.judgeDryRun(s, err)
 }
 
@@ -313,7 +320,8 @@ func (c *cluster) judgeDryRun(s *report.Section, err error) {
 	in := c.DryRunIn
 	switch {
 	case err == nil:
-		s.Broken("the API server admitted a pod with a wrong annotation in namespace %s: it does not call the injector, or goes on without its answer", in).
+		s.Broken("the API server admitted a pod with a wrong annotation in namespace %s: "+
+			"it does not call the injector, or ignores a failed call", in).
 			Run(c.command("check")...)
 	case strings.Contains(err.Error(), webhookDomain+`" denied the request`):
 		s.OK("the injector rejected a pod with a wrong annotation in namespace %s, as it must; it was a dry run", in)
@@ -321,8 +329,9 @@ func (c *cluster) judgeDryRun(s *report.Section, err error) {
 		s.Broken("the API server cannot call the injector: %v", err).
 			Run("kubectl", "get", "pods", "--namespace", c.installed, "--selector", selector)
 	case apierrors.IsForbidden(err) && !strings.Contains(err.Error(), "admission webhook"):
-		unknown(s, "whether the API server calls the injector", &kube.Denied{Verb: "create", Resource: kube.Pods.GroupResource(), Namespace: in})
+		denied := &kube.Denied{Verb: "create", Resource: kube.Pods.GroupResource(), Namespace: in}
+		unknown(s, "whether the API server calls the injector", denied)
 	default:
-		s.Unknown("whether the API server calls the injector is not known: the dry run was rejected by something else: %v", err)
+		s.Unknown("whether the API server calls the injector is not known: something else rejected the dry run: %v", err)
 	}
 }

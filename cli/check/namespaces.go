@@ -17,7 +17,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -62,14 +61,20 @@ var problems = [numProblems]struct {
 			return []string{"kubectl", "get", "namespace", namespace, "--output=yaml"}
 		},
 	},
-	rejected:    {report.Broken, "workload", "that the injector rejects: no new pod can be created", explain},
-	forbidden:   {report.Broken, "workload", "against the policy of the namespace: no new pod can be created", explain},
-	notInjected: {report.Broken, "workload", "with pods that request injection and were not injected, for example because no replica answered", restart},
-	lacksClass:  {report.Broken, "workload", "with pods that mount a SecretProviderClass that does not exist", explain},
+	rejected: {report.Broken, "workload", "that the injector rejects: no new pod can be created", explain},
+	forbidden: {
+		report.Broken, "workload", "that the policy of the namespace rejects: no new pod can be created", explain,
+	},
+	notInjected: {
+		report.Broken, "workload",
+		"with pods that request injection and were not injected, for example because no replica answered", restart,
+	},
+	lacksClass: {report.Broken, "workload", "with pods that mount a SecretProviderClass that does not exist", explain},
 	notOptedIn: {
 		report.Warning, "workload", "with annotations without effect, since the namespace did not opt in",
 		func(_ *cluster, namespace string, _ kube.Owner) []string {
-			return []string{"kubectl", "label", "namespace", namespace, "--overwrite", api.Injection + "=" + api.InjectionEnabled}
+			label := api.Injection + "=" + api.InjectionEnabled
+			return []string{"kubectl", "label", "namespace", namespace, "--overwrite", label}
 		},
 	},
 	notInherited: {report.Warning, "workload", "with annotations that the pod template does not inherit yet", restart},
@@ -92,7 +97,8 @@ func explain(c *cluster, namespace string, owner kube.Owner) []string {
 func restart(c *cluster, namespace string, owner kube.Owner) []string {
 	switch owner.Kind {
 	case "Deployment", "StatefulSet", "DaemonSet":
-		return []string{"kubectl", "rollout", "restart", "--namespace", namespace, strings.ToLower(owner.Kind) + "/" + owner.Name}
+		name := strings.ToLower(owner.Kind) + "/" + owner.Name
+		return []string{"kubectl", "rollout", "restart", "--namespace", namespace, name}
 	}
 	return explain(c, namespace, owner)
 }
@@ -132,7 +138,7 @@ type survey struct {
 	uncertain []api.Reason
 	places    map[string]*place
 	classes   map[types.NamespacedName]*class.Class
-	jobs      map[string]map[string]string // CronJobs, by namespace and name of the Job
+	jobs      kube.JobOwners
 	judged    map[[sha256.Size]byte]verdict
 	vaults    map[string]*load
 }
@@ -174,19 +180,18 @@ func denied(s *report.Section, what string, err error) bool {
 // needs more than the user may read.
 func (c *cluster) readFacts(ctx context.Context, s *report.Section) (*survey, bool) {
 	v := &survey{
-		places: map[string]*place{}, classes: map[types.NamespacedName]*class.Class{}, jobs: map[string]map[string]string{},
+		places:  map[string]*place{},
+		classes: map[types.NamespacedName]*class.Class{}, jobs: kube.JobOwners{},
 		judged: map[[sha256.Size]byte]verdict{}, vaults: map[string]*load{},
 	}
 	objects := &facts.Objects{}
 	v.reviewer.Source = objects
-	if deployment := c.deployment(); deployment != nil {
-		if injector := container(&deployment.Spec.Template.Spec); injector != nil {
-			defaults, err := c.Defaults(injector.Args)
-			if unknown(s, "the defaults of the injector", err) {
-				return nil, false
-			}
-			v.reviewer.Defaults = defaults
+	if injector := c.injector(); injector != nil {
+		defaults, err := c.Defaults(injector.Args)
+		if unknown(s, "the defaults of the injector", err) {
+			return nil, false
 		}
+		v.reviewer.Defaults = defaults
 	} else {
 		v.uncertain = append(v.uncertain, api.TenantIDRequired)
 		unknown(s, "the defaults of the injector, such as its tenant", c.deployments.err)
@@ -251,25 +256,22 @@ func (v *survey) addNamespace(n *unstructured.Unstructured, excluded []string) {
 // excluded returns the namespaces that the webhook configuration excludes by name.
 func (c *cluster) excluded() []string {
 	var names []string
-	if found := of(c.mutating.value, name); found != nil && len(found.Webhooks) > 0 && found.Webhooks[0].NamespaceSelector != nil {
-		for _, r := range found.Webhooks[0].NamespaceSelector.MatchExpressions {
-			if r.Key == corev1.LabelMetadataName && r.Operator == metav1.LabelSelectorOpNotIn {
-				names = append(names, r.Values...)
-			}
+	found := of(c.mutating.value, name)
+	if found == nil || len(found.Webhooks) == 0 || found.Webhooks[0].NamespaceSelector == nil {
+		return nil
+	}
+	for _, r := range found.Webhooks[0].NamespaceSelector.MatchExpressions {
+		if r.Key == corev1.LabelMetadataName && r.Operator == metav1.LabelSelectorOpNotIn {
+			names = append(names, r.Values...)
 		}
 	}
 	return names
 }
 
-// workloadKinds are the kinds of workloads that are read, with their resources. Jobs come before the
-// pods, which are attributed to their CronJobs.
-var workloadKinds = map[string]schema.GroupVersionResource{
-	"Deployment": kube.Deployments, "StatefulSet": kube.StatefulSets, "DaemonSet": kube.DaemonSets, "CronJob": kube.CronJobs, "Job": kube.Jobs,
-}
-
 func (v *survey) readWorkloads(ctx context.Context, c *cluster, s *report.Section, scope string) error {
-	for _, kind := range sortedKeys(workloadKinds) {
-		err := kube.Each(ctx, c.Reader, workloadKinds[kind], scope, func(text *jsontext.Value) error { return v.workload(ctx, kind, *text) })
+	for _, kind := range sortedKeys(kube.Workloads) { // Jobs come before the pods, which get their CronJobs
+		judge := func(text *jsontext.Value) error { return v.workload(ctx, kind, *text) }
+		err := kube.Each(ctx, c.Reader, kube.Workloads[kind], scope, judge)
 		if !denied(s, "the workloads", err) && err != nil {
 			return err
 		}
@@ -279,33 +281,11 @@ func (v *survey) readWorkloads(ctx context.Context, c *cluster, s *report.Sectio
 
 // head has the fields of a workload that are read before it is judged.
 type head struct {
-	Metadata struct {
-		Namespace       string           `json:"namespace"`
-		Name            string           `json:"name"`
-		OwnerReferences []ownerReference `json:"ownerReferences"`
-	} `json:"metadata"`
+	metav1.ObjectMeta `json:"metadata"`
+
 	Status struct {
-		Conditions []struct {
-			Type   string `json:"type"`
-			Status string `json:"status"`
-		} `json:"conditions"`
+		Conditions []batchv1.JobCondition `json:"conditions"` // those of other kinds have the same fields
 	} `json:"status"`
-}
-
-type ownerReference struct {
-	Kind       string `json:"kind"`
-	Name       string `json:"name"`
-	Controller bool   `json:"controller"`
-}
-
-// isFinished reports whether a Job creates no more pods.
-func (h *head) isFinished() bool {
-	for _, condition := range h.Status.Conditions {
-		if condition.Status == "True" && (condition.Type == string(batchv1.JobComplete) || condition.Type == string(batchv1.JobFailed)) {
-			return true
-		}
-	}
-	return false
 }
 
 // workload judges a workload: what would become of its next pod.
@@ -314,17 +294,9 @@ func (v *survey) workload(ctx context.Context, kind string, text jsontext.Value)
 	if err := json.Unmarshal(text, &h); err != nil {
 		return fmt.Errorf("read a %s: %w", kind, err)
 	}
-	in := h.Metadata.Namespace
+	in := h.Namespace
 	if kind == "Job" {
-		for _, owner := range h.Metadata.OwnerReferences {
-			if owner.Controller && owner.Kind == "CronJob" {
-				if v.jobs[in] == nil {
-					v.jobs[in] = map[string]string{}
-				}
-				v.jobs[in][h.Metadata.Name] = owner.Name
-			}
-		}
-		if h.isFinished() {
+		if v.jobs.Add(&h); kube.IsFinished(h.Status.Conditions) {
 			return nil
 		}
 	}
@@ -338,7 +310,7 @@ func (v *survey) workload(ctx context.Context, kind string, text jsontext.Value)
 	if !ok {
 		return nil
 	}
-	owner := kube.Owner{Kind: kind, Name: h.Metadata.Name}
+	owner := kube.Owner{Kind: kind, Name: h.Name}
 	if !place.namespace.OptedIn() && handover.Requested {
 		place.add(notOptedIn, owner, 0, "%s", owner)
 	}
@@ -380,7 +352,9 @@ func (v *survey) workload(ctx context.Context, kind string, text jsontext.Value)
 }
 
 // bindingReasons are the Reasons of errors that an AzureIdentityBinding may correct.
-var bindingReasons = []api.Reason{api.IdentityNotBound, api.ServiceAccountNotFound, api.ClientIDRequired, api.MountPathConflict}
+var bindingReasons = []api.Reason{
+	api.IdentityNotBound, api.ServiceAccountNotFound, api.ClientIDRequired, api.MountPathConflict,
+}
 
 // decoded decodes a pod or a workload. It reports false for one that is too large to be reviewed.
 func decoded(text []byte, into interface{ Read(r *jsonstream.Reader) }) bool {
@@ -389,39 +363,23 @@ func decoded(text []byte, into interface{ Read(r *jsonstream.Reader) }) bool {
 
 // isUncertain reports whether the user may not read something that could correct the errors.
 func (v *survey) isUncertain(errs field.ErrorList) bool {
-	return slices.ContainsFunc(errs, func(err *field.Error) bool { return slices.Contains(v.uncertain, api.ReasonOf(err)) })
+	return slices.ContainsFunc(errs, func(err *field.Error) bool {
+		return slices.Contains(v.uncertain, api.ReasonOf(err))
+	})
 }
 
 // podHead has the fields of a pod that are read before it is judged.
 type podHead struct {
-	Metadata struct {
-		Namespace         string            `json:"namespace"`
-		Name              string            `json:"name"`
-		Labels            map[string]string `json:"labels"`
-		Annotations       map[string]string `json:"annotations"`
-		OwnerReferences   []ownerReference  `json:"ownerReferences"`
-		DeletionTimestamp *string           `json:"deletionTimestamp"`
-	} `json:"metadata"`
+	metav1.ObjectMeta `json:"metadata"`
+
 	Spec struct {
 		Volumes []struct {
-			CSI *struct {
-				Driver     string            `json:"driver"`
-				Attributes map[string]string `json:"volumeAttributes"`
-			} `json:"csi"`
+			CSI *corev1.CSIVolumeSource `json:"csi"`
 		} `json:"volumes"`
 	} `json:"spec"`
 	Status struct {
 		Phase corev1.PodPhase `json:"phase"`
 	} `json:"status"`
-}
-
-// meta returns the metadata by which the owner of the pod is found.
-func (h *podHead) meta() metav1.Object {
-	meta := &metav1.ObjectMeta{Name: h.Metadata.Name, Labels: h.Metadata.Labels}
-	for _, owner := range h.Metadata.OwnerReferences {
-		meta.OwnerReferences = append(meta.OwnerReferences, metav1.OwnerReference{Kind: owner.Kind, Name: owner.Name, Controller: &owner.Controller})
-	}
-	return meta
 }
 
 // pod judges a pod.
@@ -430,26 +388,27 @@ func (v *survey) pod(ctx context.Context, text jsontext.Value) error {
 	if err := json.Unmarshal(text, &h); err != nil {
 		return fmt.Errorf("read a pod: %w", err)
 	}
-	place := v.places[h.Metadata.Namespace]
-	if place == nil || h.Metadata.DeletionTimestamp != nil || h.Status.Phase == corev1.PodSucceeded || h.Status.Phase == corev1.PodFailed {
+	place := v.places[h.Namespace]
+	hasEnded := h.Status.Phase == corev1.PodSucceeded || h.Status.Phase == corev1.PodFailed
+	if place == nil || hasEnded || h.DeletionTimestamp != nil {
 		return nil
 	}
-	owner := kube.OwnerOf(h.meta(), v.jobs[h.Metadata.Namespace])
+	owner := kube.OwnerOf(&h, v.jobs)
 	for _, volume := range h.Spec.Volumes {
 		if volume.CSI == nil || volume.CSI.Driver != class.Driver {
 			continue
 		}
-		mounted := volume.CSI.Attributes[class.Attribute]
-		if found := v.classes[types.NamespacedName{Namespace: h.Metadata.Namespace, Name: mounted}]; found != nil {
+		mounted := volume.CSI.VolumeAttributes[class.Attribute]
+		if found := v.classes[types.NamespacedName{Namespace: h.Namespace, Name: mounted}]; found != nil {
 			v.addLoad(found)
 		} else {
 			place.add(lacksClass, owner, 1, "%s: class %s", owner, mounted)
 		}
 	}
-	if h.Metadata.Labels[api.PodIdentityBinding] != "" {
-		place.add(onPodIdentity, owner, 1, "%s: identity %s", owner, h.Metadata.Labels[api.PodIdentityBinding])
+	if h.Labels[api.PodIdentityBinding] != "" {
+		place.add(onPodIdentity, owner, 1, "%s: identity %s", owner, h.Labels[api.PodIdentityBinding])
 	}
-	asks := api.Asked(h.Metadata.Annotations)
+	asks := api.Asked(h.Annotations)
 	switch {
 	case place.excluded, !asks && place.namespace.Labels[api.Injection] != api.InjectionAlways:
 		return nil
@@ -488,14 +447,14 @@ func (v *survey) judge(ctx context.Context, h *podHead, owner kube.Owner, text j
 	}
 	subject := pods.SubjectOf(&pod)
 	subject.ByNode = owner.Kind == "Node"
-	result, err := v.reviewer.Inject(ctx, subject, h.Metadata.Namespace)
+	result, err := v.reviewer.Inject(ctx, subject, h.Namespace)
 	if err != nil {
 		return verdict{}, err
 	}
 	found := verdict{fine: true, requests: true}
-	mayBeBound := h.Metadata.Labels[api.PodIdentityBinding] != "" && slices.Contains(v.uncertain, api.IdentityNotBound)
+	mayBeBound := h.Labels[api.PodIdentityBinding] != "" && slices.Contains(v.uncertain, api.IdentityNotBound)
 	if !mayBeBound && !v.isUncertain(result.AllErrors()) {
-		found = judgement(&subject, &result, h.Metadata.Labels[api.Injected] == "true")
+		found = judgement(&subject, &result, h.Labels[api.Injected] == "true")
 	}
 	v.judged[digest] = found
 	return found, nil
@@ -548,8 +507,9 @@ func outdated(was, now string) string {
 		}
 	}
 	for i := range before.Volumes {
-		if !slices.ContainsFunc(after.Volumes, func(v inject.StatusVolume) bool { return v.Class == before.Volumes[i].Class }) {
-			parts = append(parts, "class "+before.Volumes[i].Class)
+		name := before.Volumes[i].Class
+		if !slices.ContainsFunc(after.Volumes, func(v inject.StatusVolume) bool { return v.Class == name }) {
+			parts = append(parts, "class "+name)
 		}
 	}
 	if before.Identity != nil && (after.Identity == nil || *before.Identity != *after.Identity) {
@@ -573,10 +533,10 @@ func changes(change *inject.Change) string {
 		env += len(change.Containers[i].Env) + len(change.Containers[i].Replace)
 	}
 	if mounts > 0 {
-		parts = append(parts, count(mounts, "mount"))
+		parts = append(parts, report.Count(mounts, "mount"))
 	}
 	if env > 0 {
-		parts = append(parts, count(env, "env var"))
+		parts = append(parts, report.Count(env, "env var"))
 	}
 	if change.ServiceAccountName != "" {
 		parts = append(parts, "ServiceAccount "+change.ServiceAccountName)
@@ -601,22 +561,23 @@ func (h *podHead) digest(owner kube.Owner) [sha256.Size]byte {
 			fmt.Fprintf(hash, "%d %s", len(text), text)
 		}
 	}
-	labels := h.Metadata.Labels
-	put(h.Metadata.Namespace, owner.Kind, owner.Name, labels[appsv1.DefaultDeploymentUniqueLabelKey], labels[appsv1.ControllerRevisionHashLabelKey])
-	for _, reference := range h.Metadata.OwnerReferences {
+	labels := h.Labels
+	put(h.Namespace, owner.Kind, owner.Name,
+		labels[appsv1.DefaultDeploymentUniqueLabelKey], labels[appsv1.ControllerRevisionHashLabelKey])
+	for _, reference := range h.OwnerReferences {
 		put(reference.Name)
 	}
 	for _, key := range []string{api.Injected, api.PodIdentityBinding, api.WorkloadIdentityUse} {
 		put(key, labels[key])
 	}
-	for _, key := range sortedKeys(h.Metadata.Annotations) {
+	for _, key := range sortedKeys(h.Annotations) {
 		if api.IsOurs(key) || key == api.WorkloadIdentityBinding {
-			put(key, h.Metadata.Annotations[key])
+			put(key, h.Annotations[key])
 		}
 	}
 	for _, volume := range h.Spec.Volumes {
 		if volume.CSI != nil {
-			put(volume.CSI.Attributes[class.Attribute])
+			put(volume.CSI.VolumeAttributes[class.Attribute])
 		}
 	}
 	return [sha256.Size]byte(hash.Sum(nil))
@@ -638,9 +599,10 @@ func (v *survey) summarize(s *report.Section) {
 			fine = append(fine, in)
 		}
 	}
-	s.Info("%s opted in; %s and %s request something", count(optedIn, "namespace"), count(workloads, "workload"), count(pods, "pod"))
+	s.Info("%s opted in; %s and %s request something",
+		report.Count(optedIn, "namespace"), report.Count(workloads, "workload"), report.Count(pods, "pod"))
 	if len(fine) > 0 {
-		s.OK("%s without a problem: %s", count(len(fine), "namespace"), few(fine))
+		s.OK("%s without a problem: %s", report.Count(len(fine), "namespace"), report.Few(fine, maxLines))
 	}
 }
 
@@ -652,14 +614,14 @@ func (v *survey) write(c *cluster, r *report.Report) {
 			if len(found) == 0 {
 				continue
 			}
-			byName := func(a, b kube.Owner) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name)) }
+			byName := func(a, b kube.Owner) int { return cmp.Compare(a.String(), b.String()) }
 			owners := slices.SortedFunc(maps.Keys(found), byName)
 			p := problems[kind]
-			line := s.Add(p.state, "%s %s", count(len(found), p.noun), p.text)
+			line := s.Add(p.state, "%s %s", report.Count(len(found), p.noun), p.text)
 			for _, owner := range owners[:min(len(owners), maxLines)] {
 				detail := found[owner].detail
 				if n := found[owner].pods; n > 0 {
-					detail += " (" + count(n, "pod") + ")"
+					detail += " (" + report.Count(n, "pod") + ")"
 				}
 				line.Detail("%s", detail)
 			}

@@ -2,7 +2,6 @@ package check
 
 import (
 	"context"
-	"fmt"
 	"io/fs"
 	"maps"
 	"slices"
@@ -11,7 +10,6 @@ import (
 	authorizationv1 "k8s.io/api/authorization/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -23,9 +21,6 @@ import (
 	"github.com/akv-injector/akv-injector/cluster/registration"
 	"github.com/akv-injector/akv-injector/deploy"
 )
-
-// certManager is a kind of cert-manager, which the chart uses by default.
-var certManager = schema.GroupVersionResource{Group: "cert-manager.io", Version: "v1", Resource: "certificates"}
 
 // shippedObjects returns the objects that this version installs by default.
 func shippedObjects() []*unstructured.Unstructured {
@@ -61,7 +56,8 @@ func (c *cluster) checkRights(ctx context.Context, s *report.Section) {
 		{Resource: "namespaces"}: true,
 		{Resource: "secrets"}:    true, // in which Helm keeps the release
 	}
-	if namespace, err := kube.Read[metav1.PartialObjectMetadata](ctx, c.Reader, kube.Namespaces, "", in); err == nil && namespace != nil {
+	namespace, err := kube.ReadMetadata(ctx, c.Reader, kube.Namespaces, "", in)
+	if err == nil && namespace != nil {
 		delete(needed, schema.GroupResource{Resource: "namespaces"})
 	}
 	var rules []rbacv1.PolicyRule
@@ -79,11 +75,14 @@ func (c *cluster) checkRights(ctx context.Context, s *report.Section) {
 	byName := func(a, b schema.GroupResource) int { return strings.Compare(a.String(), b.String()) }
 	var missing []string
 	for _, resource := range slices.SortedFunc(maps.Keys(needed), byName) {
-		attributes := authorizationv1.ResourceAttributes{Verb: "create", Group: resource.Group, Resource: resource.Resource, Namespace: in}
-		if resource.Resource == "namespaces" || strings.HasPrefix(resource.Resource, "cluster") || strings.HasPrefix(resource.Group, "admissionregistration") {
-			attributes.Namespace = ""
+		right := authorizationv1.ResourceAttributes{
+			Verb: "create", Group: resource.Group, Resource: resource.Resource, Namespace: in,
 		}
-		allowed, err := c.may(ctx, attributes)
+		if resource.Resource == "namespaces" || strings.HasPrefix(resource.Resource, "cluster") ||
+			strings.HasPrefix(resource.Group, "admissionregistration") {
+			right.Namespace = ""
+		}
+		allowed, err := c.Reader.May(ctx, right)
 		if unknown(s, "whether you may create "+resource.String(), err) {
 			return
 		}
@@ -91,7 +90,9 @@ func (c *cluster) checkRights(ctx context.Context, s *report.Section) {
 			missing = append(missing, "create "+resource.String())
 		}
 	}
-	escalates, err := c.may(ctx, authorizationv1.ResourceAttributes{Verb: "escalate", Group: rbacv1.GroupName, Resource: "clusterroles"})
+	escalates, err := c.Reader.May(ctx, authorizationv1.ResourceAttributes{
+		Verb: "escalate", Group: rbacv1.GroupName, Resource: "clusterroles",
+	})
 	if err == nil && !escalates {
 		missing, err = c.missingRules(ctx, rules, missing)
 	}
@@ -117,11 +118,12 @@ func (c *cluster) missingRules(ctx context.Context, rules []rbacv1.PolicyRule, m
 		for _, group := range rule.APIGroups {
 			for _, resource := range rule.Resources {
 				for _, verb := range rule.Verbs {
-					allowed, err := c.may(ctx, authorizationv1.ResourceAttributes{Verb: verb, Group: group, Resource: resource})
+					allowed, err := c.Reader.May(ctx, authorizationv1.ResourceAttributes{Verb: verb, Group: group, Resource: resource})
 					if err != nil {
 						return nil, err
 					}
-					if right := verb + " " + (schema.GroupResource{Group: group, Resource: resource}).String(); !allowed && !slices.Contains(missing, right) {
+					right := verb + " " + (schema.GroupResource{Group: group, Resource: resource}).String()
+					if !allowed && !slices.Contains(missing, right) {
 						missing = append(missing, right)
 					}
 				}
@@ -131,34 +133,16 @@ func (c *cluster) missingRules(ctx context.Context, rules []rbacv1.PolicyRule, m
 	return missing, nil
 }
 
-// may reports whether the user has a right. It creates a SelfSubjectAccessReview, which every user
-// may create, and which the API server does not store.
-func (c *cluster) may(ctx context.Context, attributes authorizationv1.ResourceAttributes) (bool, error) {
-	object, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&authorizationv1.SelfSubjectAccessReview{
-		TypeMeta: metav1.TypeMeta{APIVersion: authorizationv1.SchemeGroupVersion.String(), Kind: "SelfSubjectAccessReview"},
-		Spec:     authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &attributes},
-	})
-	if err != nil {
-		return false, fmt.Errorf("review access: %w", err)
-	}
-	resource := authorizationv1.SchemeGroupVersion.WithResource("selfsubjectaccessreviews")
-	answer, err := c.Reader.Dynamic.Resource(resource).Create(ctx, &unstructured.Unstructured{Object: object}, metav1.CreateOptions{})
-	if err != nil {
-		return false, fmt.Errorf("review access: %w", err)
-	}
-	allowed, _, err := unstructured.NestedBool(answer.Object, "status", "allowed")
-	return allowed, err
-}
-
 // checkCertManager checks that cert-manager can issue the serving certificate.
 func (c *cluster) checkCertManager(ctx context.Context, s *report.Section) {
-	has, err := c.Reader.HasKind(certManager)
+	has, err := c.Reader.HasKind(certificates)
 	if unknown(s, "the kinds of cert-manager", err) {
 		return
 	}
 	if !has {
 		s.Warning("cert-manager is not installed; install it, or let the injector create its certificate").
-			Run("helm", "install", name, "deploy/chart", "--namespace", c.installed, "--create-namespace", "--set", "certs.mode=self-signed")
+			Run("helm", "install", name, "deploy/chart", "--namespace", c.installed, "--create-namespace",
+				"--set", "certs.mode=self-signed")
 		return
 	}
 	if c.validating.unknown(s, "the webhook of cert-manager") {
@@ -166,11 +150,10 @@ func (c *cluster) checkCertManager(ctx context.Context, s *report.Section) {
 	}
 	for _, found := range c.validating.value {
 		for i := range found.Webhooks {
-			to := found.Webhooks[i].ClientConfig.Service
-			if to == nil || !strings.HasSuffix(found.Webhooks[i].Name, "cert-manager.io") {
+			service := found.Webhooks[i].Service()
+			if service.Name == "" || !strings.HasSuffix(found.Webhooks[i].Name, "cert-manager.io") {
 				continue
 			}
-			service := types.NamespacedName{Namespace: to.Namespace, Name: to.Name}
 			ready := c.endpoints(ctx, service)
 			switch {
 			case ready.unknown(s, "the endpoints of cert-manager's webhook"):
@@ -178,7 +161,7 @@ func (c *cluster) checkCertManager(ctx context.Context, s *report.Section) {
 				s.Broken("the webhook of cert-manager has no ready endpoint: it cannot accept a Certificate").
 					Run("kubectl", "get", "pods", "--namespace", service.Namespace)
 			default:
-				s.OK("cert-manager is installed, and its webhook has %s", count(ready.value, "ready endpoint"))
+				s.OK("cert-manager is installed, and its webhook has %s", report.Count(ready.value, "ready endpoint"))
 			}
 			return
 		}
@@ -207,14 +190,17 @@ func (c *cluster) checkOthers(s *report.Section) {
 	if fine {
 		s.OK("%s sorts before all webhooks that select pods by what it sets", name)
 	}
-	if slices.ContainsFunc(c.validating.value, func(found configuration) bool { return strings.HasPrefix(found.Metadata.Name, "aks-") }) {
-		s.Info("the cluster is AKS: the chart sets %s=true, so that the admission enforcer does not change its selectors", enforcerDisabled)
+	if slices.ContainsFunc(c.validating.value, func(found kube.Configuration) bool {
+		return strings.HasPrefix(found.Metadata.Name, "aks-")
+	}) {
+		s.Info("the cluster is AKS: the chart sets %s=true, so that the admission enforcer does not change its selectors",
+			enforcerDisabled)
 	}
 }
 
 // isInjector reports whether a configuration is that of an injector.
-func isInjector(found configuration) bool {
-	return found.Metadata.Name == name || slices.ContainsFunc(found.Webhooks, func(w webhook) bool {
+func isInjector(found kube.Configuration) bool {
+	return found.Metadata.Name == name || slices.ContainsFunc(found.Webhooks, func(w kube.Webhook) bool {
 		return strings.HasSuffix(w.Name, webhookDomain)
 	})
 }
@@ -226,12 +212,7 @@ func (c *cluster) checkNoInstallation(s *report.Section) {
 		if !isInjector(found) {
 			continue
 		}
-		namespace := ""
-		for i := range found.Webhooks {
-			if to := found.Webhooks[i].ClientConfig.Service; to != nil {
-				namespace = to.Namespace
-			}
-		}
+		namespace := found.Service().Namespace
 		if namespace == in && found.Metadata.Name == name {
 			s.Warning("akv-injector is already installed in namespace %s", in).Run(c.command("check")...).Run(c.upgrade()...)
 		} else {

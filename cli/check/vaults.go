@@ -22,7 +22,7 @@ const vaultLimit = 4000 * 6
 
 // load is what the pods of all namespaces read of one vault.
 type load struct {
-	pods int // volumes, of which a pod has one for each class
+	volumes int // a pod has one for each class
 	// requests is the number of requests to read everything once.
 	requests int
 }
@@ -43,7 +43,7 @@ func (v *survey) addLoad(c *class.Class) {
 	for _, object := range c.Objects {
 		types[object.Type] = true
 	}
-	v.vaults[vault].pods++
+	v.vaults[vault].volumes++
 	v.vaults[vault].requests += len(c.Objects) + len(types)
 }
 
@@ -54,7 +54,7 @@ func (v *survey) writeVaults(c *cluster, s *report.Section) {
 		return
 	}
 	if err == nil && !on {
-		s.Info("rotation is off: pods read %s only when they start", count(len(v.vaults), "vault"))
+		s.Info("rotation is off: pods read %s only when they start", report.Count(len(v.vaults), "vault"))
 		return
 	}
 	condition := ""
@@ -62,14 +62,18 @@ func (v *survey) writeVaults(c *cluster, s *report.Section) {
 		condition = ", if rotation is on"
 	}
 	vaults := sortedKeys(v.vaults)
-	slices.SortStableFunc(vaults, func(a, b string) int { return cmp.Compare(v.vaults[b].requests, v.vaults[a].requests) })
+	slices.SortStableFunc(vaults, func(a, b string) int {
+		return cmp.Compare(v.vaults[b].requests, v.vaults[a].requests)
+	})
 	for _, vault := range vaults[:min(len(vaults), maxLines)] {
 		load := v.vaults[vault]
 		state, near := report.OK, ""
 		if load.perMinute() >= vaultLimit/2 {
-			state, near = report.Warning, "; Key Vault throttles a vault at 24,000 (4,000 in 10 s): mount fewer objects, or use more vaults"
+			state = report.Warning
+			near = "; Key Vault throttles a vault at 24,000 (4,000 in 10 s): mount fewer objects, or use more vaults"
 		}
-		line := s.Add(state, "vault %s: about %d requests a minute from %s%s%s", vault, load.perMinute(), count(load.pods, "volume"), condition, near)
+		line := s.Add(state, "vault %s: about %d requests a minute from %s%s%s",
+			vault, load.perMinute(), report.Count(load.volumes, "volume"), condition, near)
 		if state == report.Warning {
 			line.Run(c.command("list", "--all-namespaces", "--output", "csv")...)
 		}

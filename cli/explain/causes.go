@@ -4,6 +4,8 @@ import (
 	"regexp"
 	"strings"
 
+	"al.essio.dev/pkg/shellescape"
+
 	"github.com/akv-injector/akv-injector/core/api"
 	"github.com/akv-injector/akv-injector/core/class"
 )
@@ -32,27 +34,24 @@ type Cause struct {
 func (c *Cause) Row() (contains, means, fix string) {
 	var commands []string
 	for _, command := range c.Commands {
-		var words []string
-		for _, word := range command {
-			if word = named(word); strings.ContainsAny(word, " []{}*'?()|") {
-				word = "'" + strings.ReplaceAll(word, "'", `'"'"'`) + "'"
-			}
-			words = append(words, word)
+		words := make([]string, len(command))
+		for i, word := range command {
+			words[i] = unset(word)
 		}
-		commands = append(commands, "`"+strings.ReplaceAll(strings.Join(words, " "), "|", `\|`)+"`")
+		commands = append(commands, "`"+strings.ReplaceAll(shellescape.QuoteCommand(words), "|", `\|`)+"`")
 	}
 	fix = c.Fix
 	if len(commands) > 0 {
 		fix += ". Run " + strings.Join(commands, ", then ")
 	}
-	return c.Contains, named(c.Means), named(fix) + c.See
+	return c.Contains, unset(c.Means), unset(fix) + c.See
 }
 
-// placeholder matches a placeholder, and naming is the group with its name.
+// placeholder matches a placeholder.
 var placeholder = regexp.MustCompile(`\{([A-Z_]+)\}`)
 
-// named replaces placeholders by their names.
-func named(text string) string { return placeholder.ReplaceAllString(text, "$1") }
+// unset replaces placeholders by their names.
+func unset(text string) string { return placeholder.ReplaceAllString(text, "$1") }
 
 // Commands that several lines suggest.
 var (
@@ -115,7 +114,7 @@ var Causes = []Cause{
 	},
 	{
 		Contains: "`admission webhook \"….akv-injector.io\" denied the request`",
-		pattern:  match(`admission webhook "[^"]*akv-injector\.io" denied the request:.*?\[(?P<REASON>\w+)\]|ValidatingAdmissionPolicy 'akv-injector[^']*'.* denied request`),
+		pattern:  match(`admission webhook "[^"]*akv-injector\.io" denied the request:.*?\[\w+\]|ValidatingAdmissionPolicy 'akv-injector[^']*'.* denied request`),
 		Means:    "the injector rejects the pod. The message has the Reason in brackets, and what to write",
 		Fix:      "do what the message says",
 		See:      ". [Reasons](#reasons) explains each",
@@ -297,14 +296,21 @@ var Causes = []Cause{
 	},
 	{
 		Contains: "`RESPONSE 429`, `Throttled`",
-		pattern:  match(`RESPONSE 429|Throttled|Too Many Requests`),
+		pattern:  match(`RESPONSE 429|Throttled`),
 		Means:    "vault {VAULT} gets too many requests",
 		Fix:      "wait. With rotation on, every pod reads each object about every 75 seconds: spread pods over several vaults, or turn rotation off",
 		Commands: [][]string{words("az monitor metrics list --resource VAULT_ID --metric ServiceApiHit")},
 	},
 	{
-		Contains: "`no such host`",
-		pattern:  match(`lookup (?P<HOST>\S+?)\.?(\s+on \S+)?:.*no such host|no such host`),
+		Contains: "`lookup login.microsoftonline.com` and `no such host`",
+		pattern:  match(`lookup login\.\S+.*no such host`),
+		Means:    "the node cannot resolve the host name of Microsoft Entra",
+		Fix:      "check the DNS servers of the nodes, whose network the provider uses",
+		Commands: [][]string{words("kubectl describe node {NODE}")},
+	},
+	{
+		Contains: "`lookup VAULT.vault.azure.net` and `no such host`",
+		pattern:  match(`lookup \S+\.vault\.\S+.*no such host`),
 		Means:    "the host of vault {VAULT} has no address: the vault does not exist, or the nodes cannot resolve its private DNS zone",
 		Fix:      "correct `keyvault.io/vault`, or the class",
 		Commands: [][]string{append(words("az keyvault list --output tsv --query"), "[].name")},
@@ -450,7 +456,7 @@ var Causes = []Cause{
 
 // said are patterns of values that many texts have.
 var said = []*regexp.Regexp{
-	match(`objectType:(?P<TYPE>\w+), objectName:(?P<OBJECT>[^,\s]+), objectVersion:(?P<VERSION>[^:\s]*):`),
+	match(`objectType:(?P<TYPE>\w+), objectName:(?P<OBJECT>[^,\s]+), objectVersion:[^:\s]*:`),
 	match(`https://(?P<VAULT>[-\w]+)\.vault\.(azure\.net|azure\.cn|usgovcloudapi\.net)`),
 	match(`lookup (?P<VAULT>[-\w]+)\.vault\.`),
 	match(`login\.microsoftonline\.\w+/(?P<TENANT>[-0-9a-f]{36})`),

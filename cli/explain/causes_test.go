@@ -57,6 +57,7 @@ func TestCauses(t *testing.T) {
 		{"accepts no tokens of tenant", vault + `RESPONSE 401: 401 Unauthorized {"error": {"code": "Unauthorized", "message": "AKV10032: Invalid issuer. Expected https://sts.windows.net/1/, found https://sts.windows.net/2/."}}`},
 		{"does not have {OBJECT}", vault + `RESPONSE 404: 404 Not Found ERROR CODE: SecretNotFound {"error": {"code": "SecretNotFound", "message": "A secret with (name/id) db-password was not found in this key vault."}}`},
 		{"too many requests", vault + `RESPONSE 429: 429 Too Many Requests ERROR CODE: Throttled`},
+		{"cannot resolve the host name of Microsoft Entra", secret + `ClientAssertionCredential authentication failed. Post "https://login.microsoftonline.com/1/oauth2/v2.0/token": dial tcp: lookup login.microsoftonline.com on 10.0.0.10:53: no such host`},
 		{"has no address", secret + `Get "https://team-kv.vault.azure.net/secrets/db-password/?api-version=7.4": dial tcp: lookup team-kv.vault.azure.net on 10.0.0.10:53: no such host`},
 		{"cannot reach Azure", secret + `Get "https://team-kv.vault.azure.net/secrets/db-password/?api-version=7.4": dial tcp 10.1.2.3:443: i/o timeout`},
 
@@ -78,6 +79,8 @@ func TestCauses(t *testing.T) {
 		{"may not write Secrets", `Failed Error: secret "kv-0123456789" not found`},
 		{"which the author of the pod names", `CreateContainerConfigError secret "of-the-author" not found`},
 		{"has no key", `CreateContainerConfigError couldn't find key db-password in Secret shop/payments`},
+		{"the image cannot be pulled", `ErrImagePull dial tcp: lookup registry.example on 10.0.0.10:53: no such host`},
+		{"the image cannot be pulled", `Failed Failed to pull image "nginx": 429 Too Many Requests - Server message: toomanyrequests`},
 		{"the image cannot be pulled", `ErrImagePull failed to pull and unpack image "docker.io/library/ngnix:latest"`},
 		{"no node fits", `FailedScheduling 0/3 nodes are available: 3 Insufficient memory.`},
 		{"the container starts", `BackOff Back-off restarting failed container app in pod web_shop(1)`},

@@ -22,16 +22,34 @@ import (
 type symptom struct {
 	object, reason, message, source string
 	at                              time.Time
-	// past is true if the target got over it.
+	// past is true if the target has recovered from it.
 	past bool
+	// cause is nil if it is not known, and values are those in the message.
+	cause  *Cause
+	values map[string]string
 }
 
 // maxSymptoms is how many causes a page lists.
 const maxSymptoms = 5
 
-// symptoms returns the warnings about the target, the newest first.
+// symptoms returns the warnings about the target: the states of containers, then the events, the
+// newest first.
 func (p *page) symptoms() []symptom {
 	var list []symptom
+	add := func(s symptom) {
+		s.cause, s.values = causeOf(s.reason+" "+s.message, p.needsSecret)
+		list = append(list, s)
+	}
+	if p.pod != nil && !isHealthy(p.pod) {
+		for _, status := range slices.Concat(p.pod.Status.InitContainerStatuses, p.pod.Status.ContainerStatuses) {
+			if w := status.State.Waiting; w != nil && !isStarting(w.Reason) {
+				add(symptom{
+					object: "container " + status.Name, reason: w.Reason, message: w.Message, source: "its state", at: p.now,
+				})
+			}
+		}
+	}
+	states := len(list)
 	lacking := map[types.UID]bool{} // the controllers, and whether they lack pods
 	if p.object != nil && p.target.Kind != "Pod" {
 		lacking[p.object.GetUID()] = lacksPods(p.object)
@@ -46,25 +64,14 @@ func (p *page) symptoms() []symptom {
 		if !ofPod && !ofController {
 			continue
 		}
-		list = append(list, symptom{
+		add(symptom{
 			object: e.InvolvedObject.Kind + " " + e.InvolvedObject.Name, reason: e.Reason, message: e.Message,
 			source: cmp.Or(e.Source.Component, e.ReportingController), at: lastSeen(e),
-			past: ofPod && p.overcame(e.Reason) || !ofPod && !lacks,
+			past: ofPod && p.recovered(e.Reason) || !ofPod && !lacks,
 		})
 	}
-	slices.SortStableFunc(list, func(a, b symptom) int { return b.at.Compare(a.at) })
-	if p.pod == nil || isHealthy(p.pod) {
-		return list
-	}
-	var states []symptom
-	for _, status := range slices.Concat(p.pod.Status.InitContainerStatuses, p.pod.Status.ContainerStatuses) {
-		if w := status.State.Waiting; w != nil && !isStarting(w.Reason) {
-			states = append(states, symptom{
-				object: "container " + status.Name, reason: w.Reason, message: w.Message, source: "its state", at: p.now,
-			})
-		}
-	}
-	return append(states, list...)
+	slices.SortStableFunc(list[states:], func(a, b symptom) int { return b.at.Compare(a.at) })
+	return list
 }
 
 // lastSeen returns when an event happened last.
@@ -81,8 +88,8 @@ func lastSeen(e *corev1.Event) time.Time {
 	return at
 }
 
-// overcame reports whether the explained pod got over an event with that reason.
-func (p *page) overcame(reason string) bool {
+// recovered reports whether the explained pod has recovered from an event with that reason.
+func (p *page) recovered(reason string) bool {
 	return isHealthy(p.pod) || reason == "FailedMount" && p.mounted()
 }
 
@@ -123,12 +130,9 @@ func (p *page) writeEvents() {
 		missing(s, denied, p.works())
 	}
 	list, seen := p.symptoms(), map[string]bool{}
-	decoded := slices.ContainsFunc(list, func(s symptom) bool {
-		c, _ := causeOf(s.reason+" "+s.message, p.needsSecret)
-		return !s.past && c != nil && !c.vague
-	})
+	decoded := slices.ContainsFunc(list, func(s symptom) bool { return !s.past && s.cause != nil && !s.cause.vague })
 	for _, symptom := range list {
-		cause, values := causeOf(symptom.reason+" "+symptom.message, p.needsSecret)
+		cause := symptom.cause
 		says := cause != nil && !cause.vague || reasonOf(symptom.reason) != nil
 		isOver := symptom.past && (!says || cause != nil && cause.foreign || symptom.reason == string(api.ClassNotWritten))
 		if isOver || !says && decoded || len(seen) == maxSymptoms {
@@ -140,7 +144,7 @@ func (p *page) writeEvents() {
 		}
 		if !seen[key] {
 			seen[key] = true
-			p.writeSymptom(s, symptom, cause, values)
+			p.writeSymptom(s, &symptom)
 		}
 	}
 	unhealthy := p.pod != nil && !isHealthy(p.pod) || p.object != nil && lacksPods(p.object)
@@ -155,14 +159,14 @@ func (p *page) writeEvents() {
 }
 
 // writeSymptom writes one warning with its cause and its fix.
-func (p *page) writeSymptom(s *report.Section, symptom symptom, cause *Cause, values map[string]string) {
-	state, when := report.Broken, ""
+func (p *page) writeSymptom(s *report.Section, symptom *symptom) {
+	cause, state, when := symptom.cause, report.Broken, ""
 	if symptom.past {
 		state, when = report.Info, "earlier: "
 	}
 	doc := reasonOf(symptom.reason)
 	var line *report.Line
-	value := p.valueOf(values)
+	value := p.valueOf(symptom.values)
 	switch {
 	case doc != nil: // an event of the injector: it matters also if the pod works
 		if state = report.Warning; p.pod != nil && !isHealthy(p.pod) {
@@ -182,7 +186,7 @@ func (p *page) writeSymptom(s *report.Section, symptom symptom, cause *Cause, va
 		if !symptom.past {
 			line.Detail("to repair it: %s", plain(cause.Fix, value))
 			for _, command := range cause.Commands {
-				line.Run(p.fill(command, values)...)
+				line.Run(p.fill(command, symptom.values)...)
 			}
 		}
 	}
@@ -228,11 +232,16 @@ func (p *page) needsSecret(name string) bool {
 	return needed
 }
 
-// fill returns a command with values.
+// fill returns a command with values. A value that would be a flag is left out: a client that may
+// create events or classes could otherwise add flags, such as the address of another API server.
 func (p *page) fill(command []string, values map[string]string) []string {
+	value := p.valueOf(values)
 	filled := make([]string, len(command))
 	for i, word := range command {
-		filled[i] = expand(word, p.valueOf(values))
+		filled[i] = expand(word, value)
+		if strings.HasPrefix(filled[i], "-") && !strings.HasPrefix(word, "-") {
+			filled[i] = unset(word)
+		}
 	}
 	return filled
 }
@@ -269,7 +278,7 @@ func (p *page) valueOf(values map[string]string) func(string) string {
 func (p *page) candidates() map[string][]string {
 	c := map[string][]string{
 		"NAMESPACE":          {p.target.inNamespace()},
-		"INJECTOR_NAMESPACE": {cmp.Or(serviceOf(p.mutating).Namespace, "akv-injector-system")},
+		"INJECTOR_NAMESPACE": {cmp.Or(p.mutating.Service().Namespace, "akv-injector-system")},
 		"CLASS":              p.allClasses(),
 		"ISSUER":             nil, "SUBJECT": nil, "SERVICE_ACCOUNT": nil, "CLIENT_ID": nil, "TENANT": nil,
 		"VAULT": nil, "OBJECT": nil, "POD": nil, "NODE": nil,
@@ -329,9 +338,4 @@ func (p *page) subjectAccount() string {
 		return p.result.Change.ServiceAccountName
 	}
 	return p.subject.RunsAs()
-}
-
-// specOf decodes a class.
-func specOf(object *unstructured.Unstructured) (*class.SecretProviderClass, error) {
-	return decode[class.SecretProviderClass](object)
 }

@@ -100,7 +100,9 @@ type page struct {
 
 // decide decides about the subject, and about the explained pod, as the webhooks would do now.
 func (p *page) decide(ctx context.Context) error {
-	reviewer := review.Reviewer{Source: p.source(), Defaults: p.defaults}
+	objects := &facts.Objects{}
+	p.facts.AddTo(objects)
+	reviewer := review.Reviewer{Source: objects, Defaults: p.defaults}
 	namespace := p.target.inNamespace()
 	if p.object != nil {
 		if err := p.setSubject(); err != nil {
@@ -136,7 +138,7 @@ func (p *page) decide(ctx context.Context) error {
 	}
 	now, err := reviewer.Classes(ctx, pods.SubjectOf(pod), namespace, false)
 	if err == nil && len(now.AllErrors()) == 0 && !now.NotOptedIn {
-		p.outdated = outdated(statusOf(p.pod), &now)
+		p.outdated = outdated(statusOf(p.pod.Annotations), &now)
 	}
 	return err
 }
@@ -191,24 +193,6 @@ func (p *page) setSubject() error {
 	return nil
 }
 
-// source returns the objects of the namespace as far as they could be read.
-func (p *page) source() *facts.Objects {
-	objects := &facts.Objects{}
-	if p.namespace != nil {
-		namespace := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "v1", "kind": "Namespace"}}
-		namespace.SetName(p.namespace.Name)
-		namespace.SetLabels(p.namespace.Labels)
-		namespace.SetAnnotations(p.namespace.Annotations)
-		_ = objects.Add(namespace, "") // only a class can be wrong
-	}
-	for _, list := range [][]unstructured.Unstructured{p.classes, p.accounts, p.bindings} {
-		for i := range list {
-			_ = objects.Add(&list[i], "") // an invalid class is a fact, too
-		}
-	}
-	return objects
-}
-
 // setDefaults sets the defaults. Without the injector's arguments, a tenant that the injector wrote
 // into the pod's class is that of its flag.
 func (p *page) setDefaults(of func(args []string) (inject.Defaults, error)) (err error) {
@@ -220,7 +204,7 @@ func (p *page) setDefaults(of func(args []string) (inject.Defaults, error)) (err
 	if p.pod == nil || p.defaults.TenantID != "" {
 		return nil
 	}
-	status := statusOf(p.pod)
+	status := statusOf(p.pod.Annotations)
 	for i := range status.Volumes {
 		if spc := p.classObject(status.Volumes[i].Class); spc != nil && status.From[api.IdentityTenantID] == "flag" {
 			p.defaults.TenantID = parameter(spc, "tenantID")
@@ -231,11 +215,17 @@ func (p *page) setDefaults(of func(args []string) (inject.Defaults, error)) (err
 
 // classObject returns a class of the namespace; nil if it does not exist or may not be read.
 func (f *found) classObject(name string) *unstructured.Unstructured {
-	at := slices.IndexFunc(f.classes, func(object unstructured.Unstructured) bool { return object.GetName() == name })
-	if at < 0 {
-		return nil
+	return named(f.facts.Classes, name)
+}
+
+// named returns the object of that name; nil if there is none.
+func named(objects []unstructured.Unstructured, name string) *unstructured.Unstructured {
+	for i := range objects {
+		if objects[i].GetName() == name {
+			return &objects[i]
+		}
 	}
-	return &f.classes[at]
+	return nil
 }
 
 // parameter returns a parameter of a class; empty for none.
@@ -256,10 +246,8 @@ func (f *found) class(name string) *class.Class {
 
 // account returns a ServiceAccount of the namespace; nil if it does not exist or may not be read.
 func (f *found) account(name string) *facts.ServiceAccount {
-	for i := range f.accounts {
-		if f.accounts[i].GetName() == name {
-			return facts.ReadServiceAccount(&f.accounts[i])
-		}
+	if object := named(f.facts.ServiceAccounts, name); object != nil {
+		return facts.ReadServiceAccount(object)
 	}
 	return nil
 }
@@ -301,14 +289,18 @@ func (p *page) writeTarget() {
 		for _, owner := range p.owners {
 			line.Detail("controlled by %s %s", owner.Kind, owner.Name)
 		}
-	case denied != nil:
+	case denied != nil && denied.Verb == "get": // a list is of other objects
 		s.Unknown("%s", denied).Run(denied.Check()...)
 	default:
 		words := []string{"kubectl", "get", resource.Resource}
 		if p.target.Namespace != "" {
 			words = append(words, "--namespace", p.target.Namespace)
 		}
-		s.Broken("does not exist%s", api.Available(p.target.Name, p.target.Kind, p.names)).Run(words...)
+		available := ""
+		if denied == nil || len(p.names) > 0 { // else the names are not known
+			available = api.Available(p.target.Name, p.target.Kind, p.names)
+		}
+		s.Broken("does not exist%s", available).Run(words...)
 	}
 }
 
@@ -386,17 +378,19 @@ func (p *page) lacksTenant() bool {
 	return needed && p.serverArgs == nil && p.defaults.TenantID == ""
 }
 
-// lacking returns a right that the user lacks and the decision depends on; nil for none.
+// lacking returns a right that the user lacks and the decision depends on; nil for none. For a
+// namespace, whose pods may request anything, that is each of the rights.
 func (p *page) lacking() *kube.Denied {
+	all := p.subject.Pod == nil
 	byBinding := p.request.Mode == api.ModeAuto || p.request.Mode == api.ModePodIdentity
 	for _, resource := range [...]struct {
 		denied *kube.Denied
 		needed bool
 	}{
 		{p.lacks(kube.Namespaces), true},
-		{p.lacks(kube.Classes), len(p.request.Classes) > 0 || len(p.subjectClasses()) > 0},
-		{p.lacks(kube.ServiceAccounts), p.request.AsksIdentity()},
-		{p.lacks(kube.Bindings), p.request.Identity != "" && byBinding},
+		{p.lacks(kube.Classes), all || len(p.request.Classes) > 0 || len(p.subjectClasses()) > 0},
+		{p.lacks(kube.ServiceAccounts), all || p.request.AsksIdentity()},
+		{p.lacks(kube.Bindings), all || p.request.Identity != "" && byBinding},
 	} {
 		if resource.needed && resource.denied != nil {
 			return resource.denied

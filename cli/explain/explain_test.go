@@ -32,7 +32,8 @@ var now = time.Date(2026, time.March, 2, 12, 0, 0, 0, time.UTC)
 // TestPages compares the page of each archive in testdata. An archive has a sentence, and files:
 //
 //	target        KIND/NAME in namespace shop; then optional lines: issuer URL, sync-off, tenant-id GUID
-//	denied        the resources that the user may not read; optional
+//	denied        the resources that the user may not read; optional. "list X" also takes the right to get
+//	              X, unless "only" is before it
 //	cluster.yaml  the objects. After the comment "# base" they are merge patches (RFC 7386) of those
 //	              in base.yaml, which is a healthy cluster; an object with a field removed removes one
 //	page          the page, and its state
@@ -95,6 +96,8 @@ func pageOf(t *testing.T, archive *txtar.Archive, base []byte) string {
 	for right := range strings.Lines(part(archive, "denied")) {
 		if right = strings.TrimSpace(right); right == "list pods in all namespaces" {
 			server.Answer("GET /api/v1/pods", http.StatusForbidden, forbidden)
+		} else if list, ok := strings.CutPrefix(right, "only "); ok {
+			server.Deny(list)
 		} else {
 			server.Deny(right, strings.Replace(right, "list ", "get ", 1))
 		}

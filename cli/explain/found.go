@@ -5,18 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json"
-	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -26,9 +23,6 @@ import (
 	"github.com/akv-injector/akv-injector/core/inject"
 	"github.com/akv-injector/akv-injector/core/pods"
 )
-
-// configuration is the name of both webhook configurations.
-const configuration = "akv-injector"
 
 // found is what a user may read about a target. What is nil or empty does not exist, or is in
 // denied.
@@ -45,18 +39,18 @@ type found struct {
 	below []unstructured.Unstructured
 	pods  []corev1.Pod
 
-	namespace  *corev1.Namespace
-	mutating   *admissionregistrationv1.MutatingWebhookConfiguration
-	validating *admissionregistrationv1.ValidatingWebhookConfiguration
+	namespace            *corev1.Namespace
+	mutating, validating *kube.Configuration
 	// ready is how many endpoints of the injector's Service are ready.
 	ready int
-	// serverArgs are the arguments of the injector's Deployment.
+	// serverArgs are the arguments of the injector's Deployment; nil if they are not known.
 	serverArgs []string
 
-	hasClassKind                            bool
-	classes, accounts, bindings, identities []unstructured.Unstructured
-	issuer                                  string // empty if it may not be read
-	driver                                  *storagev1.CSIDriver
+	facts        *kube.Facts // of the namespace
+	identities   []unstructured.Unstructured
+	hasClassKind bool
+	issuer       string // empty if it may not be read
+	driver       *storagev1.CSIDriver
 
 	events []corev1.Event
 
@@ -134,16 +128,19 @@ func all[T any](
 	return g.permit(err)
 }
 
-// permit records a right that the user lacks. It returns every other error.
+// permit records the first right to a resource that the user lacks. It returns every other error.
 func (g *gatherer) permit(err error) error {
-	if denied, ok := errors.AsType[*kube.Denied](err); ok {
-		g.denied[denied.Resource] = denied
-		return nil
+	denied, ok := errors.AsType[*kube.Denied](err)
+	if !ok {
+		return err
 	}
-	return err
+	if g.denied[denied.Resource] == nil {
+		g.denied[denied.Resource] = denied
+	}
+	return nil
 }
 
-// lacks returns the right that the user lacks to read a resource; nil for none.
+// lacks returns the right to a resource that the user lacks; nil for none.
 func (f *found) lacks(resource schema.GroupVersionResource) *kube.Denied {
 	return f.denied[resource.GroupResource()]
 }
@@ -166,9 +163,12 @@ func (g *gatherer) readTarget() error {
 	return nil
 }
 
+// maxOwners is how many controllers above the target are read: a user may have written a cycle.
+const maxOwners = 5
+
 // readOwners reads the controllers above the target.
 func (g *gatherer) readOwners() error {
-	for object := g.object; object != nil; {
+	for object := g.object; object != nil && len(g.owners) < maxOwners; {
 		owner := metav1.GetControllerOf(object)
 		if owner == nil {
 			return nil
@@ -192,20 +192,27 @@ func (g *gatherer) readPods() error {
 	case g.object == nil:
 		return nil
 	case g.target.Kind == "Pod":
-		var pod *corev1.Pod
-		if err := one(g, &pod, kube.Pods, g.target.Namespace, g.target.Name); err != nil || pod == nil {
+		pod, err := kube.Decode[corev1.Pod](g.object)
+		if err != nil {
 			return err
 		}
 		g.pods = []corev1.Pod{*pod}
 		return nil
-	case g.target.Kind == "Namespace":
-		if err := all(g, &g.pods, kube.Pods, g.target.Name, metav1.ListOptions{}); err != nil {
-			return err
+	case g.target.Kind == "Namespace": // may have thousands of pods
+		return g.permit(kube.Each(g.ctx, g.r, kube.Pods, g.target.Name, func(pod *corev1.Pod) error {
+			if pod.Labels[api.Injected] != "" || api.Asked(pod.Annotations) || len(driverVolumes(pod)) > 0 {
+				g.pods = append(g.pods, *pod)
+			}
+			return nil
+		}))
+	}
+	var o metav1.ListOptions
+	if selector, found, _ := unstructured.NestedMap(g.object.Object, "spec", "selector"); found {
+		var typed metav1.LabelSelector
+		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(selector, &typed); err != nil {
+			return fmt.Errorf("read the selector of %s: %w", g.target, err)
 		}
-		g.pods = slices.DeleteFunc(g.pods, func(pod corev1.Pod) bool {
-			return pod.Labels[api.Injected] == "" && !api.Asked(pod.Annotations) && len(driverVolumes(&pod)) == 0
-		})
-		return nil
+		o.LabelSelector = metav1.FormatLabelSelector(&typed)
 	}
 	between := map[string]schema.GroupVersionResource{"Deployment": kube.ReplicaSets, "CronJob": kube.Jobs}[g.target.Kind]
 	owners := map[types.UID]bool{g.object.GetUID(): true}
@@ -214,21 +221,13 @@ func (g *gatherer) readPods() error {
 		return owner != nil && owners[owner.UID]
 	}
 	if between.Resource != "" {
-		if err := all(g, &g.below, between, g.target.Namespace, metav1.ListOptions{}); err != nil {
+		if err := all(g, &g.below, between, g.target.Namespace, o); err != nil {
 			return err
 		}
 		g.below = slices.DeleteFunc(g.below, func(object unstructured.Unstructured) bool { return !owned(&object) })
 		for i := range g.below {
 			owners[g.below[i].GetUID()] = true
 		}
-	}
-	var o metav1.ListOptions
-	if selector, found, _ := unstructured.NestedMap(g.object.Object, "spec", "selector"); found {
-		typed, err := decode[metav1.LabelSelector](&unstructured.Unstructured{Object: selector})
-		if err != nil {
-			return fmt.Errorf("read the selector of %s: %w", g.target, err)
-		}
-		o.LabelSelector = metav1.FormatLabelSelector(typed)
 	}
 	if err := all(g, &g.pods, kube.Pods, g.target.Namespace, o); err != nil {
 		return err
@@ -240,65 +239,44 @@ func (g *gatherer) readPods() error {
 // readInstallation reads the webhook configurations and, through them, the injector.
 func (g *gatherer) readInstallation() error {
 	if err := errors.Join(
-		one(g, &g.mutating, kube.MutatingConfigurations, "", configuration),
-		one(g, &g.validating, kube.ValidatingConfigurations, "", configuration),
+		one(g, &g.mutating, kube.MutatingConfigurations, "", kube.Name),
+		one(g, &g.validating, kube.ValidatingConfigurations, "", kube.Name),
 	); err != nil {
 		return err
 	}
-	service := serviceOf(g.mutating)
+	service := g.mutating.Service()
 	if service.Name == "" {
 		return nil
 	}
-	var slicesOf []discoveryv1.EndpointSlice
-	o := metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=" + service.Name}
-	if err := all(g, &slicesOf, kube.EndpointSlices, service.Namespace, o); err != nil {
+	ready, err := kube.ReadyEndpoints(g.ctx, g.r, service)
+	if g.ready = ready; g.permit(err) != nil {
 		return err
 	}
-	for i := range slicesOf {
-		for _, endpoint := range slicesOf[i].Endpoints {
-			if endpoint.Conditions.Ready == nil || *endpoint.Conditions.Ready {
-				g.ready++
-			}
-		}
+	injector, err := kube.ReadInjector(g.ctx, g.r, service.Namespace)
+	if injector != nil {
+		g.serverArgs = append([]string{}, injector.Args...)
 	}
-	var deployments []appsv1.Deployment
-	o = metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=akv-injector"}
-	if err := all(g, &deployments, kube.Deployments, service.Namespace, o); err != nil {
-		return err
-	}
-	for i := range deployments {
-		for _, container := range deployments[i].Spec.Template.Spec.Containers {
-			g.serverArgs = append(g.serverArgs, container.Args...)
-		}
-	}
-	return nil
-}
-
-// serviceOf returns the Service that a configuration calls; empty if it calls a URL.
-func serviceOf(c *admissionregistrationv1.MutatingWebhookConfiguration) types.NamespacedName {
-	if c != nil {
-		for i := range c.Webhooks {
-			if s := c.Webhooks[i].ClientConfig.Service; s != nil {
-				return types.NamespacedName{Namespace: s.Namespace, Name: s.Name}
-			}
-		}
-	}
-	return types.NamespacedName{}
+	return g.permit(err)
 }
 
 // readNamespace reads the namespace and the objects in it.
 func (g *gatherer) readNamespace() (err error) {
 	namespace := g.target.inNamespace()
-	if g.hasClassKind, err = g.r.HasKind(kube.Classes); err != nil {
+	if g.facts, err = kube.ReadFacts(g.ctx, g.r, namespace); err != nil {
 		return err
 	}
-	var o metav1.ListOptions
+	for _, denied := range g.facts.Denied {
+		_ = g.permit(denied) // it is the lack of a right
+	}
+	if len(g.facts.Namespaces) > 0 {
+		if g.namespace, err = kube.Decode[corev1.Namespace](&g.facts.Namespaces[0]); err != nil {
+			return err
+		}
+	}
+	has, err := g.r.HasKind(kube.Classes)
+	g.hasClassKind = has || err != nil // the reads of classes show whether they work
 	return errors.Join(
-		one(g, &g.namespace, kube.Namespaces, "", namespace),
-		all(g, &g.classes, kube.Classes, namespace, o),
-		all(g, &g.accounts, kube.ServiceAccounts, namespace, o),
-		all(g, &g.bindings, kube.Bindings, namespace, o),
-		all(g, &g.identities, kube.Identities, namespace, o),
+		all(g, &g.identities, kube.Identities, namespace, metav1.ListOptions{}),
 		all(g, &g.events, kube.Events, namespace, metav1.ListOptions{FieldSelector: "type=" + corev1.EventTypeWarning}),
 	)
 }
@@ -377,8 +355,10 @@ func (g *gatherer) readNodePods(o metav1.ListOptions) error {
 	if err != nil {
 		return err
 	}
-	g.nodePods = slices.DeleteFunc(list, func(pod corev1.Pod) bool { return !isDriver(&pod) && !isProvider(&pod) })
-	at := slices.IndexFunc(g.nodePods, func(pod corev1.Pod) bool { return isDriver(&pod) })
+	g.nodePods = slices.DeleteFunc(list, func(pod corev1.Pod) bool {
+		return kube.Driver(&pod.Spec) == nil && kube.Provider(&pod.Spec) == nil
+	})
+	at := slices.IndexFunc(g.nodePods, func(pod corev1.Pod) bool { return kube.Driver(&pod.Spec) != nil })
 	if at < 0 {
 		return nil
 	}
@@ -388,30 +368,6 @@ func (g *gatherer) readNodePods(o metav1.ListOptions) error {
 		g.syncs = &syncs
 	}
 	return g.permit(err)
-}
-
-// isDriver reports whether a pod is the driver. Its charts and AKS give it different names and
-// labels, but the same flag.
-func isDriver(pod *corev1.Pod) bool { return hasArg(pod, "--provider-volume=") }
-
-// isProvider reports whether a pod is the Azure provider, which listens on a socket of this name.
-func isProvider(pod *corev1.Pod) bool { return hasArg(pod, "--endpoint=unix:///provider/azure.sock") }
-
-func hasArg(pod *corev1.Pod, prefix string) bool {
-	return slices.ContainsFunc(pod.Spec.Containers, func(c corev1.Container) bool {
-		_, ok := argument(c.Args, prefix)
-		return ok
-	})
-}
-
-// argument returns the value of the last argument that starts with prefix.
-func argument(args []string, prefix string) (value string, ok bool) {
-	for _, arg := range args {
-		if rest, has := strings.CutPrefix(arg, prefix); has {
-			value, ok = rest, true
-		}
-	}
-	return value, ok
 }
 
 // driverVolumes returns the classes that a pod mounts, in the order of its volumes.
@@ -437,7 +393,7 @@ func (f *found) envSecrets() map[string]map[string][]string {
 			}
 		}
 	}
-	for _, env := range statusOf(f.pod).Env {
+	for _, env := range statusOf(f.pod.Annotations).Env {
 		synced[env.Secret] = true
 	}
 	secrets := map[string]map[string][]string{}
@@ -456,9 +412,9 @@ func (f *found) envSecrets() map[string]map[string][]string {
 	return secrets
 }
 
-// statusOf returns the injector's status annotation of a pod; empty if it has none.
-func statusOf(pod *corev1.Pod) (status inject.Status) {
-	if json.Unmarshal([]byte(pod.Annotations[api.Status]), &status) != nil {
+// statusOf returns the injector's status in the annotations of a pod; empty if there is none.
+func statusOf(annotations map[string]string) (status inject.Status) {
+	if json.Unmarshal([]byte(annotations[api.Status]), &status) != nil {
 		return inject.Status{} // a user wrote it
 	}
 	return status

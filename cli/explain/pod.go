@@ -6,13 +6,8 @@ import (
 	"slices"
 	"strings"
 
-	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
-	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/akv-injector/akv-injector/cli/kube"
 	"github.com/akv-injector/akv-injector/cli/report"
@@ -23,13 +18,6 @@ import (
 	"github.com/akv-injector/akv-injector/core/pods"
 	"github.com/akv-injector/akv-injector/core/policy"
 )
-
-// decode converts an object.
-func decode[T any](object *unstructured.Unstructured) (*T, error) {
-	var typed T
-	err := runtime.DefaultUnstructuredConverter.FromUnstructured(object.Object, &typed)
-	return &typed, err
-}
 
 // isHealthy reports whether a pod is ready, or has completed.
 func isHealthy(pod *corev1.Pod) bool {
@@ -171,7 +159,7 @@ func (p *page) writeVolumes() {
 			p.writeLacking(s, lacking)
 		}
 	}
-	status := statusOf(p.pod)
+	status := statusOf(p.pod.Annotations)
 	for _, v := range p.pod.Spec.Volumes {
 		if v.CSI == nil || v.CSI.Driver != class.Driver {
 			continue
@@ -240,7 +228,7 @@ func (p *page) writeLacking(s *report.Section, lacking []string) {
 		switch {
 		case p.namespace != nil && writtenAt(p.namespace.ManagedFields, api.Injection).After(created):
 			why = "it was created before the namespace opted in"
-		case p.mutating != nil && p.mutating.CreationTimestamp.After(created):
+		case p.mutating != nil && p.mutating.Metadata.CreationTimestamp.After(created):
 			why = "it was created before the injector was installed"
 		case p.failsOpen():
 			why = "no injector answered when it was created, and failurePolicy is Ignore"
@@ -256,7 +244,7 @@ func (p *page) writeLacking(s *report.Section, lacking []string) {
 // failsOpen reports whether the API server admits pods while no injector answers.
 func (p *page) failsOpen() bool {
 	return slices.ContainsFunc(p.entries(), func(e entry) bool {
-		return !e.validating && e.failurePolicy != nil && *e.failurePolicy == admissionregistrationv1.Ignore
+		return !e.validating && e.FailsOpen()
 	})
 }
 
@@ -304,12 +292,12 @@ func isRegistered(node *storagev1.CSINode) bool {
 func (p *page) writeAudiences(s *report.Section) {
 	needed := map[string]string{} // by audience, the class
 	for _, name := range driverVolumes(p.pod) {
-		c, object := p.class(name), p.classObject(name)
+		c := p.class(name)
 		if c == nil || c.ClientID == "" || c.UsesPodIdentity || c.UsesNodeIdentity {
 			continue
 		}
 		audience := api.TokenExchangeAudience
-		if parameter(object, "useAzureTokenProxy") == "true" {
+		if usesTokenProxy(p.classObject(name)) {
 			audience = api.TokenProxyAudience
 		}
 		needed[audience] = name
@@ -322,7 +310,7 @@ func (p *page) writeAudiences(s *report.Section) {
 		name := needed[audience]
 		if !slices.Contains(audiences, audience) {
 			s.Broken("CSIDriver %s does not request tokens for %s, which class %s needs", class.Driver, audience, name).
-				Run(tokenAudiences...)
+				Run(addAudience(len(audiences), audience)...)
 			return
 		}
 	}
@@ -336,6 +324,13 @@ func (p *page) writeAudiences(s *report.Section) {
 	}
 }
 
+// addAudience returns the words of the command by which the driver requests one more audience.
+func addAudience(index int, audience string) []string {
+	command := slices.Clone(tokenAudiences)
+	command[len(command)-1] = fmt.Sprintf("tokenRequests[%d].audience=%s", index, audience)
+	return command
+}
+
 // writeNodePods writes the pods of the driver and the provider on a node, rotation and sync.
 func (p *page) writeNodePods(s *report.Section, node string) {
 	if p.nodePodsDenied != nil {
@@ -345,21 +340,25 @@ func (p *page) writeNodePods(s *report.Section, node string) {
 	hasDriver, hasProvider := false, false
 	for i := range p.nodePods {
 		pod, what := &p.nodePods[i], "the provider"
-		if isDriver(pod) {
+		driver := kube.Driver(&pod.Spec)
+		if driver != nil {
 			what = "the driver"
 		}
-		hasDriver, hasProvider = hasDriver || isDriver(pod), hasProvider || isProvider(pod)
+		hasDriver, hasProvider = hasDriver || driver != nil, hasProvider || kube.Provider(&pod.Spec) != nil
 		if isHealthy(pod) {
 			s.OK("%s runs in pod %s/%s", what, pod.Namespace, pod.Name)
 		} else {
 			s.Broken("%s, pod %s/%s, is not ready: %s", what, pod.Namespace, pod.Name, state(pod)).
 				Run("kubectl", "describe", "pod", pod.Name, "--namespace", pod.Namespace)
 		}
-		for _, c := range pod.Spec.Containers {
-			if rotates, ok := argument(c.Args, "--enable-secret-rotation="); ok && isDriver(pod) {
-				interval, _ := argument(c.Args, "--rotation-poll-interval=")
-				s.Info("rotation: --enable-secret-rotation=%s --rotation-poll-interval=%s", rotates, interval)
-			}
+		if driver == nil {
+			continue
+		}
+		if rotates, ok := kube.Argument(driver, "enable-secret-rotation"); ok {
+			interval, _ := kube.Argument(driver, "rotation-poll-interval")
+			s.Info("rotation: --enable-secret-rotation=%s --rotation-poll-interval=%s", rotates, interval)
+		} else {
+			s.Info("rotation is off: the driver has no flag --enable-secret-rotation")
 		}
 	}
 	switch {
@@ -372,7 +371,7 @@ func (p *page) writeNodePods(s *report.Section, node string) {
 	for _, secret := range p.secrets {
 		missingOne = missingOne || secret == nil
 	}
-	switch denied := p.denied[subjectAccessReviews]; {
+	switch denied := p.lacks(kube.AccessReviews); {
 	case p.syncs != nil && *p.syncs:
 		s.OK("sync is on: the driver may write Secrets")
 	case p.syncs != nil && missingOne:
@@ -385,9 +384,6 @@ func (p *page) writeNodePods(s *report.Section, node string) {
 		missing(s, denied, true) // the Secret itself shows it
 	}
 }
-
-// subjectAccessReviews is the resource that tells whether the driver may write Secrets.
-var subjectAccessReviews = schema.GroupResource{Group: authorizationv1.GroupName, Resource: "subjectaccessreviews"}
 
 // writeMounted writes what the driver mounted, and which env vars are behind.
 func (p *page) writeMounted() {

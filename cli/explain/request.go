@@ -5,8 +5,6 @@ import (
 	"slices"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -105,11 +103,11 @@ func (p *page) writtenIn(key string) string {
 func (p *page) effective() inject.Status {
 	for _, entry := range p.result.Change.Annotations {
 		if entry.Key == api.Status {
-			return statusOf(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{api.Status: entry.Value}}})
+			return statusOf(map[string]string{api.Status: entry.Value})
 		}
 	}
 	if p.pod != nil && p.target.Kind == "Pod" && p.result.Outcome == inject.Unchanged {
-		return statusOf(p.pod)
+		return statusOf(p.pod.Annotations)
 	}
 	return inject.Status{}
 }
@@ -153,16 +151,27 @@ func (p *page) byHand() (mode api.Mode, name string) {
 	if label := of[api.PodIdentityBinding]; label != "" {
 		return api.ModePodIdentity, label
 	}
-	signsIn := of[api.WorkloadIdentityUse] == "true"
+	mode = api.ModeNone
+	if of[api.WorkloadIdentityUse] == "true" {
+		mode = api.ModeWorkloadIdentity
+	}
 	for _, name := range p.subjectClasses() {
 		if c := p.class(name); c != nil && c.ClientID != "" && !c.UsesPodIdentity {
-			signsIn = true
+			mode = api.ModeWorkloadIdentity
+			if usesTokenProxy(p.classObject(name)) {
+				return api.ModeIdentityBinding, p.subject.RunsAs()
+			}
 		}
 	}
-	if signsIn {
-		return api.ModeWorkloadIdentity, p.subject.RunsAs()
+	if mode == api.ModeNone {
+		return mode, ""
 	}
-	return api.ModeNone, ""
+	return mode, p.subject.RunsAs()
+}
+
+// usesTokenProxy reports whether a class is for identity bindings.
+func usesTokenProxy(class *unstructured.Unstructured) bool {
+	return parameter(class, "useAzureTokenProxy") == "true"
 }
 
 // why returns why the mode was chosen; the order is that of the decision (docs/annotations.md).
@@ -175,7 +184,7 @@ func (p *page) why(mode api.Mode, name string) string {
 	}
 	for _, class := range p.request.Classes {
 		if c := p.class(class); c != nil && (c.UsesPodIdentity || c.ClientID != "") {
-			return "class " + class + " signs in so"
+			return "set by class " + class
 		}
 	}
 	if mode == api.ModePodIdentity {
@@ -191,23 +200,23 @@ func (p *page) writeBinding(s *report.Section, label string) {
 		return
 	}
 	var selectors []string
-	for i := range p.bindings {
-		selector := facts.ReadSelector(&p.bindings[i])
+	for i := range p.facts.Bindings {
+		binding := &p.facts.Bindings[i]
+		selector := facts.ReadSelector(binding)
 		if selectors = append(selectors, selector); selector != label {
 			continue
 		}
-		name, _, _ := unstructured.NestedString(p.bindings[i].Object, "spec", "azureIdentity")
-		at := slices.IndexFunc(p.identities, func(object unstructured.Unstructured) bool { return object.GetName() == name })
+		name, _, _ := unstructured.NestedString(binding.Object, "spec", "azureIdentity")
+		identity := named(p.identities, name)
 		switch denied := p.lacks(kube.Identities); {
 		case denied != nil:
 			missing(s, denied, p.works())
-		case at < 0:
-			s.Broken("AzureIdentity %s of AzureIdentityBinding %s does not exist", name, p.bindings[i].GetName()).
+		case identity == nil:
+			s.Broken("AzureIdentity %s of AzureIdentityBinding %s does not exist", name, binding.GetName()).
 				Run("kubectl", "get", "azureidentities", "--namespace", p.target.Namespace)
 		default:
-			client, _, _ := unstructured.NestedString(p.identities[at].Object, "spec", "clientID")
-			s.OK("AzureIdentityBinding %s selects %s: AzureIdentity %s, client id %s",
-				p.bindings[i].GetName(), label, name, client)
+			client, _, _ := unstructured.NestedString(identity.Object, "spec", "clientID")
+			s.OK("AzureIdentityBinding %s selects %s: AzureIdentity %s, client id %s", binding.GetName(), label, name, client)
 		}
 		return
 	}
@@ -255,7 +264,8 @@ func (p *page) writeFederation(s *report.Section, mode api.Mode, name string, st
 	if p.issuer != "" {
 		line.Detail("issuer %s, audience %s", p.issuer, api.TokenExchangeAudience)
 	} else {
-		line.Detail("audience %s; the issuer is not known, since you may not get %s", api.TokenExchangeAudience, discoveryPath).
+		line.Detail("audience %s; the issuer is not known, since you may not get %s",
+			api.TokenExchangeAudience, discoveryPath).
 			Run(showIssuer...)
 	}
 	line.Run(p.fill(federate[1], nil)...)
@@ -321,8 +331,8 @@ func (p *page) writeClass(s *report.Section, name string) {
 				Run("kubectl", "get", "events", "--namespace", p.target.Namespace, "--field-selector=reason=ClassNotWritten")
 		default:
 			var others []string
-			for i := range p.classes {
-				others = append(others, p.classes[i].GetName())
+			for i := range p.facts.Classes {
+				others = append(others, p.facts.Classes[i].GetName())
 			}
 			s.Broken("%s does not exist%s", name, class.Available(name, others, false)).
 				Run("kubectl", "get", "secretproviderclasses", "--namespace", p.target.Namespace)
@@ -355,7 +365,7 @@ func (p *page) writeClass(s *report.Section, name string) {
 		by = " by the injector"
 	}
 	age := p.ago(object.GetCreationTimestamp().Time)
-	line := s.OK("%s: %s from vault %s, created %s%s", name, few(objects), c.Vault, age, by)
+	line := s.OK("%s: %s from vault %s, created %s%s", name, report.Few(objects, maxListed), c.Vault, age, by)
 	if len(owners) > 0 {
 		line.Detail("owned by %s", strings.Join(owners, ", "))
 	}
@@ -367,14 +377,7 @@ func (p *page) writeClass(s *report.Section, name string) {
 // maxListed is how many names of a list a line has.
 const maxListed = 5
 
-func few(names []string) string {
-	if len(names) > maxListed {
-		names = append(slices.Clip(names[:maxListed]), "…")
-	}
-	return strings.Join(names, ", ")
-}
-
 func isIntact(object *unstructured.Unstructured) bool {
-	spc, err := specOf(object)
+	spc, err := kube.Decode[class.SecretProviderClass](object)
 	return err == nil && class.IsIntact(spc)
 }

@@ -99,32 +99,17 @@ func nearLabel(key string) bool {
 
 // entry is one webhook of a configuration.
 type entry struct {
-	name                              string
-	validating                        bool
-	rules                             []admissionregistrationv1.RuleWithOperations
-	namespaceSelector, objectSelector *metav1.LabelSelector
-	conditions                        []admissionregistrationv1.MatchCondition
-	failurePolicy                     *admissionregistrationv1.FailurePolicyType
-	caBundle                          []byte
+	*kube.Webhook
+
+	validating bool
 }
 
 // entries returns the webhooks of both configurations.
 func (f *found) entries() []entry {
 	var list []entry
-	if f.mutating != nil {
-		for _, w := range f.mutating.Webhooks {
-			list = append(list, entry{
-				w.Name, false, w.Rules, w.NamespaceSelector, w.ObjectSelector, w.MatchConditions, w.FailurePolicy,
-				w.ClientConfig.CABundle,
-			})
-		}
-	}
-	if f.validating != nil {
-		for _, w := range f.validating.Webhooks {
-			list = append(list, entry{
-				w.Name, true, w.Rules, w.NamespaceSelector, w.ObjectSelector, w.MatchConditions, w.FailurePolicy,
-				w.ClientConfig.CABundle,
-			})
+	for _, c := range []*kube.Configuration{f.mutating, f.validating} {
+		for i := 0; c != nil && i < len(c.Webhooks); i++ {
+			list = append(list, entry{&c.Webhooks[i], c == f.validating})
 		}
 	}
 	return list
@@ -132,7 +117,7 @@ func (f *found) entries() []entry {
 
 // handles reports whether the rules of a webhook include the creation of a kind.
 func (e *entry) handles(resource schema.GroupVersionResource) bool {
-	return slices.ContainsFunc(e.rules, func(r admissionregistrationv1.RuleWithOperations) bool {
+	return slices.ContainsFunc(e.Rules, func(r admissionregistrationv1.RuleWithOperations) bool {
 		return has(r.APIGroups, resource.Group) && has(r.Resources, resource.Resource) &&
 			has(r.Operations, admissionregistrationv1.Create)
 	})
@@ -190,12 +175,12 @@ func (p *page) excludes(e *entry, o *reviewed) (why string, others []string) {
 		asks = len(p.allClasses()) > 0 || usesIdentity(o.labels)
 	}
 	switch {
-	case !selects(e.namespaceSelector, p.namespace.Labels):
+	case !selects(e.NamespaceSelector, p.namespace.Labels):
 		return "namespaceSelector", nil
-	case !selects(e.objectSelector, o.labels):
+	case !selects(e.ObjectSelector, o.labels):
 		return "objectSelector", nil
 	}
-	for _, condition := range e.conditions {
+	for _, condition := range e.MatchConditions {
 		needsRequest, known := ownConditions[condition.Name]
 		switch {
 		case !known:
@@ -219,7 +204,7 @@ func (p *page) writeWebhooks() {
 		return
 	}
 	if p.mutating == nil {
-		s.Broken("MutatingWebhookConfiguration %s does not exist: the injector is not installed", configuration).
+		s.Broken("MutatingWebhookConfiguration %s does not exist: the injector is not installed", kube.Name).
 			Run(append(slices.Clip(p.command), "check", "--pre")...)
 		return
 	}
@@ -244,7 +229,7 @@ func (p *page) writeEntries(s *report.Section, o *reviewed) (called bool) {
 		why, others := p.excludes(&e, o)
 		if why != "" {
 			if !e.validating {
-				excluded = append(excluded, e.name+": "+why)
+				excluded = append(excluded, e.Name+": "+why)
 			}
 			continue
 		}
@@ -258,7 +243,7 @@ func (p *page) writeEntries(s *report.Section, o *reviewed) (called bool) {
 	for _, reason := range excluded {
 		line.Detail("excluded by %s", reason)
 	}
-	line.Run("kubectl", "get", "mutatingwebhookconfiguration", configuration, "--output=yaml")
+	line.Run("kubectl", "get", "mutatingwebhookconfiguration", kube.Name, "--output=yaml")
 	return called
 }
 
@@ -271,15 +256,15 @@ func (p *page) writeEntry(s *report.Section, e *entry, o *reviewed, others []str
 		does = "hands down the annotations of"
 	}
 	failure := admissionregistrationv1.Fail
-	if e.failurePolicy != nil {
-		failure = *e.failurePolicy
+	if e.FailsOpen() {
+		failure = admissionregistrationv1.Ignore
 	}
-	if len(e.caBundle) == 0 {
-		s.Broken("%s %s a new %s, but has no CA bundle: the API server cannot verify the injector", e.name, does, o.kind).
+	if len(e.ClientConfig.CABundle) == 0 {
+		s.Broken("%s %s a new %s, but has no CA bundle: the API server cannot verify the injector", e.Name, does, o.kind).
 			Run(append(slices.Clip(p.command), "check")...)
 		return
 	}
-	line := s.OK("%s %s a new %s (failurePolicy %s)", e.name, does, o.kind, failure)
+	line := s.OK("%s %s a new %s (failurePolicy %s)", e.Name, does, o.kind, failure)
 	if len(others) > 0 {
 		line.Detail("if its other match conditions hold: %s", strings.Join(others, ", "))
 	}
@@ -287,7 +272,7 @@ func (p *page) writeEntry(s *report.Section, e *entry, o *reviewed, others []str
 
 // writeAnswers writes whether the injector answers.
 func (p *page) writeAnswers(s *report.Section, called bool) {
-	service := serviceOf(p.mutating)
+	service := p.mutating.Service()
 	switch {
 	case !called || service.Name == "":
 	case p.lacks(kube.EndpointSlices) != nil:
@@ -295,6 +280,8 @@ func (p *page) writeAnswers(s *report.Section, called bool) {
 	case p.ready == 0:
 		s.Broken("Service %s has no ready endpoint: no injector answers", service).
 			Run("kubectl", "get", "pods", "--namespace", service.Namespace)
+	case p.ready == 1:
+		s.OK("1 replica of the injector is ready")
 	default:
 		s.OK("%d replicas of the injector are ready", p.ready)
 	}

@@ -131,8 +131,7 @@ type tables struct {
 	secrets map[string][]synced
 	// clients are the client ids of ServiceAccounts.
 	clients map[string]string
-	// jobs are the CronJobs of Jobs, by namespace.
-	jobs map[string]map[string]string
+	jobs    kube.JobOwners
 	// versions are those of a pod and class, NAMESPACE/POD/CLASS, by the id of the object.
 	versions map[string]map[string]string
 }
@@ -461,13 +460,15 @@ func (b *builder) inventory() *Inventory {
 			w.Objects = append(w.Objects, object)
 		}
 		slices.SortFunc(w.Objects, func(a, b *Object) int {
-			return cmp.Or(cmp.Compare(a.Class, b.Class), cmp.Compare(a.Vault, b.Vault), cmp.Compare(a.Type, b.Type), cmp.Compare(a.Name, b.Name), cmp.Compare(a.File, b.File))
+			return slices.Compare(
+				[]string{a.Class, a.Vault, a.Type, a.Name, a.File}, []string{b.Class, b.Vault, b.Type, b.Name, b.File},
+			)
 		})
 		slices.Sort(w.Pods)
 		found.Workloads = append(found.Workloads, &w.Workload)
 	}
 	slices.SortFunc(found.Workloads, func(a, b *Workload) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name))
+		return slices.Compare([]string{a.Namespace, a.Kind, a.Name}, []string{b.Namespace, b.Kind, b.Name})
 	})
 	return found
 }
@@ -479,6 +480,10 @@ func (o *Object) sort() {
 	for i := range o.Versions {
 		slices.Sort(o.Versions[i].Pods)
 	}
-	slices.SortFunc(o.Files, func(a, b File) int { return cmp.Or(cmp.Compare(a.Path, b.Path), cmp.Compare(a.Container, b.Container)) })
-	slices.SortFunc(o.Env, func(a, b Env) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Container, b.Container)) })
+	slices.SortFunc(o.Files, func(a, b File) int {
+		return cmp.Or(cmp.Compare(a.Path, b.Path), cmp.Compare(a.Container, b.Container))
+	})
+	slices.SortFunc(o.Env, func(a, b Env) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Container, b.Container))
+	})
 }

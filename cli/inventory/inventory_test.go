@@ -68,7 +68,7 @@ func TestFormats(t *testing.T) {
 			t.Fatal(err)
 		}
 		golden(t, "all."+string(format), b.String())
-		if strings.ContainsAny(b.String(), "\x1b") || format != inventory.JSON && strings.Contains(b.String(), "\u202e") {
+		if strings.ContainsAny(b.String(), "\x1b\u202e") {
 			t.Errorf("%s has control characters", format)
 		}
 	}
@@ -195,8 +195,16 @@ func TestDenied(t *testing.T) {
 			t.Error("the list has other namespaces")
 		}
 	}
-	rotation := &kube.Denied{Verb: "list", Resource: kube.DaemonSets.GroupResource()}
-	if got, want := inventory.Missing(rotation), "whether the driver's rotation is on is not known"; got != want {
-		t.Errorf("%q, want %q", got, want)
+}
+
+// TestNoNamespace does not list nothing for a namespace whose name is misspelt.
+func TestNoNamespace(t *testing.T) {
+	reader, err := kube.NewReader(start(t).Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = inventory.Read(t.Context(), reader, "shopp")
+	if err == nil || err.Error() != "namespace shopp does not exist" {
+		t.Errorf("error %v", err)
 	}
 }

@@ -113,7 +113,8 @@ func (i *Inventory) PrintEffects(w io.Writer, r Ref, format Format) error {
 		for _, o := range workload.Objects {
 			row := func(used, effect string) {
 				rows = append(rows, []string{
-					workload.Namespace, workload.Kind + "/" + workload.Name, strconv.Itoa(len(workload.Pods)), o.label(), o.versions(format == Wide), used, effect,
+					workload.Namespace, workload.Kind + "/" + workload.Name, strconv.Itoa(len(workload.Pods)),
+					o.label(), o.versions(format == Wide), used, effect,
 				})
 				restart = restart || strings.HasPrefix(effect, needsRestart)
 			}
@@ -141,7 +142,7 @@ func (i *Inventory) PrintEffects(w io.Writer, r Ref, format Format) error {
 	err := columns(w, rows)
 	text := fmt.Sprintf("\n%s is used by %s with %s. If it is deleted, running pods keep what they have, and new pods\n"+
 		"that mount it do not start: one missing object fails the whole volume.\n",
-		report.Escape(r.String()), count(len(i.Workloads), "workload"), count(pods, "pod"))
+		report.Escape(r.String()), report.Count(len(i.Workloads), "workload"), report.Count(pods, "pod"))
 	if len(restarts) > 0 {
 		text += "\nAfter a rotation, restart:\n  " + strings.Join(restarts, "\n  ") + "\n"
 	}
@@ -150,14 +151,6 @@ func (i *Inventory) PrintEffects(w io.Writer, r Ref, format Format) error {
 		return fmt.Errorf("print the inventory: %w", err)
 	}
 	return nil
-}
-
-// count returns a number with its noun, in the singular or the plural.
-func count(n int, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
 }
 
 // restartCommand returns the shell command that replaces the pods of a workload; empty for a kind

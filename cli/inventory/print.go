@@ -43,10 +43,7 @@ func (i *Inventory) Print(w io.Writer, format Format) error {
 	case Wide:
 		err = i.table(w, true)
 	case JSON:
-		err = json.MarshalWrite(w, i, jsontext.WithIndent("  "), json.Deterministic(true), jsontext.AllowInvalidUTF8(true))
-		if err == nil {
-			_, err = io.WriteString(w, "\n")
-		}
+		err = i.json(w)
 	case CSV:
 		err = i.csv(w)
 	default:
@@ -56,6 +53,21 @@ func (i *Inventory) Print(w io.Writer, format Format) error {
 		return fmt.Errorf("print the inventory: %w", err)
 	}
 	return nil
+}
+
+// json writes the inventory as JSON. A terminal could interpret characters that JSON permits, so they
+// are escaped, too.
+func (i *Inventory) json(w io.Writer) error {
+	text, err := json.Marshal(i, jsontext.WithIndent("  "), json.Deterministic(true), jsontext.AllowInvalidUTF8(true))
+	if err != nil {
+		return err
+	}
+	lines := strings.Split(string(text), "\n")
+	for n := range lines {
+		lines[n] = report.Escape(lines[n])
+	}
+	_, err = io.WriteString(w, strings.Join(lines, "\n")+"\n")
+	return err
 }
 
 // table writes columns that are separated by spaces. Cells that hold names of tenants are escaped.
@@ -81,7 +93,7 @@ func (i *Inventory) table(w io.Writer, wide bool) error {
 				o.Vault, o.label(), o.versions(wide), joined(o.Env, func(e Env) string { return e.Name }),
 			}
 			if wide {
-				row = slices.Insert(row, 4, joined(workload.Identities, func(id Identity) string { return id.ClientID }), o.class())
+				row = slices.Insert(row, 4, workload.clientIDs(), o.class())
 				row = append(row, joined(o.Files, func(f File) string { return f.Path }))
 			}
 			rows = append(rows, row)
@@ -109,6 +121,10 @@ func (w *Workload) identities() string {
 	return joined(w.Identities, func(id Identity) string { return strings.TrimSpace(id.Mode + " " + id.Name) })
 }
 
+func (w *Workload) clientIDs() string {
+	return joined(w.Identities, func(id Identity) string { return id.ClientID })
+}
+
 // label returns the object as TYPE:NAME, or why it is not known.
 func (o *Object) label() string {
 	switch {
@@ -133,9 +149,11 @@ const shortVersion = 8
 // versions returns the mounted versions; with their numbers of pods if there are several.
 func (o *Object) versions(whole bool) string {
 	short := func(v Version) string { return v.Version[:min(len(v.Version), shortVersion)] }
-	for i := range o.Versions {
-		whole = whole || i > 0 && slices.ContainsFunc(o.Versions[:i], func(v Version) bool { return short(v) == short(o.Versions[i]) })
+	distinct := map[string]bool{}
+	for _, v := range o.Versions {
+		distinct[short(v)] = true
 	}
+	whole = whole || len(distinct) < len(o.Versions)
 	return joined(o.Versions, func(v Version) string {
 		text := v.Version
 		if !whole {
@@ -164,7 +182,8 @@ func joined[T any](list []T, text func(T) string) string {
 func (i *Inventory) csv(w io.Writer) error {
 	table := csv.NewWriter(w)
 	err := table.Write([]string{
-		"namespace", "kind", "name", "pod", "identity", "clientID", "class", "managed", "vault", "type", "object", "version", "env", "files", "problem",
+		"namespace", "kind", "name", "pod", "identity", "clientID", "class", "managed",
+		"vault", "type", "object", "version", "env", "files", "problem",
 	})
 	for _, workload := range i.Workloads {
 		objects, pods := workload.Objects, workload.Pods
@@ -178,9 +197,10 @@ func (i *Inventory) csv(w io.Writer) error {
 			for _, o := range objects {
 				row := []string{
 					workload.Namespace, workload.Kind, workload.Name, pod, workload.identities(),
-					joined(workload.Identities, func(id Identity) string { return id.ClientID }),
-					o.Class, strconv.FormatBool(o.Managed), o.Vault, o.Type, o.Name, o.versionOf(pod),
-					joined(o.Env, func(e Env) string { return e.Name }), joined(o.Files, func(f File) string { return f.Path }), o.Problem,
+					workload.clientIDs(), o.Class, strconv.FormatBool(o.Managed),
+					o.Vault, o.Type, o.Name, o.versionOf(pod),
+					joined(o.Env, func(e Env) string { return e.Name }),
+					joined(o.Files, func(f File) string { return f.Path }), o.Problem,
 				}
 				for i := range row {
 					row[i] = inert(report.Escape(row[i]))
@@ -198,7 +218,7 @@ func (i *Inventory) csv(w io.Writer) error {
 // versionOf returns the version that a pod has mounted; empty if it is not known.
 func (o *Object) versionOf(pod string) string {
 	for _, v := range o.Versions {
-		if slices.Contains(v.Pods, pod) {
+		if _, has := slices.BinarySearch(v.Pods, pod); has { // they are sorted, and may be thousands
 			return v.Version
 		}
 	}

@@ -10,12 +10,10 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
-	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/akv-injector/akv-injector/cli/kube"
 	"github.com/akv-injector/akv-injector/core/class"
@@ -24,11 +22,6 @@ import (
 	"github.com/akv-injector/akv-injector/core/pods"
 	"github.com/akv-injector/akv-injector/core/review"
 )
-
-// workloadKinds are the kinds whose templates are read, for workloads without pods.
-var workloadKinds = map[string]schema.GroupVersionResource{
-	"Deployment": kube.Deployments, "StatefulSet": kube.StatefulSets, "DaemonSet": kube.DaemonSets, "CronJob": kube.CronJobs, "Job": kube.Jobs,
-}
 
 // reading is an inventory that is being read.
 type reading struct {
@@ -39,17 +32,25 @@ type reading struct {
 	builder
 
 	reviewer review.Reviewer
-	denied   []*kube.Denied
+	// namespacesKnown is true if the user may read the namespaces. Without them, it is not known what
+	// the injector gives the next pods.
+	namespacesKnown bool
+	denied          []*kube.Denied
 }
 
 // Read reads the inventory of a namespace, or with an empty namespace that of all. What the user may
-// not read is in denied, and the rest is in the inventory.
-func Read(ctx context.Context, reader *kube.Reader, namespace string) (found *Inventory, denied []*kube.Denied, err error) {
+// not read is in denied, and the rest is in the inventory. A namespace that does not exist is an
+// error.
+func Read(
+	ctx context.Context, reader *kube.Reader, namespace string,
+) (found *Inventory, denied []*kube.Denied, err error) {
 	r := &reading{
 		ctx: ctx, reader: reader, namespace: namespace,
 		tables: tables{
-			classes: map[string]*class.SecretProviderClass{}, read: map[*class.SecretProviderClass]*class.Class{},
-			secrets: map[string][]synced{}, clients: map[string]string{}, jobs: map[string]map[string]string{}, versions: map[string]map[string]string{},
+			classes: map[string]*class.SecretProviderClass{},
+			read:    map[*class.SecretProviderClass]*class.Class{},
+			secrets: map[string][]synced{}, clients: map[string]string{},
+			jobs: kube.JobOwners{}, versions: map[string]map[string]string{},
 		},
 		builder: builder{workloads: map[workloadID]*building{}},
 	}
@@ -84,10 +85,6 @@ func Missing(denied *kube.Denied) string {
 		return "the list has no objects of existing classes"
 	case kube.ServiceAccounts.GroupResource():
 		return "the list may lack client ids, and what the next pods of workloads get"
-	case kube.DaemonSets.GroupResource():
-		if denied.Namespace == "" {
-			return "whether the driver's rotation is on is not known"
-		}
 	}
 	return "the list may lack workloads without pods"
 }
@@ -103,6 +100,12 @@ func (r *reading) readFacts() error {
 	}
 	for _, denied := range found.Denied {
 		_ = r.permit(denied) // it is the lack of a right
+	}
+	r.namespacesKnown = !slices.ContainsFunc(found.Denied, func(d *kube.Denied) bool {
+		return d.Resource == kube.Namespaces.GroupResource()
+	})
+	if r.namespace != "" && r.namespacesKnown && len(found.Namespaces) == 0 {
+		return fmt.Errorf("namespace %s does not exist", r.namespace)
 	}
 	objects := &facts.Objects{}
 	found.AddTo(objects)
@@ -150,12 +153,7 @@ func (r *reading) readVersions() error {
 // readJobs reads which CronJobs the Jobs belong to.
 func (r *reading) readJobs() error {
 	return r.permit(kube.Each(r.ctx, r.reader, kube.Jobs, r.namespace, func(job *metav1.PartialObjectMetadata) error {
-		if controller := metav1.GetControllerOfNoCopy(job); controller != nil && controller.Kind == "CronJob" {
-			if r.jobs[job.Namespace] == nil {
-				r.jobs[job.Namespace] = map[string]string{}
-			}
-			r.jobs[job.Namespace][job.Name] = controller.Name
-		}
+		r.jobs.Add(job)
 		return nil
 	}))
 }
@@ -166,7 +164,7 @@ func (r *reading) readPods() error {
 			return nil
 		}
 		if u := r.useOf(pod.Namespace, &pod.ObjectMeta, &pod.Spec); u != nil {
-			r.add(pod.Namespace, kube.OwnerOf(pod, r.jobs[pod.Namespace]), pod.Name, u)
+			r.add(pod.Namespace, kube.OwnerOf(pod, r.jobs), pod.Name, u)
 		}
 		return nil
 	}))
@@ -174,9 +172,9 @@ func (r *reading) readPods() error {
 
 // readTemplates adds the workloads without pods, with what their next pod gets.
 func (r *reading) readTemplates() error {
-	for _, kind := range slices.Sorted(maps.Keys(workloadKinds)) {
-		err := kube.Each(r.ctx, r.reader, workloadKinds[kind], r.namespace, func(text *jsontext.Value) error { return r.template(kind, *text) })
-		if err := r.permit(err); err != nil {
+	for _, kind := range slices.Sorted(maps.Keys(kube.Workloads)) {
+		add := func(text *jsontext.Value) error { return r.template(kind, *text) }
+		if err := r.permit(kube.Each(r.ctx, r.reader, kube.Workloads[kind], r.namespace, add)); err != nil {
 			return err
 		}
 	}
@@ -191,7 +189,7 @@ func (r *reading) template(kind string, text jsontext.Value) error {
 	}
 	owner := kube.Owner{Kind: kind, Name: w.Name}
 	_, known := r.workloads[workloadID{w.Namespace, owner}]
-	if known || metav1.GetControllerOfNoCopy(&w) != nil || w.isFinished() {
+	if known || metav1.GetControllerOfNoCopy(&w) != nil || kube.IsFinished(w.Status.Conditions) {
 		return nil
 	}
 	patched, managed, err := r.inject(kind, text, w.Namespace)
@@ -240,12 +238,14 @@ func (u *use) forget(name string) {
 
 // inject returns a workload with what the injector gives its pods, and the managed classes that they
 // get; nil if it gives nothing.
-func (r *reading) inject(kind string, text jsontext.Value, namespace string) (patched []byte, managed []*class.SecretProviderClass, err error) {
+func (r *reading) inject(
+	kind string, text jsontext.Value, namespace string,
+) (patched []byte, managed []*class.SecretProviderClass, err error) {
 	var w pods.Workload
 	readable := pods.Decode(text, &w) == nil // else it is too large to be reviewed
 	w.Kind = kind                            // a list omits it
 	handover, ok := inject.HandDown(&w)
-	if !ok || !readable {
+	if !ok || !readable || !r.namespacesKnown {
 		return nil, nil, nil
 	}
 	result, err := r.reviewer.Inject(r.ctx, handover.Subject, namespace)
@@ -275,7 +275,7 @@ type templated struct {
 		JobTemplate *batchv1.JobTemplateSpec `json:"jobTemplate"`
 	} `json:"spec"`
 	Status struct {
-		Conditions []appsv1.DeploymentCondition `json:"conditions"` // those of a Job have the same fields
+		Conditions []batchv1.JobCondition `json:"conditions"` // those of other kinds have the same fields
 	} `json:"status"`
 }
 
@@ -284,11 +284,4 @@ func (w *templated) template() *corev1.PodTemplateSpec {
 		return &w.Spec.JobTemplate.Spec.Template
 	}
 	return w.Spec.Template
-}
-
-// isFinished reports whether a Job creates no more pods.
-func (w *templated) isFinished() bool {
-	return slices.ContainsFunc(w.Status.Conditions, func(c appsv1.DeploymentCondition) bool {
-		return c.Status == corev1.ConditionTrue && (string(c.Type) == string(batchv1.JobComplete) || string(c.Type) == string(batchv1.JobFailed))
-	})
 }

@@ -32,7 +32,8 @@ func Each[T any](
 		}
 		text, err := request.SetHeader("Accept", runtime.ContentTypeJSON).DoRaw(ctx)
 		if err != nil {
-			return r.readError(err, resource, Denied{Verb: "list", Resource: resource.GroupResource(), Namespace: namespace})
+			denied := Denied{Verb: "list", Resource: resource.GroupResource(), Namespace: namespace}
+			return r.readError(err, resource, denied)
 		}
 		var page struct {
 			Metadata struct {

@@ -22,7 +22,12 @@ type Facts struct {
 // ReadFacts reads the facts of a namespace, or with an empty namespace those of all.
 func ReadFacts(ctx context.Context, r *Reader, namespace string) (*Facts, error) {
 	var f Facts
-	if namespace != "" {
+	kinds := []struct {
+		resource schema.GroupVersionResource
+		into     *[]unstructured.Unstructured
+	}{{Namespaces, &f.Namespaces}, {Classes, &f.Classes}, {ServiceAccounts, &f.ServiceAccounts}, {Bindings, &f.Bindings}}
+	if namespace != "" { // a user with rights in the namespace may get it, and not list all
+		kinds = kinds[1:]
 		object, err := Read[unstructured.Unstructured](ctx, r, Namespaces, "", namespace)
 		if !f.denied(err) && err != nil {
 			return nil, err
@@ -31,19 +36,9 @@ func ReadFacts(ctx context.Context, r *Reader, namespace string) (*Facts, error)
 			f.Namespaces = append(f.Namespaces, *object)
 		}
 	}
-	kinds := map[schema.GroupVersionResource]*[]unstructured.Unstructured{
-		Classes: &f.Classes, ServiceAccounts: &f.ServiceAccounts, Bindings: &f.Bindings,
-	}
-	if namespace == "" {
-		kinds[Namespaces] = &f.Namespaces
-	}
-	for _, resource := range []schema.GroupVersionResource{Namespaces, Classes, ServiceAccounts, Bindings} {
-		into := kinds[resource]
-		if into == nil {
-			continue
-		}
+	for _, kind := range kinds {
 		var err error
-		*into, err = List[unstructured.Unstructured](ctx, r, resource, namespace, metav1.ListOptions{})
+		*kind.into, err = List[unstructured.Unstructured](ctx, r, kind.resource, namespace, metav1.ListOptions{})
 		if !f.denied(err) && err != nil {
 			return nil, err
 		}

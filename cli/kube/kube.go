@@ -12,6 +12,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	authorizationv1 "k8s.io/api/authorization/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -22,46 +23,47 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/dynamic"
+	authorizationclient "k8s.io/client-go/kubernetes/typed/authorization/v1"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 )
 
 // Resources that the commands read.
 var (
-	Pods                     = core("pods")
-	Namespaces               = core("namespaces")
-	Nodes                    = core("nodes")
-	Events                   = core("events")
-	ServiceAccounts          = core("serviceaccounts")
-	Services                 = core("services")
-	Secrets                  = core("secrets")
-	Deployments              = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "deployments"}
-	ReplicaSets              = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "replicasets"}
-	StatefulSets             = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "statefulsets"}
-	DaemonSets               = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "daemonsets"}
-	Jobs                     = schema.GroupVersionResource{Group: "batch", Version: "v1", Resource: "jobs"}
-	CronJobs                 = schema.GroupVersionResource{Group: "batch", Version: "v1", Resource: "cronjobs"}
-	MutatingConfigurations   = admission("mutatingwebhookconfigurations")
-	ValidatingConfigurations = admission("validatingwebhookconfigurations")
-	CSIDrivers               = schema.GroupVersionResource{Group: "storage.k8s.io", Version: "v1", Resource: "csidrivers"}
-	CSINodes                 = schema.GroupVersionResource{Group: "storage.k8s.io", Version: "v1", Resource: "csinodes"}
-	EndpointSlices           = schema.GroupVersionResource{Group: "discovery.k8s.io", Version: "v1", Resource: "endpointslices"}
-	Classes                  = driver("secretproviderclasses")
-	PodStatuses              = driver("secretproviderclasspodstatuses")
-	Bindings                 = schema.GroupVersionResource{Group: "aadpodidentity.k8s.io", Version: "v1", Resource: "azureidentitybindings"}
-	Identities               = schema.GroupVersionResource{Group: "aadpodidentity.k8s.io", Version: "v1", Resource: "azureidentities"}
+	Pods            = resource("", "pods")
+	Namespaces      = resource("", "namespaces")
+	Nodes           = resource("", "nodes")
+	Events          = resource("", "events")
+	ServiceAccounts = resource("", "serviceaccounts")
+	Secrets         = resource("", "secrets")
+
+	Deployments  = resource("apps", "deployments")
+	ReplicaSets  = resource("apps", "replicasets")
+	StatefulSets = resource("apps", "statefulsets")
+	DaemonSets   = resource("apps", "daemonsets")
+	Jobs         = resource("batch", "jobs")
+	CronJobs     = resource("batch", "cronjobs")
+
+	MutatingConfigurations   = resource("admissionregistration.k8s.io", "mutatingwebhookconfigurations")
+	ValidatingConfigurations = resource("admissionregistration.k8s.io", "validatingwebhookconfigurations")
+	AccessReviews            = resource("authorization.k8s.io", "subjectaccessreviews")
+	CSIDrivers               = resource("storage.k8s.io", "csidrivers")
+	CSINodes                 = resource("storage.k8s.io", "csinodes")
+	EndpointSlices           = resource("discovery.k8s.io", "endpointslices")
+
+	Classes     = resource("secrets-store.csi.x-k8s.io", "secretproviderclasses")
+	PodStatuses = resource("secrets-store.csi.x-k8s.io", "secretproviderclasspodstatuses")
+	Bindings    = resource("aadpodidentity.k8s.io", "azureidentitybindings")
+	Identities  = resource("aadpodidentity.k8s.io", "azureidentities")
 )
 
-func core(resource string) schema.GroupVersionResource {
-	return schema.GroupVersionResource{Version: "v1", Resource: resource}
+func resource(group, plural string) schema.GroupVersionResource {
+	return schema.GroupVersionResource{Group: group, Version: "v1", Resource: plural}
 }
 
-func admission(resource string) schema.GroupVersionResource {
-	return schema.GroupVersionResource{Group: "admissionregistration.k8s.io", Version: "v1", Resource: resource}
-}
-
-func driver(resource string) schema.GroupVersionResource {
-	return schema.GroupVersionResource{Group: "secrets-store.csi.x-k8s.io", Version: "v1", Resource: resource}
+// Workloads are the kinds of workloads that create pods by themselves.
+var Workloads = map[string]schema.GroupVersionResource{
+	"Deployment": Deployments, "StatefulSet": StatefulSets, "DaemonSet": DaemonSets, "CronJob": CronJobs, "Job": Jobs,
 }
 
 // Denied is the error of a read for which the user has no right.
@@ -90,24 +92,35 @@ func (d *Denied) Error() string {
 
 // Check returns the words of a command that shows whether the user has the right.
 func (d *Denied) Check() []string {
-	words := []string{"kubectl", "auth", "can-i", d.Verb}
+	resource := d.Resource
+	var subresource string // kubectl reads a slash as that before a name
+	resource.Resource, subresource, _ = strings.Cut(resource.Resource, "/")
+	what := resource.String()
+	if d.Namespace == "" && d.Name != "" {
+		what += "/" + d.Name
+	}
+	words := []string{"kubectl", "auth", "can-i", d.Verb, what}
+	if subresource != "" {
+		words = append(words, "--subresource", subresource)
+	}
 	switch {
 	case d.Namespace != "":
-		return append(words, d.Resource.String(), "--namespace", d.Namespace)
+		words = append(words, "--namespace", d.Namespace)
 	case d.Name == "":
-		return append(words, d.Resource.String(), "--all-namespaces")
-	case d.Resource == Namespaces.GroupResource(): // rights in a namespace include that to read it
-		return append(words, d.Resource.String()+"/"+d.Name, "--namespace", d.Name)
+		words = append(words, "--all-namespaces")
+	case d.Resource == Namespaces.GroupResource(): // rights in a namespace include the right to read it
+		words = append(words, "--namespace", d.Name)
 	}
-	return append(words, d.Resource.String()+"/"+d.Name)
+	return words
 }
 
 // Reader reads a cluster. A kind that the API server does not have counts as a kind without objects,
 // also for a user who may not read it.
 type Reader struct {
-	Dynamic   dynamic.Interface
-	Metadata  metadata.Interface
-	Discovery discovery.DiscoveryInterface
+	Dynamic       dynamic.Interface
+	Metadata      metadata.Interface
+	Discovery     discovery.DiscoveryInterface
+	Authorization authorizationclient.AuthorizationV1Interface
 }
 
 // NewReader returns a Reader with its own clients.
@@ -126,17 +139,24 @@ func NewReader(config *rest.Config) (*Reader, error) {
 	if r.Discovery, err = discovery.NewDiscoveryClientForConfigAndClient(config, client); err != nil {
 		return nil, fmt.Errorf("create a client of the API server's version: %w", err)
 	}
+	inJSON := rest.CopyConfig(config) // as the other clients
+	inJSON.ContentType, inJSON.AcceptContentTypes = runtime.ContentTypeJSON, runtime.ContentTypeJSON
+	if r.Authorization, err = authorizationclient.NewForConfigAndClient(inJSON, client); err != nil {
+		return nil, fmt.Errorf("create a client of access reviews: %w", err)
+	}
 	return &r, nil
 }
 
 // Read returns an object, or nil if it does not exist. The namespace of an object of the cluster is
 // empty. The error is a [*Denied] if the user may not get the object.
-func Read[T any](ctx context.Context, r *Reader, resource schema.GroupVersionResource, namespace, name string) (*T, error) {
+func Read[T any](
+	ctx context.Context, r *Reader, resource schema.GroupVersionResource, namespace, name string,
+) (*T, error) {
 	object, err := r.Dynamic.Resource(resource).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return nil, r.readError(err, resource, deniedGet(resource, namespace, name))
 	}
-	return as[T](object)
+	return Decode[T](object)
 }
 
 func deniedGet(resource schema.GroupVersionResource, namespace, name string) Denied {
@@ -160,16 +180,19 @@ func ReadMetadata(
 
 // List returns the objects of a namespace, or with an empty namespace those of all. The error is a
 // [*Denied] if the user may not list them.
-func List[T any](ctx context.Context, r *Reader, resource schema.GroupVersionResource, namespace string, o metav1.ListOptions) ([]T, error) {
+func List[T any](
+	ctx context.Context, r *Reader, resource schema.GroupVersionResource, namespace string, o metav1.ListOptions,
+) ([]T, error) {
 	var all []T
 	o.Limit = pageSize
 	for {
 		page, err := r.Dynamic.Resource(resource).Namespace(namespace).List(ctx, o)
 		if err != nil {
-			return nil, r.readError(err, resource, Denied{Verb: "list", Resource: resource.GroupResource(), Namespace: namespace})
+			denied := Denied{Verb: "list", Resource: resource.GroupResource(), Namespace: namespace}
+			return nil, r.readError(err, resource, denied)
 		}
 		for i := range page.Items {
-			object, err := as[T](&page.Items[i])
+			object, err := Decode[T](&page.Items[i])
 			if err != nil {
 				return nil, err
 			}
@@ -184,7 +207,8 @@ func List[T any](ctx context.Context, r *Reader, resource schema.GroupVersionRes
 // pageSize is the number of objects in one page of a list.
 const pageSize = 500
 
-func as[T any](object *unstructured.Unstructured) (*T, error) {
+// Decode converts an object.
+func Decode[T any](object *unstructured.Unstructured) (*T, error) {
 	if same, ok := any(object).(*T); ok {
 		return same, nil
 	}
@@ -225,28 +249,33 @@ func (r *Reader) HasKind(resource schema.GroupVersionResource) (bool, error) {
 	}), nil
 }
 
+// May reports whether the user has a right. It creates a SelfSubjectAccessReview, which every user
+// may create, and which the API server does not store.
+func (r *Reader) May(ctx context.Context, right authorizationv1.ResourceAttributes) (bool, error) {
+	review := &authorizationv1.SelfSubjectAccessReview{
+		Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &right},
+	}
+	review, err := r.Authorization.SelfSubjectAccessReviews().Create(ctx, review, metav1.CreateOptions{})
+	if err != nil {
+		return false, fmt.Errorf("review access: %w", err)
+	}
+	return review.Status.Allowed, nil
+}
+
 // MayWriteSecrets reports whether a ServiceAccount may create Secrets in a namespace, as the driver
 // must for its sync. It creates a SubjectAccessReview, which the API server does not store. The
 // error is a [*Denied] if the user may not create such reviews.
 func (r *Reader) MayWriteSecrets(ctx context.Context, account types.NamespacedName, namespace string) (bool, error) {
-	object, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&authorizationv1.SubjectAccessReview{
-		TypeMeta: metav1.TypeMeta{APIVersion: authorizationv1.SchemeGroupVersion.String(), Kind: "SubjectAccessReview"},
-		Spec: authorizationv1.SubjectAccessReviewSpec{
-			User:   "system:serviceaccount:" + account.Namespace + ":" + account.Name,
-			Groups: []string{"system:serviceaccounts", "system:serviceaccounts:" + account.Namespace, "system:authenticated"},
-			ResourceAttributes: &authorizationv1.ResourceAttributes{
-				Verb: "create", Version: Secrets.Version, Resource: Secrets.Resource, Namespace: namespace,
-			},
+	review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+		User:   "system:serviceaccount:" + account.Namespace + ":" + account.Name,
+		Groups: []string{"system:serviceaccounts", "system:serviceaccounts:" + account.Namespace, "system:authenticated"},
+		ResourceAttributes: &authorizationv1.ResourceAttributes{
+			Verb: "create", Version: Secrets.Version, Resource: Secrets.Resource, Namespace: namespace,
 		},
-	})
+	}}
+	review, err := r.Authorization.SubjectAccessReviews().Create(ctx, review, metav1.CreateOptions{})
 	if err != nil {
-		return false, fmt.Errorf("review the access of %s: %w", account, err)
+		return false, r.readError(err, AccessReviews, Denied{Verb: "create", Resource: AccessReviews.GroupResource()})
 	}
-	resource := authorizationv1.SchemeGroupVersion.WithResource("subjectaccessreviews")
-	answer, err := r.Dynamic.Resource(resource).Create(ctx, &unstructured.Unstructured{Object: object}, metav1.CreateOptions{})
-	if err != nil {
-		return false, r.readError(err, resource, Denied{Verb: "create", Resource: resource.GroupResource()})
-	}
-	review, err := as[authorizationv1.SubjectAccessReview](answer)
-	return err == nil && review.Status.Allowed, err
+	return review.Status.Allowed, nil
 }

@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"unicode"
+	"unicode/utf16"
 
 	"al.essio.dev/pkg/shellescape"
 	"github.com/go-json-experiment/json"
@@ -66,6 +67,22 @@ func (l *Line) Detail(format string, args ...any) *Line {
 func (l *Line) Run(words ...string) *Line {
 	l.Next = append(l.Next, shellescape.QuoteCommand(words))
 	return l
+}
+
+// Count returns a number with its noun, in the singular or the plural.
+func Count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}
+
+// Few joins the first of a list of names.
+func Few(names []string, most int) string {
+	if more := len(names) - most; more > 0 {
+		return strings.Join(names[:most], ", ") + fmt.Sprintf(" and %d more", more)
+	}
+	return strings.Join(names, ", ")
 }
 
 // Section is a titled group of lines.
@@ -127,14 +144,17 @@ func (r *Report) State() State {
 	return state
 }
 
-// AddFlag adds a flag at the end of the commands of some programs: for example the context for which
+// AddFlags adds flags at the end of the commands of some programs: for example the context for which
 // the report holds.
-func (r *Report) AddFlag(name, value string, programs ...string) {
+func (r *Report) AddFlags(flags []string, programs ...string) {
+	if len(flags) == 0 {
+		return
+	}
 	for _, s := range r.Sections {
 		for _, l := range s.Lines {
 			for i, command := range l.Next {
 				if program, _, _ := strings.Cut(command, " "); slices.Contains(programs, program) {
-					l.Next[i] += " " + shellescape.QuoteCommand([]string{name, value})
+					l.Next[i] += " " + shellescape.QuoteCommand(flags)
 				}
 			}
 		}
@@ -241,8 +261,9 @@ func (r *Report) text(colored bool) string {
 }
 
 // Escape replaces characters that a terminal could interpret, such as controls and changes of the
-// writing direction, by Go escapes.
+// writing direction, by the escapes of JSON (RFC 8259).
 func Escape(text string) string {
+	text = strings.ToValidUTF8(text, string(unicode.ReplacementChar))
 	if strings.IndexFunc(text, unprintable) < 0 {
 		return text
 	}
@@ -255,10 +276,10 @@ func Escape(text string) string {
 			b.WriteString(`\n`)
 		case r == '\t':
 			b.WriteString(`\t`)
-		case r > 0xffff:
-			fmt.Fprintf(&b, `\U%08x`, r)
 		default:
-			fmt.Fprintf(&b, `\u%04x`, r)
+			for _, unit := range utf16.Encode([]rune{r}) {
+				fmt.Fprintf(&b, `\u%04x`, unit)
+			}
 		}
 	}
 	return b.String()

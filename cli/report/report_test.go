@@ -15,7 +15,7 @@ func hostile() *report.Report {
 	s := r.Section("Pod shop/web")
 	s.OK("fine")
 	s.Unknown("not readable").Run("kubectl", "auth", "can-i", "get", "pods")
-	s.Broken("an event says %s", "\x1b[2J\u202ebad\nline").Detail("what\tit means").Run("kubectl", "delete", "pod", "web; rm -rf /", "it's")
+	s.Broken("an event says %s", "\x1b[2J\u202ebad\nline \U000e0001 \x9b").Detail("what\tit means").Run("kubectl", "delete", "pod", "web; rm -rf /", "it's")
 	s.Broken("another")
 	return &r
 }
@@ -25,7 +25,7 @@ func TestText(t *testing.T) {
   ✓ fine
   ? not readable
     $ kubectl auth can-i get pods
-  ✗ an event says \u001b[2J\u202ebad\nline   <-- first broken link
+  ✗ an event says \u001b[2J\u202ebad\nline \udb40\udc01 �   <-- first broken link
       what\tit means
     $ kubectl delete pod 'web; rm -rf /' 'it'"'"'s'
   ✗ another
@@ -74,10 +74,11 @@ func TestState(t *testing.T) {
 	}
 }
 
-func TestAddFlag(t *testing.T) {
+func TestAddFlags(t *testing.T) {
 	var r report.Report
 	line := r.Section("Pod").Broken("not ready").Run("kubectl", "get", "pods").Run("az", "account", "show")
-	r.AddFlag("--context", "a b", "kubectl")
+	r.AddFlags([]string{"--context", "a b"}, "kubectl")
+	r.AddFlags(nil, "az")
 	if diff := cmp.Diff([]string{"kubectl get pods --context 'a b'", "az account show"}, line.Next); diff != "" {
 		t.Errorf("commands with a flag for kubectl (-want +got)\n%s", diff)
 	}

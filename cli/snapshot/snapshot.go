@@ -22,7 +22,6 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/akv-injector/akv-injector/cli/kube"
-	"github.com/akv-injector/akv-injector/core/api"
 	"github.com/akv-injector/akv-injector/core/class"
 	"github.com/akv-injector/akv-injector/core/facts"
 )
@@ -41,7 +40,8 @@ func Write(ctx context.Context, r *kube.Reader, namespaces []string, w io.Writer
 		of = "namespaces " + strings.Join(namespaces, ", ")
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "# What akv-injector lint --facts needs to know of %s, written by akv-injector facts.\n# There are no secrets in this file.\n", of)
+	fmt.Fprintf(&b, "# What akv-injector lint --facts needs to know of %s, written by akv-injector facts.\n"+
+		"# There are no secrets in this file.\n", of)
 	for i := range objects {
 		text, err := yaml.Marshal(objects[i].Object)
 		if err != nil {
@@ -86,7 +86,8 @@ func read(ctx context.Context, r *kube.Reader, names []string) ([]*unstructured.
 		}
 		add(found)
 		for i := range found {
-			wanted[found[i].GetName()] = hasOurs(found[i].GetLabels()) || hasOurs(found[i].GetAnnotations())
+			ours := facts.ReadNamespace(&found[i])
+			wanted[ours.Name] = len(ours.Labels)+len(ours.Annotations) > 0
 		}
 		lists = []string{metav1.NamespaceAll}
 	}
@@ -111,8 +112,8 @@ func read(ctx context.Context, r *kube.Reader, names []string) ([]*unstructured.
 		}
 	}
 	slices.SortStableFunc(objects, func(a, b *unstructured.Unstructured) int {
-		return cmp.Or(strings.Compare(namespaceOf(a), namespaceOf(b)), slices.Index(order, a.GetKind())-slices.Index(order, b.GetKind()),
-			strings.Compare(a.GetName(), b.GetName()))
+		return cmp.Or(strings.Compare(namespaceOf(a), namespaceOf(b)),
+			slices.Index(order, a.GetKind())-slices.Index(order, b.GetKind()), strings.Compare(a.GetName(), b.GetName()))
 	})
 	return objects, nil
 }
@@ -123,14 +124,4 @@ var order = []string{"Namespace", "ServiceAccount", class.Kind, "AzureIdentityBi
 // namespaceOf returns the namespace of an object, and for a Namespace its name.
 func namespaceOf(object *unstructured.Unstructured) string {
 	return cmp.Or(object.GetNamespace(), object.GetName())
-}
-
-// hasOurs reports whether a key is the injector's.
-func hasOurs(keys map[string]string) bool {
-	for key := range keys {
-		if api.IsOurs(key) {
-			return true
-		}
-	}
-	return false
 }

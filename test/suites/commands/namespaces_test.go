@@ -98,7 +98,7 @@ func TestNamespaces(t *testing.T) {
 		"a policy from after the pods": {"", deployment("{}"), func(t *testing.T, in string) {
 			t.Helper()
 			label(t, in, `{"identity.io/enforce": "required"}`)
-		}, 1, "broken", "1 workload against the policy of the namespace: no new pod can be created Deployment/app: [IdentityRequired]"},
+		}, 1, "broken", "1 workload that the policy of the namespace rejects: no new pod can be created Deployment/app: [IdentityRequired]"},
 		"pods on AAD pod identity": {
 			"", "{apiVersion: v1, kind: Pod, metadata: {name: app, labels: {aadpodidbinding: access-blob}}, spec: " + containers + "}", nil, 0,
 			"warning", "1 workload with pods on AAD pod identity, which was retired in September 2025 Pod/app: identity access-blob (1 pod)",
