@@ -22,8 +22,9 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
-// advised is a namespace to which the chart's policy that warns applies. It does not apply to plain.
-const advised = "advised"
+// advised is a namespace to which the chart's policy that warns applies. It does not apply to plain. To
+// never, a copy applies whose match condition is false: what any policy costs.
+const advised, never = "advised", "never"
 
 // bystander is an object without a label or annotation of akv-injector.
 type bystander struct {
@@ -32,9 +33,9 @@ type bystander struct {
 }
 
 // ofAdvice measures what the chart's advice adds to the creation of objects without a label or
-// annotation of akv-injector. It creates pairs of such objects by dry runs, one with and one without
-// the policy. The order of the two changes from pair to pair.
-func ofAdvice(ctx context.Context, pairs int) (err error) {
+// annotation of akv-injector. It creates such objects by dry runs, in groups of three: without the
+// policy, with it, and with the copy. The order changes from group to group.
+func ofAdvice(ctx context.Context, groups int) (err error) {
 	plane, err := controlplane.Start(ctx, controlplane.Options{NoControllers: true})
 	if err != nil {
 		return err
@@ -47,7 +48,7 @@ func ofAdvice(ctx context.Context, pairs int) (err error) {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{plain, advised} {
+	for _, name := range []string{plain, advised, never} {
 		namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}
 		if _, err := client.CoreV1().Namespaces().Create(ctx, namespace, metav1.CreateOptions{}); err != nil {
 			return err
@@ -64,29 +65,33 @@ func ofAdvice(ctx context.Context, pairs int) (err error) {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("\nCreation of objects without a label or annotation of akv-injector, as dry runs, in pairs with and without the advice. "+
-		"The pod is that of the review of %s. Means of %d pairs, and the 95%% confidence interval:\n\n", reviews.Medium.Size, pairs)
-	fmt.Println("| object | without the advice, ms | the advice adds, ms |")
-	fmt.Println("|---|--:|--:|")
+	fmt.Printf("\nCreation of objects without a label or annotation of akv-injector, as dry runs, in turns without the advice, with it, "+
+		"and with a policy whose match condition is false. The pod is that of the review of %s. Means of %d groups, "+
+		"and the 95%% confidence interval:\n\n", reviews.Medium.Size, groups)
+	fmt.Println("| object | without the advice, ms | the advice adds, ms | the other policy adds, ms |")
+	fmt.Println("|---|--:|--:|--:|")
 	for _, kind := range kinds {
-		var without, added []float64
-		for n := -pairs / 10; n < pairs; n++ { // the first warm up
-			var latencies [2]float64
-			for half := range 2 {
-				side := (max(n, -n) + half) % 2
+		sides := [...]string{plain, advised, never}
+		var without, added, floor []float64
+		for n := -groups / 10; n < groups; n++ { // the first warm up
+			var latencies [len(sides)]float64
+			for turn := range sides {
+				side := (max(n, -n) + turn) % len(sides)
 				begin := time.Now()
-				if err := kind.create(ctx, [...]string{plain, advised}[side]); err != nil {
+				if err := kind.create(ctx, sides[side]); err != nil {
 					return fmt.Errorf("create a %s: %w", kind.name, err)
 				}
 				latencies[side] = time.Since(begin).Seconds() * 1000
 			}
 			if n >= 0 {
-				without, added = append(without, latencies[0]), append(added, latencies[1]-latencies[0])
+				without = append(without, latencies[0])
+				added, floor = append(added, latencies[1]-latencies[0]), append(floor, latencies[2]-latencies[0])
 			}
 		}
 		mean, _ := meanOf(without)
 		more, margin := meanOf(added)
-		fmt.Printf("| %s | %.2f | %.3f ± %.3f |\n", kind.name, mean, more, margin)
+		least, leastMargin := meanOf(floor)
+		fmt.Printf("| %s | %.2f | %.3f ± %.3f | %.3f ± %.3f |\n", kind.name, mean, more, margin, least, leastMargin)
 	}
 	return nil
 }
@@ -126,8 +131,8 @@ func bystanders(ctx context.Context, client kubernetes.Interface) ([]bystander, 
 	}, nil
 }
 
-// advise applies the chart's policy that warns to the namespace advised, and waits until it warns
-// there.
+// advise applies the chart's policy that warns to the namespace advised, and the copy to never. It waits
+// until the policy warns there.
 func advise(ctx context.Context, config *rest.Config, client kubernetes.Interface, heard *warnings) error {
 	objects, err := injector.Shipped(ctx, "advice.yaml", "")
 	if err != nil {
@@ -137,18 +142,25 @@ func advise(ctx context.Context, config *rest.Config, client kubernetes.Interfac
 	if err != nil {
 		return err
 	}
-	selector := map[string]any{"matchLabels": map[string]any{corev1.LabelMetadataName: advised}}
-	for _, object := range objects {
-		if constraints, ok, _ := unstructured.NestedMap(object.Object, "spec", "matchConstraints"); ok {
-			constraints["namespaceSelector"] = selector
-			if err := unstructured.SetNestedMap(object.Object, constraints, "spec", "matchConstraints"); err != nil {
-				return err
+	for _, namespace := range []string{advised, never} {
+		for _, shipped := range objects {
+			object := shipped.DeepCopy()
+			object.SetName(namespace)
+			spec, _, _ := unstructured.NestedMap(object.Object, "spec")
+			if constraints, ok := spec["matchConstraints"].(map[string]any); ok {
+				constraints["namespaceSelector"] = map[string]any{"matchLabels": map[string]any{corev1.LabelMetadataName: namespace}}
+				if namespace == never {
+					spec["matchConditions"] = []any{map[string]any{"name": "never", "expression": "false"}}
+				}
+			} else {
+				spec["policyName"] = namespace
 			}
-		}
-		resource, _ := meta.UnsafeGuessKindToResource(object.GroupVersionKind())
-		options := metav1.ApplyOptions{FieldManager: "load", Force: true}
-		if _, err := in.Resource(resource).Apply(ctx, object.GetName(), object, options); err != nil {
-			return fmt.Errorf("apply the advice: %w", err)
+			object.Object["spec"] = spec
+			resource, _ := meta.UnsafeGuessKindToResource(object.GroupVersionKind())
+			options := metav1.ApplyOptions{FieldManager: "load", Force: true}
+			if _, err := in.Resource(resource).Apply(ctx, object.GetName(), object, options); err != nil {
+				return fmt.Errorf("apply the advice: %w", err)
+			}
 		}
 	}
 	near := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "probe", Annotations: map[string]string{"keyvaults.io/secrets": "a"}}}

@@ -39,7 +39,7 @@ func run(ctx context.Context) error {
 	rounds := flag.Int("rounds", 3, "`number` of runs over TLS for each row; the table has the medians")
 	runs := flag.Int("runs", 5, "`number` of runs with the API server")
 	pods := flag.Int("pods", 600, "`number` of pods created each way in each run with the API server")
-	pairs := flag.Int("pairs", 20_000, "`number` of pairs of objects of each kind with and without the advice")
+	groups := flag.Int("groups", 20_000, "`number` of groups of objects of each kind with and without the advice")
 	flag.Parse()
 	switch command := flag.Arg(0); {
 	case command == serveCommand && flag.NArg() == 4:
@@ -61,7 +61,7 @@ func run(ctx context.Context) error {
 		}
 	}
 	if isMeasured("advice") {
-		return ofAdvice(ctx, *pairs)
+		return ofAdvice(ctx, *groups)
 	}
 	return nil
 }
