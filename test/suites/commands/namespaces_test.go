@@ -20,10 +20,14 @@ func newNamespace(t *testing.T, name, labels, workloads string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		// Without a kubelet, the end of its pods takes until the next awaitReady.
-		err := plane.RunKubectl(context.WithoutCancel(t.Context()), "", "delete", "namespace", name, "--wait=false")
-		if err != nil {
-			t.Error(err)
+		for _, args := range [][]string{
+			{"delete", "namespace", name, "--wait=false"},
+			{"delete", "pods", "--all", "--force", "--namespace=" + name}, // without a kubelet, nothing else ends them
+			{"wait", "namespace/" + name, "--for=delete", "--timeout=1m"},
+		} {
+			if err := plane.RunKubectl(context.WithoutCancel(t.Context()), "", args...); err != nil {
+				t.Error(err)
+			}
 		}
 	})
 	if err := plane.WaitForServiceAccount(ctx, name); err != nil {
