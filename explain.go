@@ -13,7 +13,7 @@ import (
 
 func explainCommand(status *cli.Status) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "explain KIND/NAME | KIND NAME", Short: "Explain why a pod has its secrets, or not", Args: cobra.RangeArgs(1, 2),
+		Use: "explain KIND/NAME | KIND NAME", Short: "Explain why a pod has its secrets, or not", Args: cobra.ArbitraryArgs,
 		Long: `Explain a pod, workload or namespace of the cluster on one page, from the label of the namespace to
 the mounted object: which webhooks review it, each annotation and where it was written, the identity
 and what Azure needs for it, the SecretProviderClasses, what the pod has and what a new one would get,

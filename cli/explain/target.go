@@ -71,7 +71,7 @@ func ParseTarget(args []string, namespace string) (Target, error) {
 		args = strings.Split(args[0], "/")
 	}
 	if len(args) != 2 || args[0] == "" || args[1] == "" || strings.Contains(args[1], "/") {
-		return Target{}, errors.New("must be KIND/NAME or KIND NAME, such as deployment/web")
+		return Target{}, errors.New("name one object, as KIND/NAME or KIND NAME, such as deployment/web")
 	}
 	word, _, _ := strings.Cut(strings.ToLower(args[0]), ".")
 	at := slices.IndexFunc(kinds, func(k kind) bool { return slices.Contains(k.words, word) })
