@@ -35,6 +35,8 @@ import (
 	"github.com/akv-injector/akv-injector/controller"
 	"github.com/akv-injector/akv-injector/controller/canary"
 	"github.com/akv-injector/akv-injector/controller/findings"
+	"github.com/akv-injector/akv-injector/controller/rotation"
+	"github.com/akv-injector/akv-injector/core/class"
 	"github.com/akv-injector/akv-injector/core/inject"
 	"github.com/akv-injector/akv-injector/core/review"
 	"github.com/akv-injector/akv-injector/tracing"
@@ -61,6 +63,9 @@ type serveOptions struct {
 	tracing, findings                         bool
 	canaryNamespace                           string
 	canaryInterval                            time.Duration
+	rotation                                  bool
+	rotationConcurrency                       int
+	rotationInterval, rotationTimeout         time.Duration
 	drainPeriod                               time.Duration
 	defaults                                  func() (inject.Defaults, error)
 }
@@ -121,6 +126,14 @@ Serving certificates:
 		"namespace in which pods are created as a dry run, to check that they are injected (default: no such check)")
 	f.DurationVar(&o.canaryInterval, "canary-interval", time.Minute,
 		"with --canary-namespace: time between two of these checks, 10s to 5m")
+	f.BoolVar(&o.rotation, "rotation", false,
+		"restart workloads with keyvault.io/on-rotation: restart when an object has a new version")
+	f.IntVar(&o.rotationConcurrency, "rotation-max-concurrent", 10,
+		"with --rotation: how many workloads restart at a time; of each namespace, one")
+	f.DurationVar(&o.rotationInterval, "rotation-min-interval", 10*time.Minute,
+		"with --rotation: the least time between two restarts of a workload")
+	f.DurationVar(&o.rotationTimeout, "rotation-timeout", 10*time.Minute,
+		"with --rotation: the time after which an incomplete restart has failed, and the next one of its namespace may begin")
 	o.defaults = defaultsFlags(cmd)
 	return cmd
 }
@@ -150,6 +163,10 @@ func serve(ctx context.Context, o *serveOptions, logTo io.Writer) error {
 	}
 	if o.canaryInterval < 10*time.Second || o.canaryInterval > 5*time.Minute {
 		return fmt.Errorf("--canary-interval: must be from 10s to 5m, is %s", o.canaryInterval)
+	}
+	if o.rotationConcurrency < 1 || o.rotationInterval < 0 || o.rotationTimeout <= 0 {
+		return errors.New("--rotation-max-concurrent must be 1 or more, --rotation-min-interval 0 or more, " +
+			"and --rotation-timeout above 0")
 	}
 	tlsMin, ok := map[string]uint16{"1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13}[o.tlsMin]
 	if !ok {
@@ -239,6 +256,16 @@ func serve(ctx context.Context, o *serveOptions, logTo io.Writer) error {
 		err = mgr.Add(findings.New(findings.Options{
 			Live: live, Cache: cached, Client: client, Excludes: watcher.Excludes,
 			Defaults: defaults, Log: log.WithName("findings"), Metrics: metrics.Registry,
+		}))
+		if err != nil {
+			return fmt.Errorf("set up: %w", err)
+		}
+	}
+	if o.rotation {
+		err = mgr.Add(rotation.New(rotation.Options{
+			Live: live, Cache: cached, Client: client, Events: mgr.GetEventRecorder(class.ManagedBy), Namespace: o.namespace,
+			MaxConcurrent: o.rotationConcurrency, MinInterval: o.rotationInterval, Timeout: o.rotationTimeout,
+			Log: log.WithName("rotation"), Metrics: metrics.Registry,
 		}))
 		if err != nil {
 			return fmt.Errorf("set up: %w", err)

@@ -347,7 +347,7 @@ func (r *run) decide(
 	}
 	var operations []jsonpatch.Operation
 	if handover != nil {
-		operations, subject.Pod = handover.Operations(), handover.Template()
+		operations, subject.Pod = handover.Operations(nil), handover.Template()
 	}
 	change := &result.Change
 	changesSpec := len(change.Volumes) > 0 || change.ServiceAccountName != ""

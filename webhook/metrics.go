@@ -59,7 +59,9 @@ func (m *Metrics) at(path string) *pathMetrics {
 		case slices.Contains(unused[path], outcome):
 		case outcome.Rejects():
 			for _, doc := range api.Reasons {
-				p.reviews.WithLabelValues(string(outcome), string(doc.Reason))
+				if !slices.Contains(api.EventReasons, doc.Reason) {
+					p.reviews.WithLabelValues(string(outcome), string(doc.Reason))
+				}
 			}
 		default:
 			p.reviews.WithLabelValues(string(outcome), "")

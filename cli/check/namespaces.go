@@ -327,7 +327,7 @@ func (v *survey) workload(ctx context.Context, kind string, text jsontext.Value)
 		}
 		return nil
 	}
-	if place.namespace.OptedIn() && len(handover.Operations()) > 0 {
+	if place.namespace.OptedIn() && !handover.IsInherited() {
 		place.add(notInherited, owner, 0, "%s", owner)
 	}
 	warnings := slices.Concat(handover.Warnings, result.Warnings)

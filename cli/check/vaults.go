@@ -9,12 +9,6 @@ import (
 	"github.com/akv-injector/akv-injector/core/class"
 )
 
-// With rotation, the kubelet calls the driver for each volume about every 75 s (60 to 90 s), and the
-// Azure provider reads every object of the class. It uses a new client for each type of object, and
-// the first request of a client is answered with a demand for a token, so it sends one request more
-// for each type (azure-sdk-for-go, sdk/security/keyvault/internal: KeyVaultChallengePolicy).
-const secondsBetweenReads = 75
-
 // vaultLimit is how many transactions a minute Key Vault allows for the secrets of one vault: 4,000
 // in 10 s. A subscription has five times the limit of a vault, for all of its vaults of a region
 // (https://learn.microsoft.com/azure/key-vault/general/service-limits).
@@ -28,7 +22,7 @@ type load struct {
 }
 
 // perMinute returns the number of requests in a minute.
-func (l *load) perMinute() int { return l.requests * 60 / secondsBetweenReads }
+func (l *load) perMinute() int { return int(class.RequestsPerMinute(l.requests)) }
 
 // addLoad counts a mounted class.
 func (v *survey) addLoad(c *class.Class) {

@@ -91,15 +91,24 @@ func (p *page) ofPod() string {
 	return " of pod " + p.pod.Name
 }
 
+// top returns the workload that the target belongs to, or the target.
+func (p *page) top() pods.Owner {
+	if len(p.owners) > 0 {
+		return p.owners[len(p.owners)-1]
+	}
+	return pods.Owner{Kind: p.target.Kind, Name: p.target.Name}
+}
+
+// isRestartable reports whether kubectl and rotation can restart workloads of a kind.
+func isRestartable(kind string) bool {
+	return kind == "Deployment" || kind == "StatefulSet" || kind == "DaemonSet"
+}
+
 // replace returns the words of the command that replaces the explained pod, or the pods of the
 // target.
 func (p *page) replace() []string {
-	top := pods.Owner{Kind: p.target.Kind, Name: p.target.Name}
-	if len(p.owners) > 0 {
-		top = p.owners[len(p.owners)-1]
-	}
-	switch top.Kind {
-	case "Deployment", "StatefulSet", "DaemonSet":
+	top := p.top()
+	if isRestartable(top.Kind) {
 		name := strings.ToLower(top.Kind) + "/" + top.Name
 		return []string{"kubectl", "rollout", "restart", name, "--namespace", p.target.inNamespace()}
 	}
@@ -119,7 +128,7 @@ func (p *page) writeTemplate() {
 	if len(p.result.AllErrors()) > 0 || p.result.NotOptedIn {
 		return
 	}
-	if p.handover != nil && len(p.handover.Operations()) > 0 {
+	if p.handover != nil && !p.handover.IsInherited() {
 		s.Broken("it does not inherit the annotations of the %s: no injector was called for them", p.target.Kind).
 			Run(p.replace()...)
 	}
@@ -444,10 +453,18 @@ func (p *page) writeBehind(s *report.Section, name string, status *podStatus) {
 		}
 		for _, secret := range slices.Sorted(maps.Keys(secrets)) {
 			if envs := secrets[secret][container.Name]; synced[secret] && len(envs) > 0 {
-				s.Warning("env vars of container %s may be behind: %s", container.Name, strings.Join(envs, ", ")).
+				line := s.Warning("env vars of container %s may be behind: %s", container.Name, strings.Join(envs, ", ")).
 					Detail("an object of class %s changed %s, and the container started %s", name,
-						p.ago(changed), p.ago(running.StartedAt.Time)).
-					Run(p.replace()...)
+						p.ago(changed), p.ago(running.StartedAt.Time))
+				switch top := p.top(); {
+				case p.request.OnRotation != api.RotationRestart:
+				case isRestartable(top.Kind):
+					line.Detail("annotation %s requests a restart of the %s, which the namespace's %s may delay",
+						api.OnRotation, top.Kind, api.RestartWindow)
+				default:
+					line.Detail("annotation %s has no effect on a %s, which is never restarted", api.OnRotation, top.Kind)
+				}
+				line.Run(p.replace()...)
 			}
 		}
 	}

@@ -43,14 +43,15 @@ func (f *Finder) Kept() int {
 const MaxEvents = maxEvents
 
 // DecodeDeployments decodes a list of Deployments and returns those that are kept.
-func DecodeDeployments(from io.Reader) ([]any, error) {
+func DecodeDeployments(from io.Reader) (kept []any, err error) {
 	var r jsonstream.Reader
 	r.Reset(from, math.MaxInt)
-	var l list
-	l.read(deployment, &r)
-	kept := make([]any, len(l.Items))
-	for i, o := range l.Items {
-		kept[i] = o
-	}
+	r.Member("items", func() {
+		for range r.Elements {
+			if o := deployment.read(&r); o.kept {
+				kept = append(kept, o)
+			}
+		}
+	})
 	return kept, r.Close()
 }

@@ -119,7 +119,7 @@ func New(o Options) *Finder {
 	o.Metrics.MustRegister(f.found)
 	for _, k := range kinds {
 		watched := feed.New(feed.Kind{
-			Plural: k.name + "s", ListWatch: k.listWatch(o.Live.Raw), Client: o.Live.Raw, Example: &object{},
+			Plural: k.name + "s", ListWatch: k.stream(o.Live.Raw).ListWatch(), Client: o.Live.Raw, Example: &object{},
 		}, &store{f, k})
 		watched.Register(o.Metrics)
 		f.feeds = append(f.feeds, watched)

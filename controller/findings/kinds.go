@@ -8,6 +8,10 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/rest"
+
+	"github.com/akv-injector/akv-injector/core/jsonstream"
+	"github.com/akv-injector/akv-injector/internal/feed"
 )
 
 // A kind is a kind of objects that are reviewed.
@@ -62,10 +66,13 @@ func (k *kind) path(namespace, name string) []string {
 	return path
 }
 
-// accept returns the media types for a request that returns objects of a type.
-func (k *kind) accept(partial string) string {
-	if !k.onlyMetadata {
-		return runtime.ContentTypeJSON
+// stream returns the stream of the kind's objects.
+func (k *kind) stream(client rest.Interface) *feed.Stream {
+	return &feed.Stream{
+		Client: client, Path: k.path("", ""), Labels: k.labels, Fields: k.fields, OnlyMetadata: k.onlyMetadata,
+		Read: func(r *jsonstream.Reader) (runtime.Object, bool) {
+			o := k.read(r)
+			return o, o.kept
+		},
 	}
-	return runtime.ContentTypeJSON + ";as=" + partial + ";g=meta.k8s.io;v=v1," + runtime.ContentTypeJSON
 }

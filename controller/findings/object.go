@@ -151,7 +151,7 @@ func (n *reading) readMeta() {
 		case "annotations":
 			n.readAnnotations(ownAnnotations)
 		case "ownerReferences":
-			n.readOwners()
+			n.controller = pods.ReadController(n.Reader)
 		default:
 			n.Skip()
 		}
@@ -189,7 +189,7 @@ func (n *reading) readAnnotations(path *field.Path) {
 		case key == api.MirrorPod:
 			n.mirror = true
 			n.Skip()
-		case api.IsOurs(key) && key != api.Status:
+		case api.IsOurs(key) && key != api.Status && key != api.RestartedFor:
 			value := n.Text(apivalidation.TotalAnnotationSizeLimitB)
 			n.optsOut = n.optsOut || key == api.Inject && value == "false"
 			if n.asked == nil {
@@ -199,33 +199,6 @@ func (n *reading) readAnnotations(path *field.Path) {
 			n.put(value)
 		default:
 			n.Skip()
-		}
-	}
-}
-
-// readOwners reads the owner reference that is marked as the controller.
-func (n *reading) readOwners() {
-	for range n.Elements {
-		var owner metav1.OwnerReference
-		controls := false
-		for name := range n.Members {
-			switch string(name) {
-			case "apiVersion":
-				owner.APIVersion = n.Text(pods.MaxName)
-			case "kind":
-				owner.Kind = n.Text(pods.MaxName)
-			case "name":
-				owner.Name = n.Text(pods.MaxName)
-			case "uid":
-				owner.UID = types.UID(n.Text(pods.MaxName))
-			case "controller":
-				controls = n.Bool()
-			default:
-				n.Skip()
-			}
-		}
-		if controls && n.controller.UID == "" {
-			n.controller = owner
 		}
 	}
 }

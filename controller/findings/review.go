@@ -97,7 +97,7 @@ func (f *Finder) reviewWorkload(ctx context.Context, s *subject, namespace facts
 		if err != nil {
 			return nil, err
 		}
-		if verdict.Outcome == inject.Injected {
+		if handover, ok := inject.HandDown(&w); ok && verdict.Outcome == inject.Injected && !handover.IsInherited() {
 			list = append(list, s.notInherited())
 		}
 		list = slices.Concat(list, verdict.Errors, verdict.Warnings)

@@ -48,10 +48,10 @@ type Annotations struct {
 }
 
 // Asked reports whether annotations request anything: whether they have any key under our prefixes
-// except [Status]. Misspelt keys count, so that they are reported.
+// except [Status] and [RestartedFor]. Misspelt keys count, so that they are reported.
 func Asked(annotations map[string]string) bool {
 	for key := range annotations {
-		if IsOurs(key) && key != Status {
+		if IsOurs(key) && key != Status && key != RestartedFor {
 			return true
 		}
 	}
@@ -80,7 +80,7 @@ func IsRequestKey(key string) bool {
 
 // IsWritten reports whether the injector writes the annotation of that key, and not a user.
 func IsWritten(key string) bool {
-	return key == Status || key == Inherited
+	return key == Status || key == Inherited || key == RestartedFor
 }
 
 var annotationsPath = field.NewPath("metadata", "annotations")

@@ -25,6 +25,7 @@ func (r *Request) Annotations() map[string]string {
 	put(Containers, r.Containers.String(), "")
 	put(Env, string(r.EnvMode), string(EnvExplicit))
 	put(OnConflict, string(r.OnConflict), string(ConflictKeep))
+	put(OnRotation, string(r.OnRotation), string(RotationIgnore))
 	if r.OptedOut {
 		annotations[Inject] = "false"
 	}

@@ -25,7 +25,7 @@ var sameRequest = cmpopts.IgnoreUnexported(api.Request{})
 // i.
 var fuzzedKeys = [...]string{
 	api.Secrets, api.Class, api.Vault, api.MountPath, api.Containers, api.Env, api.OnConflict, api.Inject,
-	api.IdentityName, api.IdentityMode, api.IdentityClientID, api.IdentityTenantID,
+	api.IdentityName, api.IdentityMode, api.IdentityClientID, api.IdentityTenantID, api.OnRotation,
 }
 
 // FuzzParseRequest parses arbitrary annotations. A request without errors must pass validate, which
@@ -150,6 +150,8 @@ func validate(r *api.Request) error {
 		return fmt.Errorf("env %q", r.EnvMode)
 	case r.OnConflict != "keep" && r.OnConflict != "fail" && r.OnConflict != "override":
 		return fmt.Errorf("on-conflict %q", r.OnConflict)
+	case r.OnRotation != "ignore" && r.OnRotation != "restart":
+		return fmt.Errorf("on-rotation %q", r.OnRotation)
 	case len(r.Items) > 100:
 		return fmt.Errorf("%d items", len(r.Items))
 	}

@@ -24,9 +24,12 @@ const (
 	Containers = KeyVaultPrefix + "containers"
 	Env        = KeyVaultPrefix + "env"
 	OnConflict = KeyVaultPrefix + "on-conflict"
+	OnRotation = KeyVaultPrefix + "on-rotation"
 	Inject     = KeyVaultPrefix + "inject"
 	Inherited  = KeyVaultPrefix + "inherited"
 	Status     = KeyVaultPrefix + "status"
+	// RestartedFor is also an annotation of a workload itself; see [Versions].
+	RestartedFor = KeyVaultPrefix + "restarted-for"
 )
 
 // Keys of the namespace.
@@ -41,6 +44,9 @@ const (
 	// Exempt is the namespace annotation with globs of the ServiceAccounts whose pods are exempt
 	// from the policy levels.
 	Exempt = IdentityPrefix + "exempt"
+	// RestartWindow is the namespace annotation with the times at which rotation may restart
+	// workloads; see [ParseWindow].
+	RestartWindow = KeyVaultPrefix + "restart-window"
 	// Enforce, Warn and Audit are the namespace labels of policy.
 	Enforce = IdentityPrefix + "enforce"
 	Warn    = IdentityPrefix + "warn"
@@ -119,8 +125,10 @@ var Keys = [numKeys]Key{
 	containers:       {Containers, "comma-separated names, globs, `!name`", "all, including init containers", "which containers get mounts and env vars; only `!name` entries: all containers except those"},
 	envMode:          {Env, "`explicit`, `auto`", "`explicit`", "`auto`: every secret also becomes an env var, such as `DB_PASSWORD` for `db-password`"},
 	onConflict:       {OnConflict, "`keep`, `fail`, `override`", "`keep`", "if a container already sets the env var: keep it and warn, reject the pod, or replace it"},
+	onRotation:       {OnRotation, "`ignore`, `restart`", "`ignore`", "`restart`: when a mounted object gets a new version, the workload is restarted if an env var or a `subPath` mount uses the object"},
 	injectKey:        {Inject, "`\"true\"`, `\"false\"`", "`\"true\"`", "`\"false\"` opts the pod out of injection; policy still applies"},
 	inherited:        {Inherited, "written by the injector", "", "the annotations that a pod template inherits from its workload"},
+	restartedFor:     {RestartedFor, "written by the injector", "", "the versions for which the workload was last restarted; on the workload itself, the versions that its pods have"},
 	status:           {Status, "written by the injector", "", "what was injected, and the origin of each value; rewritten at each injection, never read"},
 }
 
@@ -137,8 +145,10 @@ const (
 	containers
 	envMode
 	onConflict
+	onRotation
 	injectKey
 	inherited
+	restartedFor
 	status
 	numKeys
 )
@@ -146,7 +156,7 @@ const (
 // NamespaceLabels and NamespaceAnnotations are the keys that are valid only on a Namespace.
 var (
 	NamespaceLabels      = [...]string{Injection, Enforce, Warn, Audit}
-	NamespaceAnnotations = [...]string{AllowedVaults, AllowedNames, Exempt}
+	NamespaceAnnotations = [...]string{AllowedVaults, AllowedNames, Exempt, RestartWindow}
 )
 
 // Governed reports whether a namespace has one of [NamespaceLabels]. Without one, the injector

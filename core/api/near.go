@@ -76,7 +76,7 @@ type NearName struct{ Pattern, Key string }
 // first pattern that matches the whole of it.
 var NearNames = func() []NearName {
 	var names []NearName
-	for _, key := range append(nearKeys(), Injected, Status, Inherited) {
+	for _, key := range append(nearKeys(), Injected, Status, Inherited, RestartedFor) {
 		_, name, _ := strings.Cut(key, "/")
 		if !strings.HasSuffix(name, "ss") {
 			name = strings.TrimSuffix(name, "s")

@@ -59,7 +59,7 @@ func nearestKeys(key string, onNamespace bool) []string {
 	whole := make(map[string]string, len(Keys))
 	var names []string
 	for i := range Keys {
-		if i != status {
+		if i != status && i != restartedFor {
 			_, name, _ := strings.Cut(Keys[i].Name, "/")
 			whole[name], names = Keys[i].Name, append(names, name)
 		}

@@ -56,7 +56,15 @@ const (
 	ClassOutdated           Reason = "ClassOutdated"
 	ClassNameTaken          Reason = "ClassNameTaken"
 	ClassNotWritten         Reason = "ClassNotWritten"
+	Restarted               Reason = "Restarted"
+	RestartFailed           Reason = "RestartFailed"
+	RestartRejected         Reason = "RestartRejected"
 )
+
+// EventReasons are the Reasons that only events have. No review has them.
+var EventReasons = []Reason{
+	NotInjected, ClassOutdated, ClassNameTaken, ClassNotWritten, Restarted, RestartFailed, RestartRejected,
+}
 
 // ReasonDoc is the documentation of a Reason, in Markdown.
 type ReasonDoc struct {
@@ -113,6 +121,9 @@ var Reasons = [...]ReasonDoc{
 	{ClassOutdated, "An event on a pod: the managed class that the pod mounts is missing, was edited, or is no longer maintained for it. The annotations of the pod or its namespace, or the ServiceAccount, changed after the pod was created, and now request another class or none.", "Revert the change in the message, or replace the pod: a new pod gets the class that is requested now."},
 	{ClassNameTaken, "An event on a pod: the SecretProviderClass with the name of the managed class that the pod mounts was not created by akv-injector. It was left unchanged.", "Delete that class; akv-injector recreates it at once."},
 	{ClassNotWritten, "An event on a pod: the API server rejected the managed class that the pod mounts.", "As the message describes: install the Secrets Store CSI driver, raise the namespace's quota, or give the injector's ServiceAccount the permissions in [rbac.yaml](../deploy/kustomize/rbac.yaml) (on OpenShift also the permission to delete classes). The injector retries within a minute."},
+	{Restarted, "An event on a workload with `keyvault.io/on-rotation: restart`: an object in the vault has a new version, and the injector restarts the pods.", "Nothing; see [rotation](rotation.md)."},
+	{RestartFailed, "An event on a workload: after a restart for a new version, its pods did not become available in time. The other workloads of the namespace were not restarted meanwhile.", "Find out why the pods do not start: `akv-injector explain`, or `kubectl describe`. A rollback keeps the new version: pods always start with the newest one."},
+	{RestartRejected, "An event on a workload: the API server rejected the annotation with which the injector restarts the pods. A policy forbids it, or another webhook changed more of the update than the injector may.", "Exempt the injector's ServiceAccount in the policy or webhook that the message names, or restart the workload by `kubectl rollout restart`."},
 }
 
 // Because sets the reason of err. It is stored in [field.Error.Origin], which the text of the error

@@ -61,6 +61,17 @@ const (
 	ConflictOverride ConflictMode = "override"
 )
 
+// RotationMode is what happens to a workload when a mounted object gets a new version.
+type RotationMode string
+
+// The modes of rotation.
+const (
+	// RotationIgnore does nothing: env vars keep the value that they had when the container started.
+	RotationIgnore RotationMode = "ignore"
+	// RotationRestart restarts the workload if env vars or mounts by subPath use the object.
+	RotationRestart RotationMode = "restart"
+)
+
 // Request is what one pod requests by annotations, after the defaults of the namespace and the
 // built-in ones.
 type Request struct {
@@ -86,6 +97,8 @@ type Request struct {
 	EnvMode EnvMode
 	// OnConflict is never empty.
 	OnConflict ConflictMode
+	// OnRotation is never empty.
+	OnRotation RotationMode
 	// OptedOut is true if keyvault.io/inject is "false".
 	OptedOut bool
 
@@ -132,6 +145,7 @@ func (r *Request) AsksIdentity() bool {
 func ParseRequest(a Annotations) (request Request, errs, warnings field.ErrorList) {
 	p := parser{annotations: a, request: Request{
 		Mode: ModeAuto, MountPath: DefaultMountPath, EnvMode: EnvExplicit, OnConflict: ConflictKeep,
+		OnRotation: RotationIgnore,
 	}}
 	if size := totalSize(a.Pod); size > apivalidation.TotalAnnotationSizeLimitB {
 		err := field.TooLong(annotationsPath, "", apivalidation.TotalAnnotationSizeLimitB)
@@ -289,6 +303,8 @@ func (p *parser) parse() {
 	})
 	conflictModes := []ConflictMode{ConflictKeep, ConflictFail, ConflictOverride}
 	p.read(onConflict, oneOf(conflictModes, func(r *Request, m ConflictMode) { r.OnConflict = m }))
+	rotationModes := []RotationMode{RotationIgnore, RotationRestart}
+	p.read(onRotation, oneOf(rotationModes, func(r *Request, m RotationMode) { r.OnRotation = m }))
 	p.read(injectKey, oneOf([]string{"true", "false"}, func(r *Request, v string) { r.OptedOut = v == "false" }))
 	p.read(inherited, func(_ *Request, value string, fldPath *field.Path) field.ErrorList {
 		return field.ErrorList{Because(InvalidValue, field.Invalid(fldPath, Echo(value),
@@ -302,6 +318,11 @@ func (p *parser) parse() {
 	}
 	p.warnWithoutEffect()
 	p.warnDashes()
+	if window, set := p.annotations.Namespace[RestartWindow]; set {
+		if _, err := ParseWindow(window); err != nil {
+			p.warn(field.Invalid(p.annotations.namespacePath(RestartWindow), Echo(window), err.Error()+"; nothing is restarted"))
+		}
+	}
 }
 
 // shellLike matches the name of an env var that a shell could read without its dashes.
@@ -434,7 +455,7 @@ func (r *Request) VaultOf(item Item) string {
 }
 
 // onlyWithKeyVault are the keys that have no effect unless objects are mounted.
-var onlyWithKeyVault = []int{vault, mountPath, containers, envMode, onConflict}
+var onlyWithKeyVault = []int{vault, mountPath, containers, envMode, onConflict, onRotation}
 
 // warnWithoutEffect warns of the pod's annotations that have no effect.
 func (p *parser) warnWithoutEffect() {

@@ -37,6 +37,23 @@ var GroupVersion = schema.GroupVersion{Group: "secrets-store.csi.x-k8s.io", Vers
 // Resource is the API resource of SecretProviderClasses.
 var Resource = GroupVersion.WithResource("secretproviderclasses")
 
+// PodStatuses is the name of the API resource of SecretProviderClassPodStatuses, in which the driver
+// reports the versions of what a pod mounts.
+const PodStatuses = "secretproviderclasspodstatuses"
+
+// With rotation, the kubelet calls the driver for each volume about every 75 s (60 to 90 s), and the
+// provider reads every object of the class.
+const secondsBetweenReads = 75
+
+// RequestsPerMinute returns how many requests a minute the provider sends to Key Vault, if it sends
+// that many to read all volumes once. The Azure provider uses a new client for each type of object,
+// and the first request of a client is answered with a demand for a token, so to read a class it
+// sends one request for each object and one more for each type (azure-sdk-for-go,
+// sdk/security/keyvault/internal: KeyVaultChallengePolicy).
+func RequestsPerMinute(toReadOnce int) float64 {
+	return float64(toReadOnce) * 60 / secondsBetweenReads
+}
+
 // SecretProviderClass is the driver's object of that kind, with the fields that the injector uses.
 type SecretProviderClass struct {
 	metav1.TypeMeta   `json:",inline"`

@@ -56,6 +56,8 @@ type Handover struct {
 	Warnings field.ErrorList
 	// Requested is true if the workload or its template requests anything.
 	Requested bool
+
+	workload *pods.Workload
 }
 
 // HandDown computes what the pods of w inherit from its annotations. The result does not depend on
@@ -70,11 +72,12 @@ func HandDown(w *pods.Workload) (Handover, bool) {
 	h := Handover{
 		Subject:   pods.Subject{Pod: template, Root: root, ClaimTemplates: w.ClaimTemplates},
 		Inherited: api.FormatInherited(own),
+		workload:  w,
 	}
 	effective := make(map[string]string, len(own)+len(theirs))
 	for key, value := range own {
 		// An unknown key and one that belongs on the ServiceAccount stay, so that they are reported.
-		if api.IsOurs(key) && key != api.Status || key == api.WorkloadIdentityClientID {
+		if api.IsOurs(key) && key != api.Status && key != api.RestartedFor || key == api.WorkloadIdentityClientID {
 			effective[key] = value
 		}
 	}
@@ -131,10 +134,16 @@ func requestOf(annotations map[string]string) map[string]string {
 	return requested
 }
 
-// Operations renders the handover as a JSON Patch of the workload; nil if the template is up to
-// date.
-func (h *Handover) Operations() []jsonpatch.Operation {
-	return inherit(&h.Subject, h.Inherited)
+// Operations renders a JSON Patch of the workload: its template inherits what the handover has, and
+// the annotations [api.RestartedFor] are those that an update of old keeps. Old is nil for a new
+// workload. Operations returns nil if nothing changes.
+func (h *Handover) Operations(old *pods.Workload) []jsonpatch.Operation {
+	return annotate(h.workload, old, h.Inherited)
+}
+
+// IsInherited reports whether the template already inherits what the handover has.
+func (h *Handover) IsInherited() bool {
+	return len(annotate(h.workload, h.workload, h.Inherited)) == 0
 }
 
 // Template returns a copy of the template with what it inherits.
@@ -155,37 +164,78 @@ func (h *Handover) Template() *pods.Pod {
 	return &template
 }
 
-// Restore renders a JSON Patch that sets the template's annotation [api.Inherited] to that of old.
-// Many clients send an update without that annotation, and the template of a Job is immutable.
+// Restore renders a JSON Patch that sets the template's annotation [api.Inherited] to that of old, if
+// old has it, and the annotations [api.RestartedFor] as [Handover.Operations] does. Many clients send
+// an update without these annotations, and the template of a Job is immutable.
 func Restore(w, old *pods.Workload) []jsonpatch.Operation {
-	now, root := template(w)
+	now, _ := template(w)
 	before, _ := template(old)
-	if now == nil || before == nil || annotationsOf(before)[api.Inherited] == "" {
+	if now == nil || before == nil {
 		return nil
 	}
-	return inherit(&pods.Subject{Pod: now, Root: root}, annotationsOf(before)[api.Inherited])
+	inherited := annotationsOf(before)[api.Inherited]
+	if inherited == "" {
+		inherited = annotationsOf(now)[api.Inherited]
+	}
+	return annotate(w, old, inherited)
 }
 
-// inherit renders a JSON Patch that sets the annotation [api.Inherited] of a template, or removes
-// it if value is empty.
-func inherit(template *pods.Subject, value string) []jsonpatch.Operation {
-	meta := template.Meta
+// annotate renders a JSON Patch that sets the annotations that the injector writes.
+func annotate(w, old *pods.Workload, inherited string) []jsonpatch.Operation {
+	template, root := template(w)
+	restarted, ofTemplate := restartedFor(w, old)
+	writer := newPatchWriter(4)
+	writer.annotations("/metadata", &w.Meta, Entry{api.RestartedFor, restarted})
+	writer.annotations(root.Pointer+"/metadata", template.Meta,
+		Entry{api.Inherited, inherited}, Entry{api.RestartedFor, ofTemplate})
+	return writer.ops
+}
+
+// restartedFor returns the annotations [api.RestartedFor] that a workload and its template must have;
+// empty for none. Only rotation changes them: it sets the workload's own, and at the same time that
+// of the template or not. Any other update keeps those of old, since the new value of the template
+// would restart the pods: the annotations that an update omits, and those of the revision to which
+// kubectl rollout undo returns.
+func restartedFor(w, old *pods.Workload) (own, ofTemplate string) {
+	if old == nil {
+		return "", ""
+	}
+	now, _ := template(w)
+	before, _ := template(old)
+	own, ofTemplate = w.Meta.Annotations[api.RestartedFor], annotationsOf(now)[api.RestartedFor]
+	oldOwn, oldOfTemplate := old.Meta.Annotations[api.RestartedFor], ""
+	if before != nil {
+		oldOfTemplate = annotationsOf(before)[api.RestartedFor]
+	}
+	if own != "" && own != oldOwn && (ofTemplate == own || ofTemplate == oldOfTemplate) {
+		return own, ofTemplate
+	}
+	return oldOwn, oldOfTemplate
+}
+
+// annotations sets annotations of an object at pointer, and removes those with an empty value. Meta is
+// nil if the object has no metadata.
+func (w *patchWriter) annotations(pointer string, meta *pods.Meta, wanted ...Entry) {
+	var set []Entry
+	for _, entry := range wanted {
+		var current string
+		var has bool
+		if meta != nil {
+			current, has = meta.Annotations[entry.Key]
+		}
+		switch {
+		case entry.Value == "" && has:
+			w.op("remove", pointer+"/annotations/"+escape(entry.Key), nil)
+		case entry.Value != "" && current != entry.Value:
+			set = append(set, entry)
+		}
+	}
+	if len(set) == 0 {
+		return
+	}
 	if meta == nil {
+		w.op("add", pointer, object{})
 		meta = &pods.Meta{}
 	}
-	current, has := meta.Annotations[api.Inherited]
-	if current == value && has == (value != "") {
-		return nil
-	}
-	w := newPatchWriter(2)
-	metadata := template.Root.Pointer + "/metadata"
-	if value == "" {
-		w.op("remove", metadata+"/annotations/"+escape(api.Inherited), nil)
-		return w.ops
-	}
-	if template.Meta == nil {
-		w.op("add", metadata, object{})
-	}
-	w.entries(metadata+"/annotations", meta.HasAnnotations, meta.Annotations, []Entry{{api.Inherited, value}})
-	return w.ops
+	w.entries(pointer+"/annotations", meta.HasAnnotations, meta.Annotations, set)
 }

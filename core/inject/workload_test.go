@@ -94,7 +94,7 @@ func TestHandDown(t *testing.T) {
 			if len(test.want) > 0 {
 				want = strings.Join(test.want, "\n") + "\n"
 			}
-			if diff := cmp.Diff(want, corpus.Operations(h.Operations())); diff != "" {
+			if diff := cmp.Diff(want, corpus.Operations(h.Operations(nil))); diff != "" {
 				t.Errorf("operations differ (-want +got):\n%s", diff)
 			}
 			if diff := cmp.Diff(test.effective, h.Subject.Annotations, cmpopts.EquateEmpty()); diff != "" {
@@ -117,8 +117,8 @@ func TestHandDown(t *testing.T) {
 				}
 			}
 			w.Template = h.Template()
-			if again, _ := inject.HandDown(w); len(again.Operations()) > 0 {
-				t.Errorf("a second review changes %s", corpus.Operations(again.Operations()))
+			if again, _ := inject.HandDown(w); len(again.Operations(nil)) > 0 {
+				t.Errorf("a second review changes %s", corpus.Operations(again.Operations(nil)))
 			}
 		})
 	}
@@ -145,8 +145,8 @@ func TestHandDownTo(t *testing.T) {
 			if ok != (test.want != "") {
 				t.Fatalf("HandDown returned %t", ok)
 			}
-			if ok && strings.TrimSpace(corpus.Operations(h.Operations())) != test.want {
-				t.Errorf("operations are %s, want %s", corpus.Operations(h.Operations()), test.want)
+			if ok && strings.TrimSpace(corpus.Operations(h.Operations(nil))) != test.want {
+				t.Errorf("operations are %s, want %s", corpus.Operations(h.Operations(nil)), test.want)
 			}
 		})
 	}
@@ -158,7 +158,7 @@ func TestHandDownToTemplateWithoutMetadata(t *testing.T) {
 	h, _ := inject.HandDown(w)
 	want := `{"op":"add","path":"/spec/template/metadata","value":{}}` + "\n" +
 		`{"op":"add","path":"/spec/template/metadata/annotations","value":{"keyvault.io/inherited":"keyvault.io/vault=\"kv1\""}}` + "\n"
-	if diff := cmp.Diff(want, corpus.Operations(h.Operations())); diff != "" {
+	if diff := cmp.Diff(want, corpus.Operations(h.Operations(nil))); diff != "" {
 		t.Errorf("operations differ (-want +got):\n%s", diff)
 	}
 }
@@ -221,6 +221,62 @@ func TestSameRequest(t *testing.T) {
 		t.Run(behaviour, func(t *testing.T) {
 			if got := inject.SameRequest(workload(test.own, test.template), workload(test.oldOwn, test.oldTemplate)); got != test.want {
 				t.Errorf("SameRequest is %t", got)
+			}
+		})
+	}
+}
+
+// TestRestartedFor has the annotations of rotation before and after an update. Each text is that of
+// the workload and that of its template, with - for none.
+func TestRestartedFor(t *testing.T) {
+	pair := func(text string) *pods.Workload {
+		own, template, _ := strings.Cut(text, " ")
+		of := func(value string) annotations {
+			if value == "-" {
+				return annotations{"other": "x"}
+			}
+			return annotations{"other": "x", api.RestartedFor: value}
+		}
+		return workload(of(own), of(template))
+	}
+	for behaviour, test := range map[string]struct{ old, now, want string }{
+		"nothing":                               {"- -", "- -", "- -"},
+		"the first look":                        {"- -", "v1 -", "v1 -"},
+		"a restart":                             {"v1 -", "v2 v2", "v2 v2"},
+		"another restart":                       {"v2 v2", "v3 v3", "v3 v3"},
+		"pods that already have the version":    {"v2 v2", "v3 v2", "v3 v2"},
+		"an update of something else":           {"v2 v2", "v2 v2", "v2 v2"},
+		"an update without the annotations":     {"v2 v2", "- -", "v2 v2"},
+		"an update without that of the pods":    {"v2 v2", "v2 -", "v2 v2"},
+		"an update without that of its own":     {"v2 v2", "- v2", "v2 v2"},
+		"an undo":                               {"v3 v3", "v3 v2", "v3 v3"},
+		"an undo to before the first restart":   {"v2 v2", "v2 -", "v2 v2"},
+		"a value of a user":                     {"v2 v2", "v2 x", "v2 v2"},
+		"different values of a user":            {"v2 v2", "x y", "v2 v2"},
+		"a removal together with a new value":   {"v2 v2", "v3 -", "v2 v2"},
+		"a new workload":                        {"", "v2 v2", "- -"},
+		"a new workload without the annotation": {"", "- -", "- -"},
+	} {
+		t.Run(behaviour, func(t *testing.T) {
+			w, want := pair(test.now), pair(test.want)
+			var old *pods.Workload
+			if test.old != "" {
+				old = pair(test.old)
+			}
+			h, _ := inject.HandDown(w)
+			for _, operation := range h.Operations(old) {
+				meta := &w.Meta
+				if strings.HasPrefix(operation.Path, "/spec/template") {
+					meta = w.Template.Meta
+				}
+				if operation.Operation == "remove" {
+					delete(meta.Annotations, api.RestartedFor)
+				} else {
+					meta.Annotations[api.RestartedFor], _ = operation.Value.(string)
+				}
+			}
+			if diff := cmp.Diff(want, w); diff != "" {
+				t.Errorf("the workload differs (-want +got):\n%s", diff)
 			}
 		})
 	}

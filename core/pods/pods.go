@@ -16,6 +16,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/akv-injector/akv-injector/core/api"
 	"github.com/akv-injector/akv-injector/core/jsonstream"
@@ -343,26 +345,41 @@ func entries(r *jsonstream.Reader, wanted func(key []byte) bool, limit int) (kep
 	return kept, any
 }
 
-// controller reads owner references and returns the first one that is marked as the controller.
+// controller returns the owner that is marked as the controller; nil for none.
 func controller(r *jsonstream.Reader) *Owner {
-	var found *Owner
+	found := ReadController(r)
+	if found.Controller == nil {
+		return nil
+	}
+	return &Owner{Kind: found.Kind, Name: found.Name}
+}
+
+// ReadController reads owner references and returns the first one that is marked as the controller;
+// the zero value if there is none.
+func ReadController(r *jsonstream.Reader) metav1.OwnerReference {
+	var found metav1.OwnerReference
 	for range r.Elements {
-		var owner Owner
-		controls := false
+		var owner metav1.OwnerReference
 		for name := range r.Members {
 			switch string(name) {
+			case "apiVersion":
+				owner.APIVersion = r.Text(MaxName)
 			case "kind":
 				owner.Kind = r.Text(MaxName)
 			case "name":
 				owner.Name = r.Text(MaxName)
+			case "uid":
+				owner.UID = types.UID(r.Text(MaxName))
 			case "controller":
-				controls = r.Bool()
+				if owner.Controller = nil; r.Bool() {
+					owner.Controller = &yes
+				}
 			default:
 				r.Skip()
 			}
 		}
-		if controls && found == nil {
-			found = &owner
+		if owner.Controller != nil && found.Controller == nil {
+			found = owner
 		}
 	}
 	return found

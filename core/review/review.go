@@ -170,7 +170,7 @@ func (r Reviewer) Workload(ctx context.Context, w, old *pods.Workload, namespace
 	case len(result.Errors) > 0:
 		return Verdict{Outcome: inject.Invalid, Warnings: warnings, Errors: result.Errors}, nil
 	}
-	v := patched(handover.Operations(), handover.Requested)
+	v := patched(handover.Operations(old), handover.Requested)
 	v.Warnings = warnings
 	return v, nil
 }

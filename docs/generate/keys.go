@@ -31,7 +31,7 @@ func writeHelpers(root string) error {
 	}
 	var out bytes.Buffer
 	out.WriteString("{{- /* Generated from core/api by `make generate`: elements of lists in CEL expressions. */ -}}\n")
-	written := []string{api.Injected, api.Inherited, api.Status}
+	written := []string{api.Injected, api.Inherited, api.RestartedFor, api.Status}
 	injections := []string{api.InjectionEnabled, api.InjectionAlways, api.InjectionDisabled}
 	for _, part := range []struct{ name, comment, text string }{
 		{"handedDown", "The annotations that a pod template inherits, in the order of their names.", list("", handedDown)},

@@ -23,6 +23,7 @@ import (
 	"github.com/akv-injector/akv-injector/controller"
 	"github.com/akv-injector/akv-injector/controller/canary"
 	"github.com/akv-injector/akv-injector/controller/findings"
+	"github.com/akv-injector/akv-injector/controller/rotation"
 	"github.com/akv-injector/akv-injector/webhook"
 	"github.com/akv-injector/akv-injector/webhook/serving"
 )
@@ -61,6 +62,7 @@ func metrics(out *bytes.Buffer) error {
 	}
 	findings.New(findings.Options{Live: live, Cache: cached, Client: client, Log: logr.Discard(), Metrics: registered})
 	canary.New(canary.Options{Client: client, Metrics: registered})
+	rotation.New(rotation.Options{Live: live, Cache: cached, Metrics: registered})
 	if registered.err != nil {
 		return registered.err
 	}

@@ -46,6 +46,12 @@ func (e *experiment) run(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, started.Stop()) }()
 	printStarts(e.settle, without, with)
+	if e.rotation {
+		if err := started.Stop(); err != nil {
+			return err
+		}
+		return e.measureRotation(ctx, with)
+	}
 	if err := injector.WaitUntilCalled(ctx, e.plane.Config, e.namespace(0).Name); err != nil {
 		return err
 	}

@@ -6,7 +6,8 @@
 // It fills the API server with namespaces and injected pods, and lets the injector create their
 // classes. Then it prints the tables of docs/performance.md: the cost of a start of the injector in
 // that cluster, without and with findings, and the cost of new pods, with new classes and with
-// existing classes.
+// existing classes. With -rotation, it measures restarts for new versions of objects instead of new
+// pods.
 // kube-controller-manager does not run: it would process all of these pods too, on the same CPUs.
 //
 // All servers that it starts listen on loopback and end with it. It reads /proc, so it needs Linux.
@@ -29,11 +30,13 @@ import (
 
 // limit is the time limit of a run, excluding builds. A run with the default sizes takes half of
 // it.
-const limit = 25 * time.Minute
+const limit = 40 * time.Minute
 
 // sizes are the sizes of the cluster and of the load.
 type sizes struct {
 	namespaces, accounts, pods, classes int
+	// rotation measures restarts instead of new pods.
+	rotation bool
 	// rate is the number of pods created per second.
 	rate int
 	// duration is how long pods are created each way. settle is how long the injector is idle after
@@ -57,6 +60,7 @@ func run(ctx context.Context) error {
 	flag.IntVar(&s.rate, "rate", 100, "`number` of pods created per second")
 	flag.DurationVar(&s.duration, "duration", time.Minute, "how long pods are created, each way")
 	flag.DurationVar(&s.settle, "settle", time.Minute, "how long the injector is idle before it is measured again")
+	flag.BoolVar(&s.rotation, "rotation", false, "measure restarts for new versions instead of new pods")
 	keep := flag.Bool("keep", false, "keep the folder with the logs")
 	flag.Parse()
 	if flag.NArg() > 0 {

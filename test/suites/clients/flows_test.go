@@ -114,6 +114,19 @@ func TestFlows(t *testing.T) {
 			rollouts(f, before, f.read(f.T), same)
 			rollouts(f, before, f.again(), same)
 		},
+		"restarted for a new version": func(f *flow) {
+			f.apply(one, none)
+			const versions = `{"metadata":{"annotations":{"keyvault.io/restarted-for":"kv/secret/a@2"}}`
+			if err := f.kubectl(f.T, "patch", f.kind, "app", "--type=merge", `--patch=`+versions+`,"spec":{"template":`+versions+`}}}`); err != nil {
+				f.Fatal(err)
+			}
+			before := f.read(f.T)
+			if !strings.Contains(before.pod, "kv/secret/a@2") {
+				f.Errorf("the template is %s", before.pod)
+			}
+			rollouts(f, before, f.again(), same)
+			rollouts(f, before, f.changed(), same)
+		},
 		"changed while opted out": func(f *flow) {
 			f.apply(one, none)
 			f.optOut(f.T)

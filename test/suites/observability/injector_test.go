@@ -146,11 +146,11 @@ func fetch(t *testing.T, url string) *http.Response {
 	}
 }
 
-// scrape returns the metrics of an injector with a canary and without reviews, after it has looked up
+// scrape returns the metrics of an injector with a canary and rotation, without reviews, after it has looked up
 // its webhook configurations.
 func scrape(t *testing.T) map[string]*dto.MetricFamily {
 	t.Helper()
-	url := startInjector(t, "--canary-namespace=canary").metrics
+	url := startInjector(t, "--canary-namespace=canary", "--rotation").metrics
 	parser := expfmt.NewTextParser(model.LegacyValidation)
 	for end := time.Now().Add(30 * time.Second); ; {
 		families, err := parser.TextToMetricFamilies(fetch(t, url).Body)

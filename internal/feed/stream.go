@@ -1,4 +1,4 @@
-package findings
+package feed
 
 import (
 	"context"
@@ -17,8 +17,23 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/akv-injector/akv-injector/core/jsonstream"
-	"github.com/akv-injector/akv-injector/core/pods"
 )
+
+// Stream lists and watches the objects of a kind, and decodes each object while it arrives, so that
+// memory depends only on what is kept of them.
+type Stream struct {
+	// Client requests absolute paths.
+	Client rest.Interface
+	// Path is that of all objects, such as apis, apps, v1, deployments.
+	Path []string
+	// Labels and Fields are selectors.
+	Labels, Fields string
+	// OnlyMetadata requests only the type and metadata of objects.
+	OnlyMetadata bool
+	// Read reads an object. The object has at least its namespace, name and resource version, and the
+	// annotation of a bookmark. Read reports whether to keep the object; its type may vary if not.
+	Read func(r *jsonstream.Reader) (object runtime.Object, keep bool)
+}
 
 // list is a list of those objects that are kept.
 type list struct {
@@ -34,74 +49,88 @@ func (l *list) DeepCopyObject() runtime.Object {
 	return &other
 }
 
-// listWatch returns functions that list and watch the objects of a kind. They decode each object
-// while it arrives, so that memory depends only on the objects that are kept.
-func (k *kind) listWatch(client rest.Interface) cache.ListWatch {
-	stream := func(ctx context.Context, options metav1.ListOptions, partial string) (*jsonstream.Reader, io.Closer, error) {
-		options.LabelSelector, options.FieldSelector = k.labels, k.fields
-		body, err := client.Get().AbsPath(k.path("", "")...).SetHeader("Accept", k.accept(partial)).
-			SpecificallyVersionedParams(&options, metav1.ParameterCodec, schema.GroupVersion{Version: "v1"}).Stream(ctx)
-		if err != nil {
-			return nil, nil, err
-		}
-		var r jsonstream.Reader
-		r.Reset(body, math.MaxInt) // each object has limits of its own
-		return &r, body, nil
-	}
+// ListWatch returns functions that list and watch.
+func (s *Stream) ListWatch() cache.ListWatch {
 	return cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-			r, body, err := stream(ctx, options, "PartialObjectMetadataList")
+			r, body, err := s.open(ctx, options, "PartialObjectMetadataList")
 			if err != nil {
 				return nil, err
 			}
-			var l list
-			l.read(k, r)
+			l := s.readList(r)
 			if err := errors.Join(r.Close(), body.Close()); err != nil {
 				return nil, fmt.Errorf("decode: %w", err)
 			}
-			return &l, nil
+			return l, nil
 		},
 		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
 			options.Watch = true
-			r, body, err := stream(ctx, options, "PartialObjectMetadata")
+			r, body, err := s.open(ctx, options, "PartialObjectMetadata")
 			if err != nil {
 				return nil, err
 			}
-			return watch.NewStreamWatcherWithLogger(logr.FromContextOrDiscard(ctx), &decoder{k, r, body}, reporter{}), nil
+			return watch.NewStreamWatcherWithLogger(logr.FromContextOrDiscard(ctx), &decoder{s, r, body}, reporter{}), nil
 		},
 	}
 }
 
-// read reads the list of a kind.
-func (l *list) read(k *kind, r *jsonstream.Reader) {
+// open sends a request. Partial is the kind of the answer if it has only metadata.
+func (s *Stream) open(
+	ctx context.Context, options metav1.ListOptions, partial string,
+) (*jsonstream.Reader, io.Closer, error) {
+	options.LabelSelector, options.FieldSelector = s.Labels, s.Fields
+	accept := runtime.ContentTypeJSON
+	if s.OnlyMetadata {
+		accept += ";as=" + partial + ";g=meta.k8s.io;v=v1," + runtime.ContentTypeJSON
+	}
+	body, err := s.Client.Get().AbsPath(s.Path...).SetHeader("Accept", accept).
+		SpecificallyVersionedParams(&options, metav1.ParameterCodec, schema.GroupVersion{Version: "v1"}).Stream(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	var r jsonstream.Reader
+	r.Reset(body, math.MaxInt) // each object has limits of its own
+	return &r, body, nil
+}
+
+// Limits of texts in bytes.
+const (
+	maxText     = 253
+	maxContinue = 4 << 10
+)
+
+func (s *Stream) readList(r *jsonstream.Reader) *list {
+	var l list
 	for name := range r.Members {
 		switch string(name) {
 		case "metadata":
 			for name := range r.Members {
 				switch string(name) {
 				case "resourceVersion":
-					l.ResourceVersion = r.Text(pods.MaxName)
+					l.ResourceVersion = r.Text(maxText)
 				case "continue":
-					l.Continue = r.Text(4 << 10)
+					l.Continue = r.Text(maxContinue)
 				default:
 					r.Skip()
 				}
 			}
 		case "items":
 			for range r.Elements {
-				if o := k.read(r); o.kept {
-					l.Items = append(l.Items, o)
+				if object, keep := s.Read(r); keep {
+					l.Items = append(l.Items, object)
 				}
 			}
 		default:
 			r.Skip()
 		}
 	}
+	return &l
 }
 
 // decoder decodes the events of a watch. It implements [watch.Decoder].
 type decoder struct {
-	kind *kind
+	*Stream
+
 	r    *jsonstream.Reader
 	body io.Closer
 }
@@ -113,16 +142,17 @@ func (d *decoder) Close() { _ = d.body.Close() }
 func (d *decoder) Decode() (watch.EventType, runtime.Object, error) {
 	for {
 		var of watch.EventType
-		var o *object
+		var object runtime.Object
+		keep := false
 		var status metav1.Status
 		for name := range d.r.Members {
 			switch {
 			case string(name) == "type":
-				of = watch.EventType(d.r.Text(pods.MaxName))
+				of = watch.EventType(d.r.Text(maxText))
 			case string(name) == "object" && of == watch.Error: // the API server writes the type first
 				readStatus(&status, d.r)
 			case string(name) == "object":
-				o = d.kind.read(d.r)
+				object, keep = d.Read(d.r)
 			default:
 				d.r.Skip()
 			}
@@ -134,10 +164,10 @@ func (d *decoder) Decode() (watch.EventType, runtime.Object, error) {
 			return "", nil, err
 		case of == watch.Error:
 			return of, &status, nil
-		case o == nil:
+		case object == nil:
 			return "", nil, errors.New("event: must have an object")
-		case of != watch.Added || o.kept:
-			return of, o, nil
+		case of != watch.Added || keep:
+			return of, object, nil
 		}
 	}
 }
@@ -147,9 +177,9 @@ func readStatus(s *metav1.Status, r *jsonstream.Reader) {
 	for name := range r.Members {
 		switch string(name) {
 		case "message":
-			s.Message = r.Text(pods.MaxName)
+			s.Message = r.Text(maxText)
 		case "reason":
-			s.Reason = metav1.StatusReason(r.Text(pods.MaxName))
+			s.Reason = metav1.StatusReason(r.Text(maxText))
 		case "code":
 			s.Code = int32(r.Int()) //nolint:gosec // an HTTP status
 		default:
