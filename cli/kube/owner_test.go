@@ -26,7 +26,7 @@ func TestOwnerOf(t *testing.T) {
 		"a StatefulSet":                     {"StatefulSet", "web", nil, "StatefulSet/web"},
 		"a Deployment":                      {"ReplicaSet", "web-6d8f9", map[string]string{hash: "6d8f9"}, "Deployment/web"},
 		"an Argo Rollout":                   {"ReplicaSet", "web-6d8f9", map[string]string{rollout: "6d8f9"}, "Rollout/web"},
-		"a ReplicaSet of its own":           {"ReplicaSet", "web", nil, "ReplicaSet/web"},
+		"a ReplicaSet without a Deployment": {"ReplicaSet", "web", nil, "ReplicaSet/web"},
 		"a ReplicaSet with another hash":    {"ReplicaSet", "web-1", map[string]string{hash: "6d8f9"}, "ReplicaSet/web-1"},
 		"a CronJob":                         {"Job", "nightly-1", nil, "CronJob/nightly"},
 		"a Job":                             {"Job", "once", nil, "Job/once"},

@@ -154,7 +154,7 @@ func (f *Finder) Start(ctx context.Context) error {
 		case <-watched.Filled():
 		}
 	}
-	for { // only now: whether a pod has findings of its own depends on its workload
+	for { // only now: which findings a pod has depends on its workload
 		namespace, ended := f.queue.Get()
 		if ended {
 			return nil

@@ -97,7 +97,7 @@ func (u *use) mounted(statuses []status) iter.Seq2[string, *status] {
 			if s.class.Value() != u.class {
 				continue
 			}
-			if version := s.version(u.id); version != "" && !yield(version, s) {
+			if version := s.version(u.id); api.IsVersioned(u.object, version) && !yield(version, s) {
 				return
 			}
 		}

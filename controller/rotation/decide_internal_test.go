@@ -186,6 +186,7 @@ func TestDecide(t *testing.T) {
 		"one pod that did, and one that did not": {"1 1", []string{"2 1 100", "1 1 0"}, "2 1", 1, true},
 		"an object that no status has":           {"1 1", []string{"2 - 99"}, "2 1", 1, false},
 		"a new object":                           {"1 -", []string{"1 7 99"}, "1 7", 0, false},
+		"a version that is no text of Key Vault": {"1 1", []string{"2,x@3 1 99"}, "1 1", 0, false},
 		"a version that comes back":              {"2 1", []string{"1 1 99"}, "1 1", 1, false},
 	} {
 		t.Run(behaviour, func(t *testing.T) {

@@ -304,11 +304,11 @@ func (r *Rotator) review(ctx context.Context, w workload) (*object, error) {
 	if restarted := o.restarted().Time; r.active[w] == nil && !o.isRolledOut(w.kind) && now.Sub(restarted) < r.Timeout {
 		r.active[w] = &activity{started: restarted, checked: now} // by another replica
 	}
-	name, statuses, all := r.table.of(w, ofTemplate)
-	if name == "" {
+	names, statuses, all := r.table.of(w, ofTemplate)
+	if len(names) == 0 {
 		return nil, nil // its pods are about to be replaced, or not mounted yet
 	}
-	uses, err := r.usesOf(ctx, w.namespace, name, namespace)
+	uses, err := r.usesOf(ctx, w.namespace, names[0], namespace)
 	if err != nil || len(uses) == 0 {
 		return nil, err
 	}
@@ -319,7 +319,7 @@ func (r *Rotator) review(ctx context.Context, w workload) (*object, error) {
 		}
 		return nil, r.apply(ctx, w, o, v.current.String(), ofTemplate)
 	}
-	p := &pending{verdict: v, pods: len(statuses), after: now.Add(rand.N(r.jitter + 1))} //nolint:gosec // only spreads restarts
+	p := &pending{verdict: v, pods: len(names), after: now.Add(rand.N(r.jitter + 1))} //nolint:gosec // only spreads restarts
 	if waiting != nil {
 		p.after = waiting.after
 	}

@@ -183,19 +183,17 @@ func (t *table) requests(w workload) bool {
 	return false
 }
 
-// of returns the statuses of the pods of a workload whose annotation is restartedFor, and the name of
-// one of them, or "". All has every status in the namespace.
-func (t *table) of(w workload, restartedFor string) (name string, own, all []status) {
+// of returns the names of the pods of a workload whose annotation is restartedFor, sorted, and their
+// statuses. All has every status in the namespace.
+func (t *table) of(w workload, restartedFor string) (names []string, own, all []status) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for other, p := range t.namespaces[w.namespace] {
 		all = append(all, p.statuses...)
 		if p.isKnown && p.workload == w && p.restartedFor.Value() == restartedFor && len(p.statuses) > 0 {
-			own = append(own, p.statuses...)
-			if name == "" || other < name {
-				name = other
-			}
+			names, own = append(names, other), append(own, p.statuses...)
 		}
 	}
-	return name, own, all
+	slices.Sort(names)
+	return names, own, all
 }

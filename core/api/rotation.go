@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,6 +13,14 @@ import (
 // Versions has the version of each Key Vault object that the pods of a workload use, by the object:
 // VAULT/TYPE/NAME, such as payments/secret/db-password. It is the value of [RestartedFor].
 type Versions map[string]string
+
+// IsVersioned reports whether an object and its version can be part of [Versions]. Names and versions of
+// Key Vault always can; a class or a status that a user wrote may have any text.
+func IsVersioned(object, version string) bool {
+	return versionedPattern.MatchString(object) && versionedPattern.MatchString(version)
+}
+
+var versionedPattern = regexp.MustCompile(`^[-./0-9A-Za-z]+$`)
 
 // ParseVersions parses what [Versions.String] returns. It ignores elements that have another form.
 func ParseVersions(text string) Versions {

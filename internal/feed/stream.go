@@ -89,7 +89,7 @@ func (s *Stream) open(
 		return nil, nil, err
 	}
 	var r jsonstream.Reader
-	r.Reset(body, math.MaxInt) // each object has limits of its own
+	r.Reset(body, math.MaxInt) // what reads an object limits its texts
 	return &r, body, nil
 }
 

@@ -24,6 +24,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/akv-injector/akv-injector/test/harness/build"
 	"github.com/akv-injector/akv-injector/test/harness/cgroups"
@@ -159,6 +160,16 @@ func (i *Injector) run(cmd *exec.Cmd, memoryLimit int64) (err error) {
 		return errors.Join(err, i.Stop())
 	}
 	return nil
+}
+
+// Client returns a client with the rights of the injector's ServiceAccount. It ignores warnings.
+func (i *Injector) Client() (kubernetes.Interface, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", filepath.Join(i.Dir, "kubeconfig"))
+	if err != nil {
+		return nil, fmt.Errorf("read the injector's kubeconfig: %w", err)
+	}
+	config.WarningHandlerWithContext = rest.NoWarnings{}
+	return kubernetes.NewForConfig(config)
 }
 
 // Stop stops the injector like [process.Process.Stop], and removes its cgroup.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -19,8 +18,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/akv-injector/akv-injector/controller/canary"
 	"github.com/akv-injector/akv-injector/test/harness/chart"
@@ -44,12 +41,7 @@ func waitFor(t *testing.T, what string, done func(context.Context) error) {
 // asInjector returns a client with the rights of the injector's ServiceAccount.
 func asInjector(t *testing.T) kubernetes.Interface {
 	t.Helper()
-	config, err := clientcmd.BuildConfigFromFlags("", filepath.Join(server.Dir, "kubeconfig"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	config.WarningHandlerWithContext = rest.NoWarnings{}
-	injector, err := kubernetes.NewForConfig(config)
+	injector, err := server.Client()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -72,6 +72,13 @@ func run(m *testing.M) (code int, err error) {
 			return 0, err
 		}
 	}
+	// A DaemonSet has a pod for each Node without taints.
+	if err := plane.RunKubectl(ctx, "{apiVersion: v1, kind: Node, metadata: {name: node}}", "create", "--filename=-"); err != nil {
+		return 0, err
+	}
+	if err := plane.RunKubectl(ctx, "", "taint", "node", "node", "node.kubernetes.io/not-ready-"); err != nil {
+		return 0, err
+	}
 	node = &kubelet{vault: map[string]string{}, broken: map[string]bool{}}
 	running, stop := context.WithCancel(ctx)
 	done := make(chan struct{})

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -14,9 +13,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/akv-injector/akv-injector/core/api"
 	"github.com/akv-injector/akv-injector/test/harness/chart"
@@ -137,7 +133,7 @@ func settle() { time.Sleep(8 * time.Second) }
 // TestRestarts rotates objects of workloads of each kind.
 func TestRestarts(t *testing.T) {
 	t.Parallel()
-	for _, kind := range []string{"Deployment", "StatefulSet"} {
+	for _, kind := range []string{"Deployment", "StatefulSet", "DaemonSet"} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			in := "rotate-" + strings.ToLower(kind)
@@ -286,21 +282,6 @@ func closedWindow() string {
 	return day + " 02:00-04:00 UTC"
 }
 
-// asReplica returns a client with the rights of the injector.
-func asReplica(t *testing.T) kubernetes.Interface {
-	t.Helper()
-	config, err := clientcmd.BuildConfigFromFlags("", filepath.Join(replicas[0].Dir, "kubeconfig"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	config.WarningHandlerWithContext = rest.NoWarnings{}
-	replica, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return replica
-}
-
 // TestRotationIsConfined checks what the injector's ServiceAccount can change in workloads.
 func TestRotationIsConfined(t *testing.T) {
 	t.Parallel()
@@ -308,7 +289,10 @@ func TestRotationIsConfined(t *testing.T) {
 	inNamespace(t, in)
 	kubectl(t, workload("Deployment", "app", ""), "apply", "--namespace="+in, "--filename=-")
 	expect(t, "Deployment", in, "app", "v1", "", 1)
-	replica := asReplica(t)
+	replica, err := replicas[0].Client()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for patch, allowed := range map[string]bool{
 		`{"metadata":{"annotations":{"keyvault.io/restarted-for":"a@b"}}}`:                               true,
 		`{"spec":{"template":{"metadata":{"annotations":{"keyvault.io/restarted-for":"a@b"}}}}}`:         true,
