@@ -68,6 +68,7 @@ func TestUsage(t *testing.T) {
 		"the version as a flag":             {[]string{"--version"}, 0, "akv-injector ", ""},
 		"the version as a command":          {[]string{"version"}, 0, "akv-injector ", ""},
 		"a canary at every moment":          {[]string{"serve", "--canary-interval", "1s"}, 2, "", "error: --canary-interval: must be from 10s to 5m, is 1s\n"},
+		"a kind of workloads without a version": {[]string{"serve", "--extra-workload", "Rollout=rollouts.argoproj.io"}, 2, "", "error: --extra-workload: must be KIND=RESOURCE.VERSION.GROUP[:PATH] with a PATH below spec, such as Rollout=rollouts.v1alpha1.argoproj.io:spec.template, is \"Rollout=rollouts.argoproj.io\"\n"},
 		"help of serve that has an example": {[]string{"serve", "--help"}, 0, "\nExamples:\n", ""},
 	}
 	for name, tt := range tests {

@@ -66,6 +66,7 @@ type serveOptions struct {
 	rotation                                  bool
 	rotationConcurrency                       int
 	rotationInterval, rotationTimeout         time.Duration
+	extraWorkloads                            []string
 	drainPeriod                               time.Duration
 	defaults                                  func() (inject.Defaults, error)
 }
@@ -134,6 +135,9 @@ Serving certificates:
 		"with --rotation: the least time between two restarts of a workload")
 	f.DurationVar(&o.rotationTimeout, "rotation-timeout", 10*time.Minute,
 		"with --rotation: the time after which an incomplete restart has failed, and the next one of its namespace may begin")
+	f.StringArrayVar(&o.extraWorkloads, "extra-workload", nil,
+		"with --rotation: another kind to restart, KIND=RESOURCE.VERSION.GROUP[:PATH] with the path of its pod template "+
+			"(default spec.template), such as Rollout=rollouts.v1alpha1.argoproj.io; can be repeated")
 	o.defaults = defaultsFlags(cmd)
 	return cmd
 }
@@ -167,6 +171,12 @@ func serve(ctx context.Context, o *serveOptions, logTo io.Writer) error {
 	if o.rotationConcurrency < 1 || o.rotationInterval < 0 || o.rotationTimeout <= 0 {
 		return errors.New("--rotation-max-concurrent must be 1 or more, --rotation-min-interval 0 or more, " +
 			"and --rotation-timeout above 0")
+	}
+	extra := make([]rotation.Kind, len(o.extraWorkloads))
+	for i, text := range o.extraWorkloads {
+		if extra[i], err = rotation.ParseKind(text); err != nil {
+			return fmt.Errorf("--extra-workload: %w", err)
+		}
 	}
 	tlsMin, ok := map[string]uint16{"1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13}[o.tlsMin]
 	if !ok {
@@ -263,7 +273,7 @@ func serve(ctx context.Context, o *serveOptions, logTo io.Writer) error {
 	}
 	if o.rotation {
 		err = mgr.Add(rotation.New(rotation.Options{
-			Live: live, Cache: cached, Client: client, Events: mgr.GetEventRecorder(class.ManagedBy), Namespace: o.namespace,
+			Live: live, Cache: cached, Client: client, Events: mgr.GetEventRecorder(class.ManagedBy), Namespace: o.namespace, Extra: extra,
 			MaxConcurrent: o.rotationConcurrency, MinInterval: o.rotationInterval, Timeout: o.rotationTimeout,
 			Log: log.WithName("rotation"), Metrics: metrics.Registry,
 		}))

@@ -51,7 +51,7 @@ type Cache struct {
 	selectors       table[string]
 
 	feeds           []*feed.Feed // Ready waits for each of them
-	classFeed       *feed.Feed
+	hasNoDriver     func() bool
 	definitionFeeds []*feed.Feed // of CustomResourceDefinitions; Ready does not wait for them
 
 	limits limits
@@ -104,12 +104,14 @@ func NewCache(live *Live, log logr.Logger) *Cache {
 		selector := facts.ReadSelector(o)
 		return selector, selector != ""
 	}
-	c.classFeed = c.followCustom("SecretProviderClasses", class.Resource, &c.classes)
+	classes, hasNoDriver := c.followCustom("SecretProviderClasses", class.Resource, &c.classes)
+	bindings, _ := c.followCustom("AzureIdentityBindings", facts.BindingResource, &c.selectors)
+	c.hasNoDriver = hasNoDriver
 	c.feeds = []*feed.Feed{
 		c.followMetadata("Namespaces", namespaceResource, fields.Everything(), &c.namespaces),
 		c.follow("ServiceAccounts", serviceAccountResource, nil, &c.serviceAccounts),
-		c.classFeed,
-		c.followCustom("AzureIdentityBindings", facts.BindingResource, &c.selectors),
+		classes,
+		bindings,
 	}
 	return c
 }
@@ -139,12 +141,13 @@ func (c *Cache) followMetadata(
 	}, store)
 }
 
-// followCustom returns a feed of a kind that the cluster may not have. The feed lists the objects
-// as soon as the CustomResourceDefinition is created; without the permission to watch that, at most
-// half a minute later.
+// followCustom returns a feed of a kind that the cluster may not have, and a function that reports
+// whether the cluster does not have it. The feed lists the objects as soon as the
+// CustomResourceDefinition is created; without the permission to watch that, at most half a minute
+// later. Without the definition, the API server may end the watch of the objects some seconds later.
 func (c *Cache) followCustom(
 	objects string, resource schema.GroupVersionResource, store cache.TransformingStore,
-) *feed.Feed {
+) (f *feed.Feed, isAbsent func() bool) {
 	defined := make(chan struct{}, 1)
 	var definition *feed.Objects[*metav1.PartialObjectMetadata]
 	definition = feed.NewObjects[*metav1.PartialObjectMetadata](func() {
@@ -158,9 +161,10 @@ func (c *Cache) followCustom(
 	})
 	name := resource.GroupResource().String()
 	selector := fields.OneTermEqualSelector(metav1.ObjectNameField, name)
-	c.definitionFeeds = append(c.definitionFeeds,
-		c.followMetadata("CustomResourceDefinition "+name, definitionResource, selector, definition))
-	return c.follow(objects, resource, defined, store)
+	definitions := c.followMetadata("CustomResourceDefinition "+name, definitionResource, selector, definition)
+	c.definitionFeeds = append(c.definitionFeeds, definitions)
+	f = c.follow(objects, resource, defined, store)
+	return f, func() bool { return f.Absent() || definitions.IsFilled() && len(definition.All()) == 0 }
 }
 
 // follow returns a feed that writes the objects of a kind to store. Wake is nil for a built-in
@@ -327,7 +331,7 @@ func (c *Cache) Facts(ctx context.Context, namespace string, needs facts.Needs, 
 		Classes:         classes.names,
 		ServiceAccounts: serviceAccounts.names,
 		Selectors:       selectors.values,
-		NoDriver:        c.classFeed.Absent(),
+		NoDriver:        c.hasNoDriver(),
 	}
 	if needs.Identities || fresh {
 		available.Clients = facts.ClientServiceAccounts(serviceAccounts.values)

@@ -22,15 +22,6 @@ var enableAddOn = []string{
 	"--resource-group", "RESOURCE_GROUP", "--name", "CLUSTER",
 }
 
-// helmDriver returns the words of the command that sets a value of the driver in the chart of the
-// Azure provider.
-func helmDriver(value string) []string {
-	return []string{
-		"helm", "upgrade", "csi", "csi-secrets-store-provider-azure/csi-secrets-store-provider-azure",
-		"--namespace", "kube-system", "--reuse-values", "--set", "secrets-store-csi-driver." + value,
-	}
-}
-
 // checkDriver checks the Secrets Store CSI driver and the Azure provider.
 func (c *cluster) checkDriver(s *report.Section) {
 	if !c.hasClasses.unknown(s, "the kinds of the driver") {
@@ -76,7 +67,7 @@ func (c *cluster) checkCSIDriver(s *report.Section) {
 	}
 	s.Add(state, "CSIDriver %s requests no token for %s: classes of workload identity cannot sign in to Microsoft Entra",
 		class.Driver, api.TokenExchangeAudience).
-		Run(helmDriver(fmt.Sprintf("tokenRequests[%d].audience=%s", len(audiences), api.TokenExchangeAudience))...)
+		Run(kube.HelmDriver(fmt.Sprintf("tokenRequests[%d].audience=%s", len(audiences), api.TokenExchangeAudience))...)
 }
 
 // checkNodes checks on which nodes the kubelet knows the driver.
@@ -131,7 +122,7 @@ func (c *cluster) checkSync(s *report.Section) {
 		s.OK("Secret sync is on: env vars work")
 	default:
 		s.Warning("Secret sync is off: ServiceAccount %s/%s may not write Secrets, so pods with env vars do not start",
-			driver.Namespace, driver.Spec.Template.Spec.ServiceAccountName).Run(helmDriver("syncSecret.enabled=true")...)
+			driver.Namespace, driver.Spec.Template.Spec.ServiceAccountName).Run(kube.HelmDriver("syncSecret.enabled=true")...)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"al.essio.dev/pkg/shellescape"
 
+	"github.com/akv-injector/akv-injector/cli/kube"
 	"github.com/akv-injector/akv-injector/core/api"
 	"github.com/akv-injector/akv-injector/core/class"
 )
@@ -61,16 +62,14 @@ var (
 		words("az identity federated-credential create --identity-name IDENTITY --resource-group RESOURCE_GROUP" +
 			" --name {NAMESPACE}-{SERVICE_ACCOUNT} --issuer {ISSUER} --subject {SUBJECT} --audiences " + api.TokenExchangeAudience),
 	}
-	showIssuer = words("az aks show --resource-group RESOURCE_GROUP --name CLUSTER --query oidcIssuerProfile.issuerUrl")
-	podsOnNode = words("kubectl get pods --all-namespaces --output=wide --field-selector=spec.nodeName={NODE}")
-	syncOn     = words("helm upgrade csi-secrets-store secrets-store-csi-driver/secrets-store-csi-driver --namespace kube-system --reuse-values" +
-		" --set syncSecret.enabled=true")
-	tokenAudiences = words("helm upgrade csi-secrets-store secrets-store-csi-driver/secrets-store-csi-driver --namespace kube-system --reuse-values" +
-		" --set tokenRequests[0].audience=" + api.TokenExchangeAudience)
-	describeClass = words("kubectl get secretproviderclass {CLASS} --namespace {NAMESPACE} --output=yaml")
-	showNetwork   = append(words("az keyvault show --name {VAULT} --query"), "properties.{access:publicNetworkAccess, rules:networkAcls}")
-	injectorPods  = words("kubectl get pods --namespace {INJECTOR_NAMESPACE}")
-	injectorLogs  = words("kubectl logs --namespace {INJECTOR_NAMESPACE} --selector app.kubernetes.io/name=akv-injector --tail=-1")
+	showIssuer     = words("az aks show --resource-group RESOURCE_GROUP --name CLUSTER --query oidcIssuerProfile.issuerUrl")
+	podsOnNode     = words("kubectl get pods --all-namespaces --output=wide --field-selector=spec.nodeName={NODE}")
+	syncOn         = kube.HelmDriver("syncSecret.enabled=true")
+	tokenAudiences = kube.HelmDriver("tokenRequests[0].audience=" + api.TokenExchangeAudience)
+	describeClass  = words("kubectl get secretproviderclass {CLASS} --namespace {NAMESPACE} --output=yaml")
+	showNetwork    = append(words("az keyvault show --name {VAULT} --query"), "properties.{access:publicNetworkAccess, rules:networkAcls}")
+	injectorPods   = words("kubectl get pods --namespace {INJECTOR_NAMESPACE}")
+	injectorLogs   = words("kubectl logs --namespace {INJECTOR_NAMESPACE} --selector app.kubernetes.io/name=akv-injector --tail=-1")
 )
 
 func words(text string) []string { return strings.Fields(text) }
@@ -400,8 +399,8 @@ var Causes = []Cause{
 		Contains: "`secret \"…\" not found`, and `FailedToCreateSecret` with `timed out waiting for the condition`",
 		pattern:  match(`FailedToCreateSecret.*timed out waiting for the condition|secret "(?P<SECRET>[^"]+)" not found|secrets is forbidden`),
 		Means:    "the driver may not write Secrets. There are files but no env vars",
-		Fix: "set `syncSecret.enabled=true` of the driver's chart; in the chart of the Azure provider, " +
-			"`secrets-store-csi-driver.syncSecret.enabled=true`. The AKS add-on has it",
+		Fix: "set `secrets-store-csi-driver.syncSecret.enabled=true` in the chart of the Azure provider; in the chart of the " +
+			"driver, `syncSecret.enabled=true`. The AKS add-on has it",
 		Commands: [][]string{syncOn},
 		synced:   true,
 	},

@@ -32,8 +32,8 @@ type symptom struct {
 // maxSymptoms is how many causes a page lists.
 const maxSymptoms = 5
 
-// symptoms returns the warnings about the target: the states of containers, then the events, the
-// newest first.
+// symptoms returns the warnings about the target: the states of containers, then the events: those of the
+// injector, which say what to do, before others, and the newest first.
 func (p *page) symptoms() []symptom {
 	var list []symptom
 	add := func(s symptom) {
@@ -70,7 +70,15 @@ func (p *page) symptoms() []symptom {
 			past: ofPod && p.recovered(e.Reason) || !ofPod && !lacks,
 		})
 	}
-	slices.SortStableFunc(list[states:], func(a, b symptom) int { return b.at.Compare(a.at) })
+	ofInjector := func(s symptom) int {
+		if s.source == class.ManagedBy {
+			return 1
+		}
+		return 0
+	}
+	slices.SortStableFunc(list[states:], func(a, b symptom) int {
+		return cmp.Or(ofInjector(b)-ofInjector(a), b.at.Compare(a.at))
+	})
 	return list
 }
 

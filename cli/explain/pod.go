@@ -99,16 +99,11 @@ func (p *page) top() pods.Owner {
 	return pods.Owner{Kind: p.target.Kind, Name: p.target.Name}
 }
 
-// isRestartable reports whether kubectl and rotation can restart workloads of a kind.
-func isRestartable(kind string) bool {
-	return kind == "Deployment" || kind == "StatefulSet" || kind == "DaemonSet"
-}
-
 // replace returns the words of the command that replaces the explained pod, or the pods of the
 // target.
 func (p *page) replace() []string {
 	top := p.top()
-	if isRestartable(top.Kind) {
+	if kube.IsRestartable(top.Kind) {
 		name := strings.ToLower(top.Kind) + "/" + top.Name
 		return []string{"kubectl", "rollout", "restart", name, "--namespace", p.target.inNamespace()}
 	}
@@ -335,9 +330,7 @@ func (p *page) writeAudiences(s *report.Section) {
 
 // addAudience returns the words of the command by which the driver requests one more audience.
 func addAudience(index int, audience string) []string {
-	command := slices.Clone(tokenAudiences)
-	command[len(command)-1] = fmt.Sprintf("tokenRequests[%d].audience=%s", index, audience)
-	return command
+	return kube.HelmDriver(fmt.Sprintf("tokenRequests[%d].audience=%s", index, audience))
 }
 
 // writeNodePods writes the pods of the driver and the provider on a node, rotation and sync.
@@ -458,11 +451,14 @@ func (p *page) writeBehind(s *report.Section, name string, status *podStatus) {
 						p.ago(changed), p.ago(running.StartedAt.Time))
 				switch top := p.top(); {
 				case p.request.OnRotation != api.RotationRestart:
-				case isRestartable(top.Kind):
+				case kube.IsRestartable(top.Kind):
 					line.Detail("annotation %s requests a restart of the %s, which the namespace's %s may delay",
 						api.OnRotation, top.Kind, api.RestartWindow)
-				default:
+				case slices.Contains([]string{"Job", "CronJob", "Pod"}, top.Kind):
 					line.Detail("annotation %s has no effect on a %s, which is never restarted", api.OnRotation, top.Kind)
+				default:
+					line.Detail("annotation %s restarts a %s only if workloads.extra in the injector's chart lists the kind",
+						api.OnRotation, top.Kind)
 				}
 				line.Run(p.replace()...)
 			}

@@ -22,6 +22,7 @@ import (
 	"github.com/akv-injector/akv-injector/cli/kube"
 	"github.com/akv-injector/akv-injector/core/api"
 	"github.com/akv-injector/akv-injector/core/class"
+	"github.com/akv-injector/akv-injector/core/pods"
 )
 
 // Inventory is the list of all workloads that use a class or an identity.
@@ -43,7 +44,10 @@ type Workload struct {
 	Pods []string `json:"pods"`
 	// Identities are those of its pods. It has several while a rollout changes them.
 	Identities []Identity `json:"identities,omitempty"`
-	Objects    []*Object  `json:"objects,omitempty"`
+	// OnRotation is restart if the pods request that their workload is restarted for a new version,
+	// and the workload has a kind that rotation restarts; else empty.
+	OnRotation api.RotationMode `json:"onRotation,omitzero"`
+	Objects    []*Object        `json:"objects,omitempty"`
 }
 
 // Identity is what a pod is bound to.
@@ -105,7 +109,9 @@ type id struct{ class, problem, vault, kind, name, file string }
 // use is what one pod or pod template uses.
 type use struct {
 	identity Identity
-	objects  map[id]*Object
+	// requestsRestart is true if annotations request restarts of the workload.
+	requestsRestart bool
+	objects         map[id]*Object
 }
 
 // of returns the object, which it adds if it is new.
@@ -131,7 +137,9 @@ type tables struct {
 	secrets map[string][]synced
 	// clients are the client ids of ServiceAccounts.
 	clients map[string]string
-	jobs    kube.JobOwners
+	// namespaces are the annotations of namespaces that opted in.
+	namespaces map[string]map[string]string
+	jobs       kube.JobOwners
 	// versions are those of a pod and class, NAMESPACE/POD/CLASS, by the id of the object.
 	versions map[string]map[string]string
 }
@@ -259,6 +267,7 @@ func (t *tables) useOf(namespace string, meta *metav1.ObjectMeta, spec *corev1.P
 			t.addEnv(namespace, &containers[i], behind)
 		}
 	}
+	u.requestsRestart = t.requestsRestart(namespace, meta)
 	account := cmp.Or(spec.ServiceAccountName, spec.DeprecatedServiceAccount, "default")
 	u.identify(meta, account)
 	if u.identity.Name == account && u.identity.ClientID == "" && u.identity.Mode != string(api.ModePodIdentity) {
@@ -268,6 +277,15 @@ func (t *tables) useOf(namespace string, meta *metav1.ObjectMeta, spec *corev1.P
 		return nil
 	}
 	return u
+}
+
+// requestsRestart reports whether annotations of an injected pod or its namespace request restarts.
+func (t *tables) requestsRestart(namespace string, meta *metav1.ObjectMeta) bool {
+	ofNamespace, optedIn := t.namespaces[namespace]
+	subject := pods.SubjectOf(&pods.Pod{Meta: &pods.Meta{Annotations: meta.Annotations}})
+	request, _, _ := api.ParseRequest(api.Annotations{Pod: subject.Annotations, Namespace: ofNamespace})
+	return optedIn && meta.Labels[api.Injected] == "true" && !request.OptedOut &&
+		request.OnRotation == api.RotationRestart
 }
 
 // addFiles adds the files that a container mounts.
@@ -423,6 +441,9 @@ func (b *builder) add(namespace string, owner kube.Owner, pod string, u *use) {
 	}
 	if u.identity.Mode != "" && !slices.Contains(w.Identities, u.identity) {
 		w.Identities = append(w.Identities, u.identity)
+	}
+	if u.requestsRestart && kube.IsRestartable(owner.Kind) {
+		w.OnRotation = api.RotationRestart
 	}
 	for key, object := range u.objects {
 		has := w.objects[key]

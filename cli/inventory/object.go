@@ -10,6 +10,7 @@ import (
 
 	"al.essio.dev/pkg/shellescape"
 
+	"github.com/akv-injector/akv-injector/cli/kube"
 	"github.com/akv-injector/akv-injector/cli/report"
 	"github.com/akv-injector/akv-injector/core/api"
 )
@@ -79,6 +80,7 @@ const (
 	followsOrNot  = "follows by itself if rotation is on"
 	needsRestart  = "needs a restart"
 	needsARestart = "needs a restart: rotation is off"
+	isRestarted   = "restarts: " + api.OnRotation
 )
 
 // effect returns what a new version does to a file.
@@ -112,6 +114,9 @@ func (i *Inventory) PrintEffects(w io.Writer, r Ref, format Format) error {
 		restart := false
 		for _, o := range workload.Objects {
 			row := func(used, effect string) {
+				if effect == needsRestart && workload.OnRotation == api.RotationRestart {
+					effect = isRestarted
+				}
 				rows = append(rows, []string{
 					workload.Namespace, workload.Kind + "/" + workload.Name, strconv.Itoa(len(workload.Pods)),
 					o.label(), o.versions(format == Wide), used, effect,
@@ -157,9 +162,9 @@ func (i *Inventory) PrintEffects(w io.Writer, r Ref, format Format) error {
 // that cannot replace them.
 func (i *Inventory) restartCommand(w *Workload) string {
 	words := []string{"kubectl", "rollout", "restart", "--namespace", w.Namespace, strings.ToLower(w.Kind) + "/" + w.Name}
-	switch w.Kind {
-	case "Deployment", "StatefulSet", "DaemonSet":
-	case "Rollout":
+	switch {
+	case kube.IsRestartable(w.Kind):
+	case w.Kind == "Rollout":
 		words = []string{"kubectl", "argo", "rollouts", "restart", "--namespace", w.Namespace, w.Name}
 	default:
 		return ""

@@ -50,7 +50,7 @@ func Read(
 			classes: map[string]*class.SecretProviderClass{},
 			read:    map[*class.SecretProviderClass]*class.Class{},
 			secrets: map[string][]synced{}, clients: map[string]string{},
-			jobs: kube.JobOwners{}, versions: map[string]map[string]string{},
+			namespaces: map[string]map[string]string{}, jobs: kube.JobOwners{}, versions: map[string]map[string]string{},
 		},
 		builder: builder{workloads: map[workloadID]*building{}},
 	}
@@ -110,6 +110,11 @@ func (r *reading) readFacts() error {
 	objects := &facts.Objects{}
 	found.AddTo(objects)
 	r.reviewer = review.Reviewer{Source: objects, Defaults: inject.Defaults{TenantID: anyTenant}}
+	for i := range found.Namespaces {
+		if n := facts.ReadNamespace(&found.Namespaces[i]); n.OptedIn() {
+			r.namespaces[found.Namespaces[i].GetName()] = n.Annotations
+		}
+	}
 	for i := range found.Classes {
 		var spc class.SecretProviderClass
 		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(found.Classes[i].Object, &spc); err != nil {

@@ -105,3 +105,12 @@ func ReadyEndpoints(ctx context.Context, r *Reader, service types.NamespacedName
 	}
 	return ready, err
 }
+
+// HelmDriver returns the words of the command that sets a value of the driver in the chart of the
+// Azure provider, which installs both.
+func HelmDriver(value string) []string {
+	return []string{
+		"helm", "upgrade", "csi", "csi-secrets-store-provider-azure/csi-secrets-store-provider-azure",
+		"--namespace", "kube-system", "--reuse-values", "--set", "secrets-store-csi-driver." + value,
+	}
+}

@@ -19,6 +19,11 @@ type Owner struct {
 // String returns KIND/NAME.
 func (o Owner) String() string { return o.Kind + "/" + o.Name }
 
+// IsRestartable reports whether kubectl and rotation can restart workloads of a kind.
+func IsRestartable(kind string) bool {
+	return kind == "Deployment" || kind == "StatefulSet" || kind == "DaemonSet"
+}
+
 // rolloutHash is the label with the hash of the template that Argo Rollouts sets
 // (argo-rollouts, utils/annotations and pkg/apis/rollouts/v1alpha1: DefaultRolloutUniqueLabelKey).
 const rolloutHash = "rollouts-pod-template-hash"

@@ -5,7 +5,6 @@ import (
 	"time"
 	"unique"
 
-	appsv1 "k8s.io/api/apps/v1"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -77,11 +76,11 @@ func share(s string) text { return unique.Make(s) }
 // requestsRestart is in the annotation [api.Inherited] of a pod whose workload requests restarts.
 const requestsRestart = api.OnRotation + `="` + string(api.RotationRestart) + `"`
 
-// readPod reads a pod. It keeps those that belong to a workload.
-func readPod(r *jsonstream.Reader) (runtime.Object, bool) {
+// readPod reads a pod. It keeps those that belong to a workload of the kinds.
+func (k kinds) readPod(r *jsonstream.Reader) (runtime.Object, bool) {
 	o := &podObject{pod: pod{isKnown: true, restartedFor: share("")}}
 	var controller metav1.OwnerReference
-	var templateHash string
+	hashes := map[string]string{}
 	readAnnotation := func(key, value string) {
 		switch key {
 		case metav1.InitialEventsAnnotationKey:
@@ -99,8 +98,9 @@ func readPod(r *jsonstream.Reader) (runtime.Object, bool) {
 			switch name {
 			case "labels":
 				for key := range r.Members {
-					if string(key) == appsv1.DefaultDeploymentUniqueLabelKey {
-						templateHash = r.Text(pods.MaxName)
+					if _, found := creators[string(key)]; found {
+						label := string(key)
+						hashes[label] = r.Text(pods.MaxName)
 					} else {
 						r.Skip()
 					}
@@ -123,7 +123,7 @@ func readPod(r *jsonstream.Reader) (runtime.Object, bool) {
 		})
 	})
 	var keep bool
-	o.workload, keep = workloadOf(o.Namespace, controller, templateHash)
+	o.workload, keep = k.workloadOf(o.Namespace, controller, hashes)
 	o.workload.name = strings.Clone(o.workload.name)
 	return o, keep
 }

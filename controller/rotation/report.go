@@ -18,7 +18,7 @@ const (
 	started   = "started"
 	succeeded = "succeeded"
 	failed    = "failed"
-	rejected  = "rejected" // by the API server, which another webhook or a policy made it do
+	rejected  = "rejected" // by the API server, because of another webhook or a policy; or pods are updated in place
 )
 
 type rotationMetrics struct {
@@ -121,7 +121,7 @@ func changesOf(held api.Versions, v *verdict) string {
 // event writes an event on a workload.
 func (r *Rotator) event(w workload, o *object, of string, reason api.Reason, note string) {
 	about := &corev1.ObjectReference{
-		APIVersion: w.kind.resource().GroupVersion().String(), Kind: string(w.kind),
+		APIVersion: w.kind.Resource.GroupVersion().String(), Kind: w.kind.Name,
 		Namespace: w.namespace, Name: w.name, UID: o.Metadata.UID,
 	}
 	r.Events.Eventf(about, nil, of, string(reason), "Restart", "%s", api.Cut(note, maxNote))

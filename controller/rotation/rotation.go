@@ -20,12 +20,12 @@ package rotation
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -37,6 +37,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/uuid"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/client-go/tools/leaderelection"
@@ -72,7 +73,7 @@ const (
 	lagTimeout = 5 * time.Minute
 )
 
-// Options configure a [Rotator]. Every field is required.
+// Options configure a [Rotator]. Every field but Extra is required.
 type Options struct {
 	// Live reads and writes workloads. Cache supplies the annotations of namespaces. New registers
 	// a handler with it, so it must not be started yet.
@@ -82,6 +83,8 @@ type Options struct {
 	Client    kubernetes.Interface
 	Events    events.EventRecorder
 	Namespace string
+	// Extra has the kinds to restart besides Deployment, StatefulSet and DaemonSet.
+	Extra []Kind
 	// MaxConcurrent is the number of workloads that restart at a time; of one namespace, one does.
 	MaxConcurrent int
 	// MinInterval is the least time between two restarts of a workload.
@@ -137,7 +140,7 @@ func New(o Options) *Rotator {
 		Options: o, clock: clock.RealClock{}, jitter: jitter, dirty: map[workload]time.Time{},
 	}
 	r.table = &table{changed: func(w workload) { r.later(w, settle) }, namespaces: map[string]map[string]*pod{}}
-	r.feeds = r.table.feeds(o.Live.Raw)
+	r.feeds = r.table.feeds(o.Live.Raw, kindsWith(o.Extra))
 	for _, f := range r.feeds {
 		f.Register(o.Metrics)
 	}
@@ -259,7 +262,7 @@ func (r *Rotator) failed(ctx context.Context, w workload, err error) {
 	case apierrors.IsConflict(err): // it has changed since it was read
 		r.later(w, settle)
 	case ctx.Err() == nil:
-		r.Log.Error(err, "Rotation is delayed", "kind", w.kind, "namespace", w.namespace, "name", w.name)
+		r.Log.Error(err, "Rotation is delayed", "kind", w.kind.Name, "namespace", w.namespace, "name", w.name)
 		r.later(w, retry)
 	}
 }
@@ -299,12 +302,17 @@ func (r *Rotator) review(ctx context.Context, w workload) (*object, error) {
 	if err != nil || o == nil {
 		return nil, err
 	}
-	own, ofTemplate := o.held()
+	if !o.hasTemplate {
+		r.Log.Info("Workload has no pod template", "kind", w.kind.Name, "namespace", w.namespace, "name", w.name,
+			"path", strings.Join(w.kind.Template, "."))
+		return nil, nil
+	}
+	own := o.held()
 	now := r.clock.Now()
-	if restarted := o.restarted().Time; r.active[w] == nil && !o.isRolledOut(w.kind) && now.Sub(restarted) < r.Timeout {
+	names, statuses, all := r.table.of(w, o.ofTemplate)
+	if restarted := o.restarted().Time; r.active[w] == nil && !o.isRolledOut(len(names)) && now.Sub(restarted) < r.Timeout {
 		r.active[w] = &activity{started: restarted, checked: now} // by another replica
 	}
-	names, statuses, all := r.table.of(w, ofTemplate)
 	if len(names) == 0 {
 		return nil, nil // its pods are about to be replaced, or not mounted yet
 	}
@@ -317,7 +325,7 @@ func (r *Rotator) review(ctx context.Context, w workload) (*object, error) {
 		if len(v.current) == 0 || maps.Equal(v.current, own) {
 			return nil, nil
 		}
-		return nil, r.apply(ctx, w, o, v.current.String(), ofTemplate)
+		return nil, r.apply(ctx, w, o, v.current.String(), o.ofTemplate)
 	}
 	p := &pending{verdict: v, pods: len(names), after: now.Add(rand.N(r.jitter + 1))} //nolint:gosec // only spreads restarts
 	if waiting != nil {
@@ -326,7 +334,7 @@ func (r *Rotator) review(ctx context.Context, w workload) (*object, error) {
 	if floor := o.restarted().Add(r.MinInterval); floor.After(p.after) {
 		p.after = floor
 	}
-	if v.lagging && now.Before(v.since.Add(lagTimeout)) || o.Spec.Paused {
+	if v.lagging && now.Before(v.since.Add(lagTimeout)) || o.isPaused() {
 		p.after = later(p.after, now.Add(again))
 		r.later(w, again)
 	}
@@ -336,21 +344,21 @@ func (r *Rotator) review(ctx context.Context, w workload) (*object, error) {
 
 // get returns a workload as it is now; nil if it does not exist.
 func (r *Rotator) get(ctx context.Context, w workload) (*object, error) {
-	resource := w.kind.resource()
+	resource := w.kind.Resource
 	body, err := r.Live.Raw.Get().
 		AbsPath("apis", resource.Group, resource.Version, "namespaces", w.namespace, resource.Resource, w.name).
 		SetHeader("Accept", runtime.ContentTypeJSON).DoRaw(ctx)
 	if apierrors.IsNotFound(err) {
 		return nil, nil
 	}
-	var o object
+	var o *object
 	if err == nil {
-		err = json.Unmarshal(body, &o)
+		o, err = w.kind.read(body)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read %s %s: %w", w.kind, w.name, err)
+		return nil, fmt.Errorf("read %s %s: %w", w.kind.Name, w.name, err)
 	}
-	return &o, nil
+	return o, nil
 }
 
 // usesOf returns what a pod uses; nothing if it does not request restarts.
@@ -402,16 +410,20 @@ func (r *Rotator) restart(ctx context.Context, w workload) error {
 	if err != nil || p == nil || now.Before(p.after) {
 		return err
 	}
-	held, _ := o.held()
 	versions := p.current.String()
-	err = r.apply(ctx, w, o, versions, versions)
-	switch {
-	case apierrors.IsForbidden(err), apierrors.IsInvalid(err):
+	obstacle := ""
+	if o.isInPlace() {
+		obstacle = "its update strategy updates pods in place, which restarts no container; set another one, or delete the pods"
+	} else if err = r.apply(ctx, w, o, versions, versions); apierrors.IsForbidden(err) || apierrors.IsInvalid(err) {
 		// Another webhook added to the update, which the policy of the injector rejects, or a policy of
-		// the cluster forbids it: the next attempt would end in the same way.
+		// the cluster forbids it.
+		obstacle = "the API server rejected the restart: " + err.Error()
+	}
+	switch {
+	case obstacle != "": // the next attempt would end in the same way
 		p.after = now.Add(r.MinInterval)
 		r.metrics.restarts.WithLabelValues(rejected).Inc()
-		r.event(w, o, corev1.EventTypeWarning, api.RestartRejected, "the API server rejected the restart: "+err.Error())
+		r.event(w, o, corev1.EventTypeWarning, api.RestartRejected, obstacle)
 		return nil
 	case err != nil:
 		return err
@@ -419,7 +431,7 @@ func (r *Rotator) restart(ctx context.Context, w workload) error {
 	delete(r.due, w)
 	r.active[w] = &activity{started: now, checked: now}
 	r.metrics.restarts.WithLabelValues(started).Inc()
-	r.event(w, o, corev1.EventTypeNormal, api.Restarted, changesOf(held, &p.verdict))
+	r.event(w, o, corev1.EventTypeNormal, api.Restarted, changesOf(o.held(), &p.verdict))
 	return nil
 }
 
@@ -427,20 +439,34 @@ func (r *Rotator) restart(ctx context.Context, w workload) error {
 // the API server rejects the write if the workload has changed since it was read.
 func (r *Rotator) apply(ctx context.Context, w workload, o *object, own, ofTemplate string) error {
 	applied := &unstructured.Unstructured{}
-	applied.SetGroupVersionKind(w.kind.resource().GroupVersion().WithKind(string(w.kind)))
+	applied.SetGroupVersionKind(w.kind.Resource.GroupVersion().WithKind(w.kind.Name))
 	applied.SetNamespace(w.namespace)
 	applied.SetName(w.name)
 	applied.SetUID(o.Metadata.UID)
 	applied.SetResourceVersion(o.Metadata.ResourceVersion)
 	applied.SetAnnotations(map[string]string{api.RestartedFor: own})
+	path := w.kind.inTemplate("metadata", "annotations", api.RestartedFor)
 	if ofTemplate != "" { // an apply without it would remove it
-		_ = unstructured.SetNestedField(applied.Object, ofTemplate,
-			"spec", "template", "metadata", "annotations", api.RestartedFor) // there is nothing else
+		_ = unstructured.SetNestedField(applied.Object, ofTemplate, path...) // there is nothing else
 	}
-	_, err := r.Live.Dynamic.Resource(w.kind.resource()).Namespace(w.namespace).
-		Apply(ctx, w.name, applied, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+	write := func() (*unstructured.Unstructured, error) {
+		return r.Live.Dynamic.Resource(w.kind.Resource).Namespace(w.namespace).
+			Apply(ctx, w.name, applied, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+	}
+	stored, err := write()
+	if err == nil {
+		if kept, _, _ := unstructured.NestedString(stored.Object, path...); kept != ofTemplate { // so nothing restarts
+			applied.SetResourceVersion(stored.GetResourceVersion())
+			applied.SetAnnotations(map[string]string{api.RestartedFor: o.Metadata.Annotations[api.RestartedFor]})
+			if _, err = write(); err == nil {
+				err = apierrors.NewInvalid(applied.GroupVersionKind().GroupKind(), w.name, field.ErrorList{
+					field.Forbidden(field.NewPath(path[0], path[1:]...), "the schema of the kind drops annotations of the pod template"),
+				})
+			}
+		}
+	}
 	if err != nil {
-		return fmt.Errorf("write %s %s: %w", w.kind, w.name, err)
+		return fmt.Errorf("write %s %s: %w", w.kind.Name, w.name, err)
 	}
 	return nil
 }
@@ -448,13 +474,17 @@ func (r *Rotator) apply(ctx context.Context, w workload, o *object, own, ofTempl
 // check ends the restart of a workload that is complete or has failed.
 func (r *Rotator) check(ctx context.Context, w workload, a *activity) {
 	o, err := r.get(ctx, w)
-	now := r.clock.Now()
-	switch {
-	case err != nil:
-		r.Log.Error(err, "Cannot check a restart", "kind", w.kind, "namespace", w.namespace, "name", w.name)
-	case o == nil:
+	if err != nil {
+		r.Log.Error(err, "Cannot check a restart", "kind", w.kind.Name, "namespace", w.namespace, "name", w.name)
+		return
+	}
+	if o == nil {
 		delete(r.active, w)
-	case o.isRolledOut(w.kind):
+		return
+	}
+	names, _, _ := r.table.of(w, o.ofTemplate)
+	switch now := r.clock.Now(); {
+	case o.isRolledOut(len(names)):
 		delete(r.active, w)
 		r.metrics.restarts.WithLabelValues(succeeded).Inc()
 	case now.Sub(a.started) >= r.Timeout:
@@ -462,6 +492,6 @@ func (r *Rotator) check(ctx context.Context, w workload, a *activity) {
 		r.metrics.restarts.WithLabelValues(failed).Inc()
 		r.event(w, o, corev1.EventTypeWarning, api.RestartFailed,
 			fmt.Sprintf("the restart for a new version is not complete after %s; run: kubectl -n %s describe %s/%s",
-				r.Timeout, w.namespace, w.kind.singular(), w.name))
+				r.Timeout, w.namespace, w.kind.Resource.GroupResource(), w.name))
 	}
 }

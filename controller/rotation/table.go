@@ -39,10 +39,10 @@ type table struct {
 	namespaces map[string]map[string]*pod // by name
 }
 
-// feeds returns the feeds that write to the table.
-func (t *table) feeds(client rest.Interface) []*feed.Feed {
+// feeds returns the feeds that write to the table the pods of workloads of these kinds.
+func (t *table) feeds(client rest.Interface, of kinds) []*feed.Feed {
 	pods := feed.Stream{
-		Client: client, Path: []string{"api", "v1", "pods"}, OnlyMetadata: true, Read: readPod,
+		Client: client, Path: []string{"api", "v1", "pods"}, OnlyMetadata: true, Read: of.readPod,
 		Labels: api.Injected + "=true",
 		Fields: "status.phase!=" + string(corev1.PodSucceeded) + ",status.phase!=" + string(corev1.PodFailed),
 	}

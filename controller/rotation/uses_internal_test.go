@@ -2,11 +2,11 @@ package rotation
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/akv-injector/akv-injector/core/class"
@@ -98,21 +98,36 @@ func TestRead(t *testing.T) {
 	if got := s.status.requests(); got != 3 {
 		t.Errorf("%d requests, want 2 and one for the type", got)
 	}
-	const pod = `{"metadata":{"name":"app-1","namespace":"shop","labels":{"pod-template-hash":"abc"},"annotations":{"a":"b",ANNOTATIONS},
-"ownerReferences":[{"apiVersion":"apps/v1","kind":"KIND","name":"NAME","controller":true}]}}`
+	const pod = `{"metadata":{"name":"app-1","namespace":"shop","labels":{"a":"b","LABEL":"abc"},"annotations":{"a":"b",ANNOTATIONS},
+"ownerReferences":[{"apiVersion":"APIVERSION","kind":"KIND","name":"NAME","controller":true}]}}`
+	extra := []Kind{
+		kindOf(t, "Rollout=rollouts.v1alpha1.argoproj.io"), kindOf(t, "CloneSet=clonesets.v1beta1.apps.kruise.io"),
+		kindOf(t, "StatefulSet=statefulsets.v1beta1.apps.kruise.io"),
+	}
+	all := kindsWith(extra)
+	rollout, cloneSet, advanced := all[3], all[4], all[5]
+	const hash, rolloutHash = "pod-template-hash", "rollouts-pod-template-hash"
 	for text, want := range map[string]struct {
+		label    string
 		workload workload
 		requests bool
 	}{
-		`ReplicaSet app-abc "keyvault.io/on-rotation":"restart"`:                          {workload{deployment, "shop", "app"}, true},
-		`ReplicaSet app-abc "keyvault.io/on-rotation":"ignore"`:                           {workload{deployment, "shop", "app"}, false},
-		`ReplicaSet app-def "keyvault.io/on-rotation":"restart"`:                          {},
-		`StatefulSet app "keyvault.io/inherited":"keyvault.io/on-rotation=\"restart\"\n"`: {workload{statefulSet, "shop", "app"}, true},
-		`DaemonSet app "keyvault.io/restarted-for":"v"`:                                   {workload{daemonSet, "shop", "app"}, false},
-		`Job app "keyvault.io/on-rotation":"restart"`:                                     {},
+		`apps/v1 ReplicaSet app-abc "keyvault.io/on-rotation":"restart"`:                          {hash, workload{deployment, "shop", "app"}, true},
+		`apps/v1 ReplicaSet app-abc "keyvault.io/on-rotation":"ignore"`:                           {hash, workload{deployment, "shop", "app"}, false},
+		`apps/v1 ReplicaSet app-def "keyvault.io/on-rotation":"restart"`:                          {hash, workload{}, false},
+		`apps/v1 StatefulSet app "keyvault.io/inherited":"keyvault.io/on-rotation=\"restart\"\n"`: {hash, workload{statefulSet, "shop", "app"}, true},
+		`apps/v1 DaemonSet app "keyvault.io/restarted-for":"v"`:                                   {hash, workload{daemonSet, "shop", "app"}, false},
+		`batch/v1 Job app "keyvault.io/on-rotation":"restart"`:                                    {hash, workload{}, false},
+		`apps/v1 ReplicaSet web-abc "keyvault.io/on-rotation":"restart"`:                          {rolloutHash, workload{rollout, "shop", "web"}, true},
+		`apps/v1 ReplicaSet web-def "keyvault.io/on-rotation":"restart"`:                          {rolloutHash, workload{}, false},
+		`apps.kruise.io/v1alpha1 CloneSet app "keyvault.io/on-rotation":"restart"`:                {"a/b", workload{cloneSet, "shop", "app"}, true},
+		`apps.kruise.io/v1beta1 StatefulSet app "keyvault.io/on-rotation":"restart"`:              {"a/b", workload{advanced, "shop", "app"}, true},
+		`apps.kruise.io/v1beta1 ReplicaSet app-abc "keyvault.io/on-rotation":"restart"`:           {hash, workload{}, false},
+		`example.com/v1 CloneSet app "keyvault.io/on-rotation":"restart"`:                         {"a/b", workload{}, false},
 	} {
-		fields := strings.SplitN(text, " ", 3)
-		object, keep := readPod(reader(strings.NewReplacer("KIND", fields[0], "NAME", fields[1], "ANNOTATIONS", fields[2]).Replace(pod)))
+		fields := strings.SplitN(text, " ", 4)
+		object, keep := all.readPod(reader(strings.NewReplacer(
+			"LABEL", want.label, "APIVERSION", fields[0], "KIND", fields[1], "NAME", fields[2], "ANNOTATIONS", fields[3]).Replace(pod)))
 		p, ok := object.(*podObject)
 		if !ok || keep != (want.workload != workload{}) || keep && (p.workload != want.workload || p.requests != want.requests) {
 			t.Errorf("%s is read as %+v, kept %t", text, object, keep)
@@ -120,36 +135,132 @@ func TestRead(t *testing.T) {
 	}
 }
 
-// TestRolledOut has workloads during and after a rollout.
-func TestRolledOut(t *testing.T) {
-	for behaviour, test := range map[string]struct {
-		kind   kind
-		change func(*object)
-		want   bool
-	}{
-		"a complete Deployment":            {deployment, func(*object) {}, true},
-		"without replicas in its spec":     {deployment, func(o *object) { o.Spec.Replicas = nil }, true},
-		"that is not observed yet":         {deployment, func(o *object) { o.Status.ObservedGeneration-- }, false},
-		"with an old pod":                  {deployment, func(o *object) { o.Status.Replicas++ }, false},
-		"with a pod that is not available": {deployment, func(o *object) { o.Status.AvailableReplicas-- }, false},
-		"with a pod to replace":            {deployment, func(o *object) { o.Status.UpdatedReplicas-- }, false},
-		"a complete StatefulSet":           {statefulSet, func(*object) {}, true},
-		"up to a partition":                {statefulSet, func(o *object) { o.Status.UpdatedReplicas--; o.Spec.UpdateStrategy.RollingUpdate.Partition = 1 }, true},
-		"before the partition":             {statefulSet, func(o *object) { o.Status.UpdatedReplicas-- }, false},
-		"a complete DaemonSet":             {daemonSet, func(*object) {}, true},
-		"on a node with an old pod":        {daemonSet, func(o *object) { o.Status.UpdatedNumberScheduled-- }, false},
-		"that is replaced by hand": {daemonSet, func(o *object) {
-			o.Status.UpdatedNumberScheduled, o.Spec.UpdateStrategy.Type = 0, string(appsv1.OnDeleteDaemonSetStrategyType)
-		}, true},
+func kindOf(t *testing.T, text string) Kind {
+	t.Helper()
+	k, err := ParseKind(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// TestParseKind has kinds as the flag has them.
+func TestParseKind(t *testing.T) {
+	for text, want := range map[string]string{
+		"Rollout=rollouts.v1alpha1.argoproj.io":          "Rollout argoproj.io/v1alpha1, Resource=rollouts [spec template]",
+		"Fleet=fleets.v1.example.com:spec.pods.template": "Fleet example.com/v1, Resource=fleets [spec pods template]",
+		"Rollout":                                  "",
+		"rollouts.v1alpha1.argoproj.io":            "",
+		"Rollout=rollouts.argoproj.io":             "",
+		"=rollouts.v1alpha1.argoproj.io":           "",
+		"Rollout=rollouts.v1alpha1.argoproj.io:":   "",
+		"Fleet=fleets.v1.example.com:template":     "",
+		"Fleet=fleets.v1.example.com:spec":         "",
+		"Fleet=fleets.v1.example.com:spec.pods[0]": "",
 	} {
-		o := &object{}
-		o.Metadata.Generation, o.Status.ObservedGeneration = 2, 2
-		o.Spec.Replicas = new(int32(1))
-		o.Status.Replicas, o.Status.UpdatedReplicas, o.Status.AvailableReplicas = 1, 1, 1
-		o.Status.DesiredNumberScheduled, o.Status.UpdatedNumberScheduled, o.Status.NumberAvailable = 2, 2, 2
-		test.change(o)
-		if got := o.isRolledOut(test.kind); got != test.want {
+		k, err := ParseKind(text)
+		if got := fmt.Sprint(k.Name, " ", k.Resource, " ", k.Template); (err == nil) != (want != "") || err == nil && got != want {
+			t.Errorf("%s: %s, %v", text, got, err)
+		}
+	}
+}
+
+// TestTemplate reads workloads whose pod template is at several paths.
+func TestTemplate(t *testing.T) {
+	const template = `{"metadata":{"annotations":{"keyvault.io/restarted-for":"v"}},"spec":{"containers":[{"name":"app"}]}}`
+	for spec, want := range map[string]string{
+		`{"template":` + template + `}`:                           "at spec.template",
+		`{"pods":{"template":` + template + `}}`:                  "at spec.pods.template",
+		`{"workloadRef":{"kind":"Deployment"}}`:                   "",
+		`{"template":{"metadata":{},"spec":{"containers":null}}}`: "",
+		`{"template":[` + template + `]}`:                         "",
+	} {
+		for path, k := range map[string]Kind{
+			"at spec.template":      kindOf(t, "Rollout=rollouts.v1alpha1.argoproj.io"),
+			"at spec.pods.template": kindOf(t, "Fleet=fleets.v1.example.com:spec.pods.template"),
+		} {
+			o, err := k.read([]byte(`{"spec":` + spec + `}`))
+			if err != nil || o.hasTemplate != (path == want) || (o.ofTemplate == "v") != (path == want) {
+				t.Errorf("%s of %s: %+v, %v", path, spec, o, err)
+			}
+		}
+	}
+}
+
+// TestRolledOut has workloads of generation 2 during and after a rollout, with the number of pods that
+// have the annotation of the template.
+func TestRolledOut(t *testing.T) {
+	const (
+		three     = `"replicas":3`
+		complete  = `"observedGeneration":2,"replicas":3,"updatedReplicas":3,"availableReplicas":3`
+		daemon    = `"observedGeneration":2,"desiredNumberScheduled":3,"updatedNumberScheduled":3,"numberAvailable":3`
+		rollout   = `"observedGeneration":"2","replicas":3,"readyReplicas":3`
+		partition = `"replicas":3,"updateStrategy":{"rollingUpdate":{"partition":1}}`
+	)
+	without := func(status, field string) string { return strings.Replace(status, `"`+field+`":3`, `"`+field+`":2`, 1) }
+	for behaviour, test := range map[string]struct {
+		spec, status string
+		pods         int
+		want         bool
+	}{
+		"a complete Deployment":              {three, complete, 0, true},
+		"one replica by default":             {``, `"observedGeneration":2,"replicas":1,"updatedReplicas":1,"availableReplicas":1`, 0, true},
+		"not observed yet":                   {three, strings.Replace(complete, "2", "1", 1), 3, false},
+		"an old pod":                         {three, strings.Replace(complete, `"replicas":3`, `"replicas":4`, 1), 3, false},
+		"a pod that is not available":        {three, without(complete, "availableReplicas"), 3, false},
+		"a pod to replace":                   {three, without(complete, "updatedReplicas"), 3, false},
+		"no pod is updated":                  {three, `"observedGeneration":2,"replicas":3,"availableReplicas":3`, 0, false},
+		"scaled to 0":                        {`"replicas":0`, `"observedGeneration":2`, 0, true},
+		"up to a partition":                  {partition, without(complete, "updatedReplicas"), 3, true},
+		"before the partition":               {partition, strings.Replace(complete, `"updatedReplicas":3`, `"updatedReplicas":1`, 1), 3, false},
+		"a complete DaemonSet":               {``, daemon, 0, true},
+		"a node with an old pod":             {``, without(daemon, "updatedNumberScheduled"), 3, false},
+		"a node without an available pod":    {``, without(daemon, "numberAvailable"), 3, false},
+		"replaced by hand":                   {`"updateStrategy":{"type":"OnDelete"}`, without(daemon, "updatedNumberScheduled"), 0, true},
+		"a complete Rollout":                 {three, rollout + `,"updatedReplicas":3,"availableReplicas":3`, 0, true},
+		"a Rollout that is not observed yet": {three, strings.Replace(rollout, `"2"`, `"1"`, 1) + `,"updatedReplicas":3,"availableReplicas":3`, 3, false},
+		"a Rollout that waits in a step":     {three, rollout + `,"updatedReplicas":1,"availableReplicas":3`, 1, false},
+		"a Rollout without available pods":   {three, `"observedGeneration":"2","replicas":3,"updatedReplicas":3`, 3, false},
+		"a Rollout by its ready pods":        {three, rollout + `,"updatedReplicas":3`, 0, true},
+		"a Rollout that has not begun":       {three, rollout + `,"availableReplicas":3`, 0, false},
+		"a generation that is a hash":        {three, strings.Replace(complete, "2", `"6d8f9"`, 1), 0, true},
+		"a complete CloneSet":                {`"replicas":3,"updateStrategy":{"partition":0}`, complete, 0, true},
+		"a CloneSet up to a percentage":      {`"replicas":3,"updateStrategy":{"partition":"30%"}`, without(complete, "updatedReplicas"), 0, true},
+		"a CloneSet before the percentage":   {`"replicas":3,"updateStrategy":{"partition":"30%"}`, strings.Replace(complete, `"updatedReplicas":3`, `"updatedReplicas":1`, 1), 0, false},
+		"a partition that is no number":      {`"replicas":3,"updateStrategy":{"partition":"x"}`, without(complete, "updatedReplicas"), 0, false},
+		"no status":                          {three, ``, 3, true},
+		"no status, and an old pod":          {three, ``, 2, false},
+		"only the number of pods":            {three, three, 3, true},
+		"only ready pods":                    {three, `"replicas":3,"readyReplicas":2`, 3, false},
+		"no number of pods":                  {``, `"phase":"Running"`, 1, true},
+	} {
+		o, err := deployment.read([]byte(`{"metadata":{"generation":2},"spec":{` + test.spec + `},"status":{` + test.status + `}}`))
+		if err != nil {
+			t.Fatalf("%s: %v", behaviour, err)
+		}
+		if got := o.isRolledOut(test.pods); got != test.want {
 			t.Errorf("%s: %t", behaviour, got)
+		}
+	}
+}
+
+// TestStrategy has what keeps a workload from a restart.
+func TestStrategy(t *testing.T) {
+	for spec, want := range map[string]string{
+		`{}`:              "",
+		`{"paused":true}`: "paused",
+		`{"updateStrategy":{"type":"RollingUpdate"}}`:                                                  "",
+		`{"updateStrategy":{"paused":true}}`:                                                           "paused", // CloneSet v1alpha1
+		`{"updateStrategy":{"type":"ReCreate"}}`:                                                       "",
+		`{"updateStrategy":{"type":"InPlaceIfPossible"}}`:                                              "in place",
+		`{"updateStrategy":{"rollingUpdate":{"paused":true,"podUpdatePolicy":"ReCreate"}}}`:            "paused", // CloneSet v1beta1
+		`{"updateStrategy":{"rollingUpdate":{"podUpdatePolicy":"InPlaceOnly"}}}`:                       "in place",
+		`{"updateStrategy":{"type":"RollingUpdate","rollingUpdate":{"rollingUpdateType":"Standard"}}}`: "", // DaemonSet of OpenKruise
+		`{"updateStrategy":{"rollingUpdate":{"rollingUpdateType":"InPlaceIfPossible"}}}`:               "in place",
+	} {
+		o, err := statefulSet.read([]byte(`{"spec":` + spec + `}`))
+		if err != nil || o.isPaused() != (want == "paused") || o.isInPlace() != (want == "in place") {
+			t.Errorf("%s: paused %t, in place %t, %v", spec, o.isPaused(), o.isInPlace(), err)
 		}
 	}
 }

@@ -29,6 +29,13 @@ app.kubernetes.io/name: akv-injector
 {{- if has (include "akv-injector.canaryNamespace" .) $excluded -}}
 {{- fail (printf "canary.namespace: must not be %s, whose objects are never reviewed" .Values.canary.namespace) -}}
 {{- end -}}
+{{- range $i, $workload := .Values.workloads.extra -}}
+{{- range $field := list "group" "version" "kind" "resource" -}}
+{{- if not (index $workload $field) -}}
+{{- fail (printf "workloads.extra[%d].%s: must be set, as in {group: argoproj.io, version: v1alpha1, kind: Rollout, resource: rollouts}" $i $field) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- /* The namespace of the canary; empty if there is none. */ -}}

@@ -315,6 +315,10 @@ func (s *show) driverMissing(ctx context.Context) error {
 	if err := s.happens(ctx, namespace, "reason=FailedCreate", "[ClassNotFound]", "install the Secrets Store CSI driver"); err != nil {
 		return err
 	}
+	// The injector also reports it about the Deployment.
+	if err := s.happens(ctx, namespace, "reason=ClassNotFound", "install the Secrets Store CSI driver"); err != nil {
+		return err
+	}
 	// This command also makes kubectl discard its cache of the cluster's resources.
 	if _, err := s.kubectl(ctx, "api-resources", "--api-group=secrets-store.csi.x-k8s.io"); err != nil {
 		return err

@@ -8,12 +8,14 @@
 //	go run ./demos/node possible   prints what this machine lacks; exits with status 0 if nothing
 //	go run ./demos/node build      builds the programs only
 //
-// Two parts measure, and run only if they are named:
+// Three parts measure, and run only if they are named:
 //
 //	go run ./demos/node -runs=10 latency           measures the time from kubectl apply to the secret;
 //	                                               half an hour without -runs
 //	go run ./demos/node -interval=2m rotation      counts the driver's reads of vaults, and measures how
 //	                                               long a new version takes to arrive; 20 minutes
+//	go run ./demos/node -runs=20 restarts          measures the time from a new version in the vault to
+//	                                               the env var of a restarted pod; five minutes
 //
 // It needs Linux and root.
 package main
@@ -36,7 +38,7 @@ import (
 func main() {
 	keep := flag.Bool("keep", false, "keep it running until interrupted")
 	flag.Usage = func() {
-		fmt.Fprintf(flag.CommandLine.Output(), `node [FLAGS] [%s]...  shows these parts; the default is all except the last two
+		fmt.Fprintf(flag.CommandLine.Output(), `node [FLAGS] [%s]...  shows these parts; the default is all except the last three
 node %s|%s  prints what this machine lacks, or builds the programs only
 
 `, strings.Join(names(), "|"), possible, build)
@@ -63,7 +65,7 @@ func names() []string {
 	for _, part := range parts {
 		names = append(names, part.name)
 	}
-	return append(names, measureLatency, measureRotation)
+	return append(names, measureLatency, measureRotation, measureRestarts)
 }
 
 // known returns an error unless args are names of parts, or one command.

@@ -83,7 +83,7 @@ var parts = []struct {
 }
 
 // The parts that run only if they are named.
-const measureLatency, measureRotation = "latency", "rotation"
+const measureLatency, measureRotation, measureRestarts = "latency", "rotation", "restarts"
 
 // run starts the servers, shows the parts in only, or all parts if only is empty, and stops the
 // servers.
@@ -113,7 +113,9 @@ func (s *show) run(ctx context.Context, only []string, keep bool) (err error) {
 			return err
 		}
 	}
-	for name, measure := range map[string]func(context.Context) error{measureLatency: s.latency, measureRotation: s.readsOfRotation} {
+	for name, measure := range map[string]func(context.Context) error{
+		measureLatency: s.latency, measureRotation: s.readsOfRotation, measureRestarts: s.restarts,
+	} {
 		if !slices.Contains(only, name) {
 			continue
 		}
@@ -207,6 +209,7 @@ func (s *show) install(ctx context.Context) (err error) {
 		Helm: s.machine.Parts.More[helmProgram], Values: map[string]any{
 			"image":         map[string]any{"repository": repository, "tag": tag},
 			"networkPolicy": map[string]any{"podCIDRs": []string{node.PodNetwork}},
+			"rotation":      map[string]any{"enabled": true, "minInterval": "1s", "timeout": "1m"},
 		},
 	})
 	if err != nil {

@@ -27,6 +27,7 @@ var stories = []scene{
 	{"Two vaults and all kinds of objects, with chosen paths, permissions and variables.", (*show).kinds},
 	{"A CronJob: its annotation applies to the pods of its Jobs.", (*show).cronJob},
 	{"A secret is rotated: the file changes, the environment variable changes with a restart.", (*show).rotation},
+	{"The same with one more annotation: the injector restarts the pods that use the secret as a variable.", (*show).restart},
 	{"A user edits a managed class. The injector reverts the change.", (*show).putBack},
 }
 
@@ -187,13 +188,8 @@ func (s *show) rotation(ctx context.Context) error {
 	if err := process.Sleep(ctx, 2*time.Second); err != nil {
 		return err
 	}
-	s.out.Say("\n  In the vault, db-password gets a new version. The kubelet calls the driver again within two minutes,\n" +
-		"  or when the pod changes:")
-	s.node.Azure.Put(vault, vaultWith(keyvault.Object{Kind: keyvault.Secrets, Name: "db-password", Versions: []keyvault.Version{
-		{ID: nextVersion, Value: "spring"}, {ID: version, Value: "winter"},
-	}}))
 	defer s.node.Azure.Put(vault, s.azure.Vaults[vault])
-	if _, err := s.kubectl(ctx, "annotate", "pods", "-n", "shop", "-l", "app=rotation", "look=now"); err != nil {
+	if err := s.rotate(ctx, "app=rotation"); err != nil {
 		return err
 	}
 	if err := s.comesToPrint(ctx, []string{"spring"}, file...); err != nil {
@@ -221,6 +217,59 @@ func (s *show) rotation(ctx context.Context) error {
 		return err
 	}
 	return s.explains(ctx, "rotation", 0, "shop", "deployment/rotation")
+}
+
+// rotate gives db-password a new version, and lets the driver look again at the pods of a selector.
+func (s *show) rotate(ctx context.Context, pods string) error {
+	s.out.Say("\n  In the vault, db-password gets a new version. The kubelet calls the driver again within two minutes,\n" +
+		"  or when the pod changes:")
+	s.node.Azure.Put(vault, vaultWith(keyvault.Object{Kind: keyvault.Secrets, Name: "db-password", Versions: []keyvault.Version{
+		{ID: nextVersion, Value: "spring"}, {ID: version, Value: "winter"},
+	}}))
+	_, err := s.kubectl(ctx, "annotate", "pods", "-n", "shop", "-l", pods, "look=now")
+	return err
+}
+
+// restart rotates a secret that one Deployment uses as an env var, and another as a file.
+func (s *show) restart(ctx context.Context) error {
+	if _, err := s.kubectl(ctx, "apply", "-f", "restart.yaml"); err != nil {
+		return err
+	}
+	for _, name := range []string{"restart", "only-files"} {
+		if err := s.isRolledOut(ctx, "shop", name); err != nil {
+			return err
+		}
+	}
+	const recorded = `jsonpath={.metadata.annotations.keyvault\.io/restarted-for}`
+	if err := s.comesToPrint(ctx, []string{"secret/db-password@" + version}, "get", "deployment", "restart", "-n", "shop", "-o", recorded); err != nil {
+		return err
+	}
+	// A status that changes in the first seconds has the versions of the mount.
+	if err := process.Sleep(ctx, 8*time.Second); err != nil {
+		return err
+	}
+	defer s.node.Azure.Put(vault, s.azure.Vaults[vault])
+	if err := s.rotate(ctx, "rotated=yes"); err != nil {
+		return err
+	}
+	if err := s.comesToPrint(ctx, []string{"spring"}, "exec", "-n", "shop", "deployment/restart", "--", "sh", "-c", "echo $DB_PASSWORD"); err != nil {
+		return err
+	}
+	if err := s.isRolledOut(ctx, "shop", "restart"); err != nil {
+		return err
+	}
+	if err := s.prints(ctx, []string{"secret/db-password of vault", "has version " + nextVersion},
+		"get", "events", "-n", "shop", "--field-selector=reason=Restarted", "-o", `jsonpath={.items[*].message}`); err != nil {
+		return err
+	}
+	s.out.Say("\n  The pod that only reads the file is the same, and so is its template:")
+	if err := s.comesToPrint(ctx, []string{"spring"}, "exec", "-n", "shop", "deployment/only-files", "--", "cat", "/mnt/secrets-store/db-password"); err != nil {
+		return err
+	}
+	if err := s.prints(ctx, []string{"1"}, "get", "deployment", "only-files", "-n", "shop", "-o", `jsonpath={.metadata.generation}`); err != nil {
+		return err
+	}
+	return s.explains(ctx, "restart", 0, "shop", "deployment/restart")
 }
 
 func (s *show) putBack(ctx context.Context) error {

@@ -9,9 +9,12 @@ import (
 )
 
 // AllowRotation applies what the chart adds for rotation: rights, and the policy that restricts them.
-// An injector that is started with --rotation needs it. The namespace of the injector must exist.
-func AllowRotation(ctx context.Context, plane *controlplane.ControlPlane) error {
-	objects, err := chart.Render(ctx, chart.Options{Values: map[string]any{"rotation": map[string]any{"enabled": true}}})
+// An injector that is started with --rotation needs it. The namespace of the injector must exist. Extra
+// is the value workloads.extra.
+func AllowRotation(ctx context.Context, plane *controlplane.ControlPlane, extra ...any) error {
+	objects, err := chart.Render(ctx, chart.Options{Values: map[string]any{
+		"rotation": map[string]any{"enabled": true}, "workloads": map[string]any{"extra": extra},
+	}})
 	if err != nil {
 		return err
 	}

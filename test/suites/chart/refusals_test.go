@@ -38,6 +38,8 @@ func TestRefusals(t *testing.T) {
 		"a canary where nothing is reviewed":              {values: "canary: {enabled: true, namespace: kube-public}", want: []string{"canary.namespace: must not be kube-public"}},
 		"a canary without a Service":                      {values: "canary: {enabled: true}\nwebhook: {url: 'https://192.0.2.7'}", want: []string{"canary.enabled: must be false"}},
 		"an interval without a unit":                      {values: "canary: {interval: 60}", want: []string{"canary", "interval"}},
+		"a kind without a resource":                       {values: "workloads: {extra: [{group: argoproj.io, version: v1alpha1, kind: Rollout}]}", want: []string{"workloads.extra[0].resource: must be set"}},
+		"a pod template outside spec":                     {values: "workloads: {extra: [{group: a.io, version: v1, kind: A, resource: as, template: template}]}", want: []string{"workloads", "template"}},
 		"a limit from which GOMEMLIMIT can't be computed": {values: "resources: {limits: {memory: 512M}}", want: []string{"goMemLimit: must be set"}},
 	}
 	helms, err := programs()

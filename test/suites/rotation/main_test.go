@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	secretsstore "sigs.k8s.io/secrets-store-csi-driver/pkg/client/clientset/versioned"
 
@@ -26,11 +27,12 @@ const timeout = 20 * time.Second
 
 // What all tests share.
 var (
-	plane    *controlplane.ControlPlane
-	client   kubernetes.Interface
-	driver   secretsstore.Interface
-	replicas []*injector.Injector
-	node     *kubelet
+	plane         *controlplane.ControlPlane
+	client        kubernetes.Interface
+	dynamicClient dynamic.Interface
+	driver        secretsstore.Interface
+	replicas      []*injector.Injector
+	node          *kubelet
 )
 
 func TestMain(m *testing.M) {
@@ -59,7 +61,17 @@ func run(m *testing.M) (code int, err error) {
 	if err := plane.RunKubectl(ctx, "", "create", "namespace", chart.Namespace); err != nil {
 		return 0, err
 	}
-	if err := injector.AllowRotation(ctx, plane); err != nil {
+	if dynamicClient, err = dynamic.NewForConfig(plane.Config); err != nil {
+		return 0, err
+	}
+	var extra []any
+	for _, k := range extraKinds {
+		if err := k.install(ctx); err != nil {
+			return 0, err
+		}
+		extra = append(extra, k.value())
+	}
+	if err := injector.AllowRotation(ctx, plane, extra...); err != nil {
 		return 0, err
 	}
 	defer func() {
@@ -94,9 +106,11 @@ func run(m *testing.M) (code int, err error) {
 }
 
 func startReplica(ctx context.Context) error {
-	replica, err := injector.Start(ctx, plane, injector.Options{Args: []string{
-		"--rotation", "--rotation-min-interval=1s", "--rotation-timeout=" + timeout.String(),
-	}})
+	args := []string{"--rotation", "--rotation-min-interval=1s", "--rotation-timeout=" + timeout.String()}
+	for _, k := range extraKinds {
+		args = append(args, k.flag())
+	}
+	replica, err := injector.Start(ctx, plane, injector.Options{Args: args})
 	if err == nil {
 		replicas = append(replicas, replica)
 	}

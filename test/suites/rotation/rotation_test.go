@@ -73,6 +73,15 @@ func stateOf(ctx context.Context, kind, namespace, name string) (s state, err er
 	apps := client.AppsV1()
 	var meta metav1.ObjectMeta
 	var template map[string]string
+	if k := extraKinds[kind]; k != nil {
+		o, err := k.client(namespace).Get(ctx, name, metav1.GetOptions{})
+		if err != nil {
+			return s, err
+		}
+		s.own, s.template, s.generation = o.GetAnnotations()[api.RestartedFor], k.restartedFor(o), o.GetGeneration()
+		s.revisions = int(s.generation)
+		return s, nil
+	}
 	switch kind {
 	case "Deployment":
 		o, err := apps.Deployments(namespace).Get(ctx, name, metav1.GetOptions{})
