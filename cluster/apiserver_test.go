@@ -17,6 +17,9 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
+
+	"github.com/akv-injector/akv-injector/core/class"
+	"github.com/akv-injector/akv-injector/core/facts"
 )
 
 // apiServer answers GET, LIST and WATCH as an API server does, streamed lists included, so that
@@ -57,10 +60,13 @@ var resources = map[string]string{
 	"CustomResourceDefinition": definitions,
 }
 
-// startAPIServer serves the objects of manifests, which are YAML documents.
+// startAPIServer serves the objects of manifests, which are YAML documents, and the definitions of the
+// custom kinds.
 func startAPIServer(tb testing.TB, manifests ...string) *apiServer {
 	tb.Helper()
 	s := &apiServer{t: tb, objects: map[string]*unstructured.Unstructured{}, more: make(chan struct{}), absent: map[string]int{}, failing: map[string]int{}}
+	s.learn(classes, class.GroupVersion.Group)
+	s.learn(bindings, facts.BindingResource.Group)
 	s.apply(manifests...)
 	server := httptest.NewServer(s)
 	tb.Cleanup(server.Close)
