@@ -36,11 +36,13 @@ const anything = "{type: object, x-kubernetes-preserve-unknown-fields: true}"
 // schema drops the annotations of the pod template.
 var extraKinds = map[string]*extraKind{
 	"Rollout": {
-		"Rollout", "spec.template", schema.GroupVersionResource{Group: "argoproj.io", Version: "v1alpha1", Resource: "rollouts"},
+		"Rollout", "spec.template",
+		schema.GroupVersionResource{Group: "argoproj.io", Version: "v1alpha1", Resource: "rollouts"},
 		`{"observedGeneration":"GENERATION","replicas":2,"updatedReplicas":2,"readyReplicas":2,"availableReplicas":2}`, anything,
 	},
 	"CloneSet": {
-		"CloneSet", "spec.template", schema.GroupVersionResource{Group: "apps.kruise.io", Version: "v1beta1", Resource: "clonesets"},
+		"CloneSet", "spec.template",
+		schema.GroupVersionResource{Group: "apps.kruise.io", Version: "v1beta1", Resource: "clonesets"},
 		`{"observedGeneration":GENERATION,"replicas":2,"updatedReplicas":2,"readyReplicas":2,"availableReplicas":2}`, anything,
 	},
 	"Fleet": {
