@@ -1,5 +1,5 @@
-# The injector's image: one static binary and the licences of its modules, on a base image without a
-# shell.
+# The injector's image: its static binary, the small one that writes env files in pods, and the licences
+# of their modules, on a base image without a shell.
 #
 #   make image DISTROLESS=REGISTRY/distroless IMAGE=REGISTRY/akv-injector:TAG
 #
@@ -16,7 +16,7 @@ RUN go mod download
 COPY . .
 ARG TARGETOS TARGETARCH VERSION=dev
 RUN CGO_ENABLED=0 GOOS=${TARGETOS} GOARCH=${TARGETARCH} \
-    go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=${VERSION}" -o akv-injector .
+    go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=${VERSION}" -o bin/ . ./akv-env
 
 FROM ${DISTROLESS:?}/static-debian13:nonroot@sha256:e2e927ec666bae08560abb3c55d0659eceabb657f56b6782ab500a9fc7f555e3
 ARG VERSION=dev REVISION=unknown
@@ -26,6 +26,6 @@ LABEL org.opencontainers.image.title="akv-injector" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY LICENSE THIRD_PARTY_NOTICES /licenses/
-COPY --from=build /src/akv-injector /akv-injector
+COPY --from=build /src/bin/ /
 USER 65532:65532
 ENTRYPOINT ["/akv-injector"]

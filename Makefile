@@ -69,6 +69,7 @@ build: ## Build bin/akv-injector, statically linked, as in a release
 binaries: ## Build the binaries of the image for amd64 and arm64 in bin/release
 	@for arch in amd64 arm64; do \
 		GOOS=linux GOARCH=$$arch $(BUILD) -o $(RELEASE)/akv-injector-linux-$$arch .; \
+		GOOS=linux GOARCH=$$arch $(BUILD) -o $(RELEASE)/akv-env-linux-$$arch ./akv-env; \
 	done
 
 .PHONY: sbom

@@ -20,6 +20,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/akv-injector/akv-injector/cli"
@@ -97,6 +98,11 @@ func defaultsFlags(cmd *cobra.Command) func() (inject.Defaults, error) {
 		"Microsoft Entra tenant of managed classes if no annotation sets one, a GUID")
 	vm := cmd.Flags().Bool("allow-vm-identity", false,
 		"let pods with mode none read vaults as their node; any annotated pod can then read what the node can")
+	cloud := cmd.Flags().String("cloud", "",
+		"cloud of managed classes if no annotation sets one: "+strings.Join(api.Clouds, ", ")+" (default: the provider's)")
+	image := cmd.Flags().String("env-file-image", name, "image of the init container of keyvault.io/env-source: file")
+	cpu := cmd.Flags().String("env-file-cpu", "100m", "CPU request and limit of that container")
+	memory := cmd.Flags().String("env-file-memory", "64Mi", "memory request and limit of that container")
 	return func() (inject.Defaults, error) {
 		if !slices.Contains(api.Modes, api.Mode(*mode)) {
 			return inject.Defaults{}, fmt.Errorf("--identity-mode: must be one of %s, is %q", join(api.Modes...), *mode)
@@ -104,7 +110,20 @@ func defaultsFlags(cmd *cobra.Command) func() (inject.Defaults, error) {
 		if detail := api.CheckGUID(*tenant); *tenant != "" && detail != "" {
 			return inject.Defaults{}, fmt.Errorf("--tenant-id: %s, is %q", detail, *tenant)
 		}
-		return inject.Defaults{Mode: api.Mode(*mode), TenantID: *tenant, AllowVMIdentity: *vm}, nil
+		if *cloud != "" && !slices.Contains(api.Clouds, *cloud) {
+			return inject.Defaults{}, fmt.Errorf("--cloud: must be one of %s, is %q", strings.Join(api.Clouds, ", "), *cloud)
+		}
+		files := inject.EnvFiles{Image: *image}
+		var err error
+		if files.CPU, err = resource.ParseQuantity(*cpu); err != nil {
+			return inject.Defaults{}, fmt.Errorf("--env-file-cpu: must be a quantity such as 100m, is %q", *cpu)
+		}
+		if files.Memory, err = resource.ParseQuantity(*memory); err != nil {
+			return inject.Defaults{}, fmt.Errorf("--env-file-memory: must be a quantity such as 64Mi, is %q", *memory)
+		}
+		return inject.Defaults{
+			Mode: api.Mode(*mode), TenantID: *tenant, AllowVMIdentity: *vm, Cloud: *cloud, EnvFiles: files,
+		}, nil
 	}
 }
 

@@ -51,6 +51,13 @@ const (
 	certsFiles       = "files"
 )
 
+// The values of --env-files.
+const (
+	envFilesOff   = "off"
+	envFilesCheck = "check"
+	envFilesOn    = "on"
+)
+
 // serveOptions are the flags of serve.
 type serveOptions struct {
 	certs, certDir, clientCA                  string
@@ -63,6 +70,7 @@ type serveOptions struct {
 	tracing, findings                         bool
 	canaryNamespace                           string
 	canaryInterval                            time.Duration
+	envFiles, envFilesNamespace               string
 	rotation                                  bool
 	rotationConcurrency                       int
 	rotationInterval, rotationTimeout         time.Duration
@@ -127,6 +135,10 @@ Serving certificates:
 		"namespace in which pods are created as a dry run, to check that they are injected (default: no such check)")
 	f.DurationVar(&o.canaryInterval, "canary-interval", time.Minute,
 		"with --canary-namespace: time between two of these checks, 10s to 5m")
+	f.StringVar(&o.envFiles, "env-files", envFilesOff, "whether pods may set keyvault.io/env-source: file: "+
+		envFilesOff+"; "+envFilesCheck+", if the API server and every Linux node support it; "+envFilesOn+", without a check")
+	f.StringVar(&o.envFilesNamespace, "env-files-namespace", "",
+		"with --env-files="+envFilesCheck+": namespace in which a pod is created as a dry run")
 	f.BoolVar(&o.rotation, "rotation", false,
 		"restart workloads with keyvault.io/on-rotation: restart when an object has a new version")
 	f.IntVar(&o.rotationConcurrency, "rotation-max-concurrent", 10,
@@ -211,6 +223,10 @@ func serve(ctx context.Context, o *serveOptions, logTo io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("reach the cluster: %w", err)
 	}
+	envFiles, err := newEnvFiles(o, live, config, log.WithName("env-files"))
+	if err != nil {
+		return err
+	}
 	cached := cluster.NewCache(live, log.WithName("cluster"))
 	cached.Register(metrics.Registry)
 	client, err := kubernetes.NewForConfig(config)
@@ -262,6 +278,11 @@ func serve(ctx context.Context, o *serveOptions, logTo io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("set up: %w", err)
 	}
+	if envFiles != nil {
+		if err := mgr.Add(envFiles); err != nil {
+			return fmt.Errorf("set up: %w", err)
+		}
+	}
 	if o.findings {
 		err = mgr.Add(findings.New(findings.Options{
 			Live: live, Cache: cached, Client: client, Excludes: watcher.Excludes,
@@ -297,13 +318,47 @@ func serve(ctx context.Context, o *serveOptions, logTo io.Writer) error {
 	return mgr.Start(ctx)
 }
 
-// addCanary adds the canary to a manager.
-func addCanary(mgr manager.Manager, o *serveOptions, config *rest.Config, log logr.Logger) error {
+// newEnvFiles sets how live finds out whether the cluster supports env vars from files. It returns what
+// checks the cluster; nil if nothing does.
+func newEnvFiles(o *serveOptions, live *cluster.Live, config *rest.Config, log logr.Logger) (*cluster.EnvFiles, error) {
+	switch o.envFiles {
+	case envFilesOn:
+		return nil, nil
+	case envFilesOff:
+		live.EnvFiles = func() string { return "the injector does not offer it; set envFiles.mode to check in its chart" }
+		return nil, nil
+	case envFilesCheck:
+	default:
+		return nil, fmt.Errorf("--env-files: must be %s, %s or %s, is %q", envFilesOff, envFilesCheck, envFilesOn, o.envFiles)
+	}
+	if o.envFilesNamespace == "" {
+		return nil, fmt.Errorf("--env-files-namespace: must be set with --env-files=%s", envFilesCheck)
+	}
+	client, err := quietClient(config)
+	if err != nil {
+		return nil, err
+	}
+	found := cluster.NewEnvFiles(live, client, o.envFilesNamespace, log)
+	live.EnvFiles = found.Unsupported
+	return found, nil
+}
+
+// quietClient returns a client that logs no warnings of the API server about pods of dry runs.
+func quietClient(config *rest.Config) (kubernetes.Interface, error) {
 	config = rest.CopyConfig(config)
-	config.WarningHandlerWithContext = rest.NoWarnings{} // about the canary's pod, at every interval
+	config.WarningHandlerWithContext = rest.NoWarnings{}
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
-		return fmt.Errorf("reach the cluster: %w", err)
+		return nil, fmt.Errorf("reach the cluster: %w", err)
+	}
+	return client, nil
+}
+
+// addCanary adds the canary to a manager.
+func addCanary(mgr manager.Manager, o *serveOptions, config *rest.Config, log logr.Logger) error {
+	client, err := quietClient(config)
+	if err != nil {
+		return err
 	}
 	err = mgr.Add(canary.New(canary.Options{
 		Client: client, Namespace: o.canaryNamespace, Interval: o.canaryInterval,

@@ -78,7 +78,7 @@ var cacheLimits = limits{probe: 5 * time.Second, age: 25 * time.Second, failing:
 // NewCache returns a Cache of the cluster that live reads. It is empty until Start runs. It has its
 // own Live, which shares and limits the requests that reviews cause.
 func NewCache(live *Live, log logr.Logger) *Cache {
-	own := &Live{Metadata: live.Metadata, Dynamic: live.Dynamic, Raw: live.Raw, reads: newReads()}
+	own := &Live{Metadata: live.Metadata, Dynamic: live.Dynamic, Raw: live.Raw, EnvFiles: live.EnvFiles, reads: newReads()}
 	c := &Cache{live: own, log: log, limits: cacheLimits}
 	c.namespaces.read = func(object metav1.Object) (*facts.Namespace, bool) { return facts.ReadNamespace(object), true }
 	c.serviceAccounts.read = func(object metav1.Object) (*facts.ServiceAccount, bool) {
@@ -109,7 +109,7 @@ func NewCache(live *Live, log logr.Logger) *Cache {
 	c.hasNoDriver = hasNoDriver
 	c.feeds = []*feed.Feed{
 		c.followMetadata("Namespaces", namespaceResource, fields.Everything(), &c.namespaces),
-		c.follow("ServiceAccounts", serviceAccountResource, nil, &c.serviceAccounts),
+		c.live.follow("ServiceAccounts", serviceAccountResource, nil, &c.serviceAccounts),
 		classes,
 		bindings,
 	}
@@ -163,19 +163,19 @@ func (c *Cache) followCustom(
 	selector := fields.OneTermEqualSelector(metav1.ObjectNameField, name)
 	definitions := c.followMetadata("CustomResourceDefinition "+name, definitionResource, selector, definition)
 	c.definitionFeeds = append(c.definitionFeeds, definitions)
-	f = c.follow(objects, resource, defined, store)
+	f = c.live.follow(objects, resource, defined, store)
 	return f, func() bool { return f.Absent() || definitions.IsFilled() && len(definition.All()) == 0 }
 }
 
 // follow returns a feed that writes the objects of a kind to store. Wake is nil for a built-in
 // kind.
-func (c *Cache) follow(
+func (l *Live) follow(
 	objects string, resource schema.GroupVersionResource, wake <-chan struct{}, store cache.TransformingStore,
 ) *feed.Feed {
 	return feed.New(feed.Kind{
 		Plural:    objects,
-		ListWatch: feed.ListWatch(c.live.Dynamic.Resource(resource), nil),
-		Client:    c.live.Dynamic,
+		ListWatch: feed.ListWatch(l.Dynamic.Resource(resource), nil),
+		Client:    l.Dynamic,
 		Example:   &unstructured.Unstructured{},
 		Wake:      wake,
 	}, store)
@@ -344,9 +344,19 @@ func (c *Cache) Facts(ctx context.Context, namespace string, needs facts.Needs, 
 		answer.Available = available // messages only suggest these names, so they may be slightly old
 		return answer, err
 	}
-	answer := facts.Answer{Bound: facts.Binds(selectors.values, needs.Selector), Available: available}
+	answer := facts.Answer{
+		Bound: facts.Binds(selectors.values, needs.Selector), EnvFilesUnsupported: c.live.envFilesUnsupported(needs),
+		Available: available,
+	}
 	if len(needs.Classes) > 0 {
 		answer.Classes = make([]*class.Class, 0, len(needs.Classes))
+	}
+	if needs.Secret != "" {
+		for _, c := range classes.values {
+			if c.Syncs(needs.Secret) {
+				answer.Syncing = append(answer.Syncing, facts.Syncing{Class: c.Name, Workloads: c.managed.workloads()})
+			}
+		}
 	}
 	for _, name := range needs.Classes {
 		if found, ok := classes.find(name); ok {

@@ -242,6 +242,29 @@ func TestCacheFollowsNamespaces(t *testing.T) {
 	expect(facts.Namespace{})
 }
 
+// TestNoDriver removes the definition of the classes, whose watch goes on: the API server may end it
+// seconds later.
+func TestNoDriver(t *testing.T) {
+	t.Parallel()
+	server := startAPIServer(t, shop, defaultSA)
+	cached := follow(t, server, logr.Discard())
+	awaitSync(t, cached)
+	for range 2 {
+		for _, want := range []bool{false, true} {
+			eventually(t, func() string {
+				if got := lookUp(t, cached, everything, false).Available.NoDriver; got != want {
+					return fmt.Sprintf("no driver: %t, want %t", got, want)
+				}
+				return ""
+			})
+			if !want {
+				server.remove(definitions, "", classes+".secrets-store.csi.x-k8s.io")
+			}
+		}
+		server.learn(classes, "secrets-store.csi.x-k8s.io")
+	}
+}
+
 // TestCacheWithoutKinds creates and removes the kinds that a cluster may not have. Nothing is
 // logged.
 func TestCacheWithoutKinds(t *testing.T) {

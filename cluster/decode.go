@@ -1,10 +1,13 @@
 package cluster
 
 import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/akv-injector/akv-injector/core/class"
+	"github.com/akv-injector/akv-injector/core/facts"
 	"github.com/akv-injector/akv-injector/core/jsonstream"
+	"github.com/akv-injector/akv-injector/core/pods"
 )
 
 const (
@@ -68,6 +71,75 @@ func decodeSecretData(d *class.SecretData, r *jsonstream.Reader) {
 			r.Skip()
 		}
 	}
+}
+
+// syncingPage is a page of a list of classes, of which it keeps those that sync a Secret.
+type syncingPage struct {
+	secret string
+	found  []facts.Syncing
+	next   string // continue token; empty on the last page
+}
+
+func (p *syncingPage) decode(r *jsonstream.Reader) {
+	for name := range r.Members {
+		switch string(name) {
+		case "metadata":
+			r.Member("continue", func() { p.next = r.Text(maxValue) })
+		case "items":
+			for range r.Elements {
+				p.decodeClass(r)
+			}
+		default:
+			r.Skip()
+		}
+	}
+}
+
+func (p *syncingPage) decodeClass(r *jsonstream.Reader) {
+	var syncing facts.Syncing
+	var managed ManagedClass
+	syncs := false
+	for name := range r.Members {
+		switch string(name) {
+		case "metadata":
+			for name := range r.Members {
+				switch string(name) {
+				case "name":
+					syncing.Class = r.Text(pods.MaxName)
+				case "ownerReferences":
+					managed.Owners = jsonstream.List(r, func(o *metav1.OwnerReference, r *jsonstream.Reader) {
+						for name := range r.Members {
+							switch string(name) {
+							case "kind":
+								o.Kind = r.Text(pods.MaxName)
+							case "name":
+								o.Name = r.Text(pods.MaxName)
+							default:
+								r.Skip()
+							}
+						}
+					})
+				default:
+					r.Skip()
+				}
+			}
+		case "spec":
+			r.Member("secretObjects", func() {
+				for range r.Elements {
+					r.Member("secretName", func() { syncs = r.Text(pods.MaxName) == p.secret || syncs })
+				}
+			})
+		default:
+			r.Skip()
+		}
+	}
+	if !syncs {
+		return
+	}
+	if class.IsManagedName(syncing.Class) {
+		syncing.Workloads = managed.workloads()
+	}
+	p.found = append(p.found, syncing)
 }
 
 // bindings is a page of a list of AzureIdentityBindings.

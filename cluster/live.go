@@ -28,6 +28,7 @@ import (
 // Resources of the objects with facts, and of the CustomResourceDefinitions of such objects.
 var (
 	namespaceResource      = schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}
+	nodeResource           = schema.GroupVersionResource{Version: "v1", Resource: "nodes"}
 	serviceAccountResource = schema.GroupVersionResource{Version: "v1", Resource: "serviceaccounts"}
 	definitionResource     = schema.GroupVersionResource{
 		Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions",
@@ -51,6 +52,9 @@ type Live struct {
 	Dynamic  dynamic.Interface
 	// Raw reads objects as a stream of JSON. Its paths are absolute.
 	Raw rest.Interface
+	// EnvFiles returns why the cluster does not support env vars from files; see
+	// [EnvFiles.Unsupported]. If it is nil, the cluster supports them. A [Cache] takes it over.
+	EnvFiles func() string
 
 	reads *reads // nil if requests are not shared
 }
@@ -156,7 +160,36 @@ func (l *Live) needed(ctx context.Context, namespace string, needs facts.Needs) 
 		}
 		answer.Bound = facts.Binds(answer.Available.Selectors, needs.Selector)
 	}
+	if answer.Syncing, err = l.syncing(ctx, namespace, needs.Secret); err != nil {
+		return facts.Answer{}, err
+	}
+	answer.EnvFilesUnsupported = l.envFilesUnsupported(needs)
 	return answer, nil
+}
+
+// syncing returns the classes that sync the Secret of that name; none for an empty name.
+func (l *Live) syncing(ctx context.Context, namespace, secret string) ([]facts.Syncing, error) {
+	if secret == "" {
+		return nil, nil
+	}
+	wanted := target{namespace, class.Resource.Resource, "syncing " + secret}
+	return share(ctx, l.reads, wanted, func(ctx context.Context) ([]facts.Syncing, error) {
+		page := syncingPage{secret: secret}
+		for {
+			next := page.next
+			page.next = ""
+			if _, err := l.read(ctx, class.Resource, namespace, "", next, page.decode); err != nil || page.next == "" {
+				return page.found, err
+			}
+		}
+	})
+}
+
+func (l *Live) envFilesUnsupported(needs facts.Needs) string {
+	if !needs.EnvFiles || l.EnvFiles == nil {
+		return ""
+	}
+	return l.EnvFiles()
 }
 
 // lacksClient reports whether a needed ServiceAccount does not exist or has no client id.

@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/akv-injector/akv-injector/core/class"
+	"github.com/akv-injector/akv-injector/core/facts"
 )
 
 // ManagedClass is the state of a class that has the name of a managed class.
@@ -22,6 +23,20 @@ type ManagedClass struct {
 	// Intact is true if the class is unedited: its name is the hash of its whole spec, and if it is
 	// ours, it has the label.
 	Intact bool
+}
+
+// workloads returns the workloads of the pods that mount the class; none for nil.
+func (c *ManagedClass) workloads() []string {
+	if c == nil {
+		return nil
+	}
+	var names []string
+	for _, owner := range c.Owners {
+		if name := facts.WorkloadOf(owner.Kind, owner.Name); !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // existingClass is what the Cache keeps of each class.

@@ -20,7 +20,7 @@ import (
 // managed returns a managed class in namespace shop that a ReplicaSet owns.
 func managed(t *testing.T) *class.SecretProviderClass {
 	t.Helper()
-	spc := class.Managed(class.Request{Vault: "shop-kv", TenantID: "t", Mode: api.ModePodIdentity, Items: []api.Item{{Name: "db"}}, Synced: []int{0}})
+	spc := class.Managed(class.Request{Vault: "shop-kv", TenantID: "t", Mode: api.ModePodIdentity, Items: []api.Item{{Name: "db"}}, Data: []class.SecretData{{ObjectName: "db", Key: "db"}}})
 	spc.Namespace = "shop"
 	spc.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "app", UID: "1"}}
 	return spc

@@ -15,7 +15,7 @@ import (
 const module = "github.com/akv-injector/akv-injector/"
 
 // core are the packages below core/, in the order in which they may import each other.
-var core = []string{"core/jsonstream", "core/api", "core/pods", "core/class", "core/facts", "core/policy", "core/inject", "core/review"}
+var core = []string{"core/jsonstream", "core/envfile", "core/api", "core/pods", "core/class", "core/facts", "core/policy", "core/inject", "core/review"}
 
 // sourceCallers are the packages that call a facts.Source, which takes a context.
 var sourceCallers = []string{"core/facts", "core/review"}

@@ -310,8 +310,8 @@ var Causes = []Cause{
 	{
 		Contains: "`lookup VAULT.vault.azure.net` and `no such host`",
 		pattern:  match(`lookup \S+\.vault\.\S+.*no such host`),
-		Means:    "the host of vault {VAULT} has no address: the vault does not exist, or the nodes cannot resolve its private DNS zone",
-		Fix:      "correct `keyvault.io/vault`, or the class",
+		Means:    "the host of vault {VAULT} has no address: the vault does not exist in this cloud, or the nodes cannot resolve its private DNS zone",
+		Fix:      "correct `keyvault.io/vault` or `keyvault.io/cloud`, or the class",
 		Commands: [][]string{append(words("az keyvault list --output tsv --query"), "[].name")},
 	},
 	{
@@ -403,6 +403,13 @@ var Causes = []Cause{
 			"driver, `syncSecret.enabled=true`. The AKS add-on has it",
 		Commands: [][]string{syncOn},
 		synced:   true,
+	},
+	{
+		Contains: "`must …` of init container `keyvault-env`",
+		pattern:  match(`[-.\w]+: (secret|key|cert) \S+ of vault \S+?(, property \S+)?: `),
+		Means: "the program that writes the env vars of `keyvault.io/env-source: file` cannot: an env file cannot carry the value of an " +
+			"object, or the object has no such property. The message never has a value",
+		Fix: "do what the message says, or set `keyvault.io/env-source: secret`",
 	},
 	{
 		Contains: "`secret \"…\" not found`, of a Secret that no class syncs",

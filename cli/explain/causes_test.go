@@ -74,6 +74,8 @@ func TestCauses(t *testing.T) {
 		{"is wrong", driver + `parameters not set in shop/payments`},
 		{"lacks `readOnly: true`", `FailedMount MountVolume.SetUp failed for volume "keyvault" : rpc error: code = InvalidArgument desc = Readonly is not true in request`},
 
+		{"cannot carry the value", `Error PASSWORD: secret db-login of vault payments-kv, property password: must not have a single quote: an env file has no escape for it`},
+		{"cannot carry the value", `Error EDGE: cert edge of vault payments-kv: must not be empty`},
 		{"may not write Secrets", `FailedToCreateSecret timed out waiting for the condition`},
 		{"may not write Secrets", `CreateContainerConfigError secret "kv-0123456789" not found`},
 		{"may not write Secrets", `Failed Error: secret "kv-0123456789" not found`},

@@ -16,6 +16,7 @@ import (
 	"github.com/akv-injector/akv-injector/core/api"
 	"github.com/akv-injector/akv-injector/core/class"
 	"github.com/akv-injector/akv-injector/core/facts"
+	"github.com/akv-injector/akv-injector/core/inject"
 )
 
 // symptom is a warning about the target: an event, or the state of a container.
@@ -42,7 +43,11 @@ func (p *page) symptoms() []symptom {
 	}
 	if p.pod != nil && !isHealthy(p.pod) {
 		for _, status := range slices.Concat(p.pod.Status.InitContainerStatuses, p.pod.Status.ContainerStatuses) {
-			if w := status.State.Waiting; w != nil && !isStarting(w.Reason) {
+			if t := terminated(&status); status.Name == inject.EnvFilesName && t != nil && t.ExitCode != 0 {
+				add(symptom{
+					object: "container " + status.Name, reason: t.Reason, message: t.Message, source: "its state", at: t.FinishedAt.Time,
+				})
+			} else if w := status.State.Waiting; w != nil && !isStarting(w.Reason) {
 				add(symptom{
 					object: "container " + status.Name, reason: w.Reason, message: w.Message, source: "its state", at: p.now,
 				})
@@ -61,7 +66,9 @@ func (p *page) symptoms() []symptom {
 		e := &p.events[i]
 		ofPod := p.pod != nil && e.InvolvedObject.UID == p.pod.UID
 		lacks, ofController := lacking[e.InvolvedObject.UID]
-		if !ofPod && !ofController {
+		// The state of the init container that writes env files says why it ends.
+		isEnvFiles := e.Reason == "BackOff" && strings.Contains(e.Message, "container "+inject.EnvFilesName+" in pod")
+		if !ofPod && !ofController || isEnvFiles {
 			continue
 		}
 		add(symptom{
@@ -80,6 +87,11 @@ func (p *page) symptoms() []symptom {
 		return cmp.Or(ofInjector(b)-ofInjector(a), b.at.Compare(a.at))
 	})
 	return list
+}
+
+// terminated returns how a container ended last; nil if it never did.
+func terminated(status *corev1.ContainerStatus) *corev1.ContainerStateTerminated {
+	return cmp.Or(status.State.Terminated, status.LastTerminationState.Terminated)
 }
 
 // lastSeen returns when an event happened last.

@@ -132,6 +132,10 @@ func (p *page) writeTemplate() {
 		s.OK("its pods get volume %s of class %s at %s", v.Name, v.Class, v.Path)
 	}
 	for _, e := range status.Env {
+		if e.Object != "" {
+			s.OK("its pods get env var %s from %s, by an env file", e.Name, e.Object)
+			continue
+		}
 		s.OK("its pods get env var %s from key %s of Secret %s", e.Name, e.Key, e.Secret)
 	}
 }
@@ -444,8 +448,14 @@ func (p *page) writeBehind(s *report.Section, name string, status *podStatus) {
 		if running == nil || !changed.After(running.StartedAt.Time) {
 			continue
 		}
-		for _, secret := range slices.Sorted(maps.Keys(secrets)) {
-			if envs := secrets[secret][container.Name]; synced[secret] && len(envs) > 0 {
+		of := map[string][]string{"": p.fileEnvs(name, container.Name)}
+		for secret, envs := range secrets {
+			if synced[secret] {
+				of[secret] = envs[container.Name]
+			}
+		}
+		for _, secret := range slices.Sorted(maps.Keys(of)) {
+			if envs := of[secret]; len(envs) > 0 {
 				line := s.Warning("env vars of container %s may be behind: %s", container.Name, strings.Join(envs, ", ")).
 					Detail("an object of class %s changed %s, and the container started %s", name,
 						p.ago(changed), p.ago(running.StartedAt.Time))
@@ -464,6 +474,19 @@ func (p *page) writeBehind(s *report.Section, name string, status *podStatus) {
 			}
 		}
 	}
+}
+
+// fileEnvs returns the env vars of a container from env files with objects of a class.
+func (p *page) fileEnvs(name, container string) []string {
+	var names []string
+	for _, e := range inject.FileEnvs(&p.pod.Spec) {
+		for _, v := range p.pod.Spec.Volumes {
+			if e.Container == container && v.Name == e.Volume && v.CSI != nil && v.CSI.VolumeAttributes[class.Attribute] == name {
+				names = append(names, e.Name)
+			}
+		}
+	}
+	return names
 }
 
 // writeSecret writes whether the Secret of env vars exists.

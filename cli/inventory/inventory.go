@@ -22,6 +22,7 @@ import (
 	"github.com/akv-injector/akv-injector/cli/kube"
 	"github.com/akv-injector/akv-injector/core/api"
 	"github.com/akv-injector/akv-injector/core/class"
+	"github.com/akv-injector/akv-injector/core/inject"
 	"github.com/akv-injector/akv-injector/core/pods"
 )
 
@@ -95,11 +96,11 @@ type File struct {
 	Secret string `json:"secret,omitzero"`
 }
 
-// Env is an env var with the object as its value, from a synced Secret.
+// Env is an env var with the object as its value, from a synced Secret or an env file.
 type Env struct {
 	Container string `json:"container"`
 	Name      string `json:"name"`
-	// Secret is empty for the managed class of a workload that has no pod yet.
+	// Secret is empty for an env file, and for the managed class of a workload that has no pod yet.
 	Secret string `json:"secret,omitzero"`
 }
 
@@ -268,6 +269,15 @@ func (t *tables) useOf(namespace string, meta *metav1.ObjectMeta, spec *corev1.P
 		}
 	}
 	u.requestsRestart = t.requestsRestart(namespace, meta)
+	for _, env := range inject.FileEnvs(spec) {
+		for _, of := range volumes[env.Volume] {
+			if of.secret == "" && of.file == env.File {
+				for _, object := range of.objects {
+					object.Env = append(object.Env, Env{Container: env.Container, Name: env.Name})
+				}
+			}
+		}
+	}
 	account := cmp.Or(spec.ServiceAccountName, spec.DeprecatedServiceAccount, "default")
 	u.identify(meta, account)
 	if u.identity.Name == account && u.identity.ClientID == "" && u.identity.Mode != string(api.ModePodIdentity) {

@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/akv-injector/akv-injector/core/class"
+	"github.com/akv-injector/akv-injector/core/inject"
 )
 
 // use is a Key Vault object that an env var or a mount by subPath of a pod uses.
@@ -34,7 +35,7 @@ func classesOf(pod *corev1.Pod) map[string]string {
 // usesOf returns what a pod uses of the classes that it mounts. A file that is not mounted by subPath
 // follows its object, so it is no use.
 func usesOf(pod *corev1.Pod, classes []*class.Class) []use {
-	volumes := classesOf(pod)
+	volumes, fileEnvs := classesOf(pod), inject.FileEnvs(&pod.Spec)
 	var uses []use
 	for _, c := range classes {
 		if c.Provider != class.Provider {
@@ -43,7 +44,8 @@ func usesOf(pod *corev1.Pod, classes []*class.Class) []use {
 		for _, o := range c.Objects {
 			u := use{class: c.Name, id: o.Type + "/" + o.Name, synced: isSynced(pod, c, o.File)}
 			u.object = strings.ToLower(c.Vault) + "/" + u.id
-			if u.synced || isMountedAlone(pod, volumes, c.Name, o.File) {
+			isRead := slices.ContainsFunc(fileEnvs, func(e inject.FileEnv) bool { return volumes[e.Volume] == c.Name && e.File == o.File })
+			if u.synced || isRead || isMountedAlone(pod, volumes, c.Name, o.File) {
 				uses = append(uses, u)
 			}
 		}

@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/akv-injector/akv-injector/core/class"
+	"github.com/akv-injector/akv-injector/core/inject"
 	"github.com/akv-injector/akv-injector/core/jsonstream"
 )
 
@@ -34,6 +35,11 @@ func TestUses(t *testing.T) {
 			LocalObjectReference: corev1.LocalObjectReference{Name: secret}, Key: key,
 		}}}}}
 	}
+	fileEnv := func(name string) corev1.Container {
+		return corev1.Container{Env: []corev1.EnvVar{{Name: name, ValueFrom: &corev1.EnvVarSource{FileKeyRef: &corev1.FileKeySelector{
+			VolumeName: inject.EnvFilesName, Path: "env", Key: name,
+		}}}}}
+	}
 	mount := func(volume, subPath, expr string) corev1.Container {
 		return corev1.Container{VolumeMounts: []corev1.VolumeMount{{Name: volume, MountPath: "/x", SubPath: subPath, SubPathExpr: expr}}}
 	}
@@ -46,6 +52,8 @@ func TestUses(t *testing.T) {
 		"an env var of another key":       {env("kv", "other"), nil},
 		"an env var of a history":         {env("kv", "old"), []string{"shop-kv/secret/old synced"}},
 		"all keys of a Secret":            {corev1.Container{EnvFrom: []corev1.EnvFromSource{{SecretRef: &corev1.SecretEnvSource{LocalObjectReference: corev1.LocalObjectReference{Name: "tls"}}}}}, []string{"shop-kv/cert/ca synced"}},
+		"an env var of an env file":       {fileEnv("DB"), []string{"shop-kv/secret/db"}},
+		"a variable that the file lacks":  {fileEnv("OTHER"), nil},
 		"a ConfigMap of that name":        {corev1.Container{EnvFrom: []corev1.EnvFromSource{{ConfigMapRef: &corev1.ConfigMapEnvSource{LocalObjectReference: corev1.LocalObjectReference{Name: "tls"}}}}}, nil},
 		"the whole volume":                {mount("keyvault", "", ""), nil},
 		"one file":                        {mount("keyvault", "db", ""), []string{"shop-kv/secret/db"}},
@@ -58,6 +66,10 @@ func TestUses(t *testing.T) {
 		for place, spec := range map[string]corev1.PodSpec{
 			"container": {Containers: []corev1.Container{test.container}}, "init container": {InitContainers: []corev1.Container{test.container}},
 		} {
+			spec.InitContainers = append(spec.InitContainers, corev1.Container{
+				Name: inject.EnvFilesName, Args: []string{`[[{"env":"DB","file":"0/db","object":"x"}]]`},
+				VolumeMounts: []corev1.VolumeMount{{Name: "keyvault", MountPath: "/in/0"}},
+			})
 			for volume, name := range map[string]string{"keyvault": "kv", "keyvault-other": "other"} {
 				spec.Volumes = append(spec.Volumes, corev1.Volume{Name: volume, VolumeSource: corev1.VolumeSource{
 					CSI: &corev1.CSIVolumeSource{Driver: class.Driver, VolumeAttributes: map[string]string{class.Attribute: name}},

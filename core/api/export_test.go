@@ -21,9 +21,13 @@ func (r *Request) Annotations() map[string]string {
 	put(Secrets, printItems(r.Items), "")
 	put(Class, strings.Join(r.Classes, ","), "")
 	put(Vault, r.Vault, "")
+	put(Cloud, r.Cloud, "")
 	put(MountPath, r.MountPath, DefaultMountPath)
 	put(Containers, r.Containers.String(), "")
 	put(Env, string(r.EnvMode), string(EnvExplicit))
+	put(EnvSource, string(r.EnvSource), string(EnvFromSecret))
+	put(SecretName, r.SecretName, "")
+	put(SecretType, r.SecretType, SecretTypes[0])
 	put(OnConflict, string(r.OnConflict), string(ConflictKeep))
 	put(OnRotation, string(r.OnRotation), string(RotationIgnore))
 	if r.OptedOut {

@@ -25,7 +25,7 @@ var sameRequest = cmpopts.IgnoreUnexported(api.Request{})
 // i.
 var fuzzedKeys = [...]string{
 	api.Secrets, api.Class, api.Vault, api.MountPath, api.Containers, api.Env, api.OnConflict, api.Inject,
-	api.IdentityName, api.IdentityMode, api.IdentityClientID, api.IdentityTenantID, api.OnRotation,
+	api.IdentityName, api.IdentityMode, api.IdentityClientID, api.IdentityTenantID, api.OnRotation, api.EnvSource, api.SecretName, api.SecretType,
 }
 
 // FuzzParseRequest parses arbitrary annotations. A request without errors must pass validate, which
@@ -41,6 +41,7 @@ func FuzzParseRequest(f *testing.F) {
 		{secrets: "first/a as b, A=b", class: "first, second", mode: "identity-binding", key: "keyvault.io/secret"},
 		{secrets: "-a", vault: "kv", key: "identity.io/enforce", inject: "yes", env: "x", onConflict: "y", containers: "a,,b"},
 		{secrets: "{objectName: &a x, containers: [*a]}", vault: "team-kv", mountPath: "/a /"},
+		{secrets: "A=a#b.c, B=b", vault: "team-kv", env: "auto", key: "keyvault.io/env-source", name: "file"},
 		{secrets: "n as a\u00a0b, n as as as as", vault: "team-kv", env: "auto"},
 	} {
 		for _, masks := range [][2]uint16{{all, none}, {none, all}, {0x0F0F, 0xF0F0}} {
@@ -152,6 +153,10 @@ func validate(r *api.Request) error {
 		return fmt.Errorf("on-conflict %q", r.OnConflict)
 	case r.OnRotation != "ignore" && r.OnRotation != "restart":
 		return fmt.Errorf("on-rotation %q", r.OnRotation)
+	case r.EnvSource != "secret" && r.EnvSource != "file":
+		return fmt.Errorf("env-source %q", r.EnvSource)
+	case r.SecretName != "" && len(validation.IsDNS1123Subdomain(r.SecretName)) > 0:
+		return fmt.Errorf("secret-name %q", r.SecretName)
 	case len(r.Items) > 100:
 		return fmt.Errorf("%d items", len(r.Items))
 	}
@@ -229,8 +234,15 @@ func validateItem(r *api.Request, i api.Item) error {
 	if !isVault(r.VaultOf(i)) {
 		return fmt.Errorf("vault %q", r.VaultOf(i))
 	}
-	if env := i.EnvFor(r.EnvMode); env != "" {
-		if problems := validation.IsConfigMapKey(strings.ReplaceAll(i.File(), "/", ".")); len(problems) > 0 {
+	if i.Property != "" && (i.Env == "" || r.EnvSource != "file" || !secret) {
+		return fmt.Errorf("property %q", i.Property)
+	}
+	if env := i.EnvFor(r.EnvMode); env != "" && r.EnvSource == "secret" || r.SecretName != "" {
+		key := i.SecretKey
+		if key == "" {
+			key = strings.ReplaceAll(i.File(), "/", ".")
+		}
+		if problems := validation.IsConfigMapKey(key); len(problems) > 0 {
 			return fmt.Errorf("path %q of env %s: %v", file, env, problems)
 		}
 	}

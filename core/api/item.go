@@ -10,6 +10,8 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/akv-injector/akv-injector/core/envfile"
 )
 
 // The types of object that Key Vault holds, as the Azure provider spells them.
@@ -52,6 +54,11 @@ type Item struct {
 	// VaultOrClass is the vault or, with existing classes, the class of the object; empty for the
 	// default.
 	VaultOrClass string
+	// Property is the path of a member of the object, a secret that is a JSON object; empty for the
+	// whole object. See package envfile.
+	Property string
+	// SecretKey is the key in the synced Secret; empty for the file with / as dot.
+	SecretKey string
 	// Containers are those of the request's containers that get the env var.
 	Containers Selector
 }
@@ -182,16 +189,21 @@ func (i Item) check(fldPath *field.Path, index int, withClass bool) field.ErrorL
 	case len(validation.IsEnvVarName(i.Env)) > 0:
 		invalid(fieldEnv, i.Env, mustBeEnv)
 	}
-	if i.Env != "" && !withClass && (i.Alias != "" || objectPattern.MatchString(i.Name)) {
-		if err := i.checkKey(fldPath, index); err != nil {
-			errs = append(errs, err)
+	if i.Property != "" {
+		if err := envfile.ParseProperty(i.Property); err != nil {
+			invalid(fieldProperty, i.Property, err.Error())
+		} else if !secret {
+			invalid(fieldProperty, i.Property, "must be omitted: only an object of type secret can be a JSON object")
 		}
+	}
+	if i.SecretKey != "" && len(validation.IsConfigMapKey(i.SecretKey)) > 0 {
+		invalid(fieldSecretKey, i.SecretKey, "must be at most 253 letters, digits, -, _ and .")
 	}
 	if withClass {
 		return append(errs, i.checkOwnedByClass(fldPath, index)...)
 	}
 	if i.VaultOrClass != "" && !vaultPattern.MatchString(i.VaultOrClass) {
-		invalid(fieldVault, i.VaultOrClass, mustBeVault+writeInstead(vaultOf(i.VaultOrClass), vaultPattern))
+		invalid(fieldVault, i.VaultOrClass, mustBeVault+writeInstead(vaultOf(i.VaultOrClass), vaultPattern)+setCloud(i.VaultOrClass))
 	}
 	return errs
 }

@@ -141,6 +141,10 @@ func parseInlineItem(text string) (item Item, detail string) {
 			ref, item.Alias = text[:at[0]], text[at[1]:]
 		}
 	}
+	ref, property, hasProperty := strings.Cut(ref, "#")
+	if item.Property = property; hasProperty && property == "" {
+		return item, "must have a property after #, such as db.password, or no #"
+	}
 	if strings.ContainsAny(item.Alias, " \t") {
 		return item, "must have no space in its path; put a comma or a newline between items, or use the structured form"
 	}
@@ -158,7 +162,7 @@ func parseInlineItem(text string) (item Item, detail string) {
 	}
 	if strings.ContainsAny(ref, " \t") {
 		item.Name = ref
-		return item, "must have the form [ENV=][vault/][type:]object[@version][ as path], " +
+		return item, "must have the form [ENV=][vault/][type:]object[@version][#property][ as path], " +
 			"with a comma or a newline between items"
 	}
 	if source, rest, found := strings.Cut(ref, "/"); found {
@@ -195,12 +199,14 @@ const (
 	fieldPermission = "filePermission"
 	fieldEnv        = "env"
 	fieldVault      = "vault"
+	fieldProperty   = "property"
+	fieldSecretKey  = "secretKey"
 	fieldContainers = "containers"
 )
 
 var itemFields = []string{
 	fieldName, fieldAlias, fieldType, fieldVersion, fieldHistory, fieldFormat, fieldEncoding, fieldPermission,
-	fieldEnv, fieldVault, fieldContainers,
+	fieldEnv, fieldVault, fieldProperty, fieldSecretKey, fieldContainers,
 }
 
 // maxMarks is the limit of [CountMarks] for the structured form. A hundred items with all fields,
@@ -292,6 +298,7 @@ func (i *Item) set(name string, value *yaml.Node, fldPath *field.Path) *field.Er
 	text := map[string]*string{
 		fieldName: &i.Name, fieldAlias: &i.Alias, fieldType: &i.Type, fieldVersion: &i.Version, fieldFormat: &i.Format,
 		fieldEncoding: &i.Encoding, fieldPermission: &i.Permission, fieldEnv: &i.Env, fieldVault: &i.VaultOrClass,
+		fieldProperty: &i.Property, fieldSecretKey: &i.SecretKey,
 	}[name]
 	switch {
 	case text != nil:
@@ -354,7 +361,8 @@ func printItems(items []Item) string {
 
 // inline returns the item in the inline form, and false if that form cannot express it.
 func (i Item) inline() (string, bool) {
-	onlyStructured := i.History != 0 || i.Format != "" || i.Encoding != "" || i.Permission != "" || !i.Containers.All()
+	onlyStructured := i.History != 0 || i.Format != "" || i.Encoding != "" || i.Permission != "" || i.SecretKey != "" ||
+		!i.Containers.All()
 	if onlyStructured || strings.ContainsAny(i.Alias, ", \t\n") {
 		return "", false
 	}
@@ -371,6 +379,9 @@ func (i Item) inline() (string, bool) {
 	b.WriteString(i.Name)
 	if i.Version != "" {
 		b.WriteString("@" + i.Version)
+	}
+	if i.Property != "" {
+		b.WriteString("#" + i.Property)
 	}
 	if i.Alias != "" {
 		b.WriteString(" as " + i.Alias)
@@ -391,6 +402,8 @@ type structuredItem struct {
 	Permission   string   `json:"filePermission,omitzero"`
 	Env          string   `json:"env,omitzero"`
 	VaultOrClass string   `json:"vault,omitzero"`
+	Property     string   `json:"property,omitzero"`
+	SecretKey    string   `json:"secretKey,omitzero"`
 	Containers   []string `json:"containers,omitzero"`
 }
 
@@ -399,7 +412,7 @@ func printStructured(items []Item) string {
 	for n, i := range items {
 		list[n] = structuredItem{
 			Name: i.Name, Alias: i.Alias, Type: i.Type, Version: i.Version, History: i.History, Format: i.Format,
-			Encoding: i.Encoding, Permission: i.Permission, Env: i.Env, VaultOrClass: i.VaultOrClass,
+			Encoding: i.Encoding, Permission: i.Permission, Env: i.Env, VaultOrClass: i.VaultOrClass, Property: i.Property, SecretKey: i.SecretKey,
 			Containers: i.Containers.patterns,
 		}
 	}

@@ -28,8 +28,8 @@ func selector(t *testing.T, patterns ...string) api.Selector {
 
 func TestItems(t *testing.T) {
 	for behaviour, test := range map[string]struct {
-		value, class string
-		want         []api.Item
+		value, class, source string
+		want                 []api.Item
 	}{
 		"an object by its name":         {value: "db-password", want: []api.Item{{Name: "db-password"}}},
 		"ENV= before it":                {value: "DB=db-password", want: []api.Item{{Name: "db-password", Env: "DB"}}},
@@ -50,18 +50,25 @@ func TestItems(t *testing.T) {
 				Env: "EDGE", VaultOrClass: "other-kv", Containers: selector(t, "app", "!init"),
 			}},
 		},
-		"a JSON list":                            {value: `[{"objectName":"a"},{"objectName":"b","objectVersionHistory":0}]`, want: []api.Item{{Name: "a"}, {Name: "b"}}},
-		"a single mapping is a list of one":      {value: `{"objectName":"a"}`, want: []api.Item{{Name: "a"}}},
-		"the start of a YAML document":           {value: "---\n- objectName: a\n", want: []api.Item{{Name: "a"}}},
-		"names that YAML reads as other types":   {value: "- objectName: 0400\n- objectName: true\n", want: []api.Item{{Name: "0400"}, {Name: "true"}}},
-		"with a class, the class before the /":   {value: "P=my.class/a as b", class: "my.class", want: []api.Item{{Name: "a", VaultOrClass: "my.class", Env: "P", Alias: "b"}}},
-		"with a class, env vars of any path":     {value: "P=a as b+c", class: "c", want: []api.Item{{Name: "a", Env: "P", Alias: "b+c"}}},
-		"equal paths in different vaults":        {value: "a, other-kv/a", want: []api.Item{{Name: "a"}, {Name: "a", VaultOrClass: "other-kv"}}},
-		"paths with the same prefix":             {value: "a, b as a-b, c as a.d", want: []api.Item{{Name: "a"}, {Name: "b", Alias: "a-b"}, {Name: "c", Alias: "a.d"}}},
-		"a mode of three digits and one of four": {value: "- {objectName: a, filePermission: '600'}\n- {objectName: b, filePermission: '0644'}", want: []api.Item{{Name: "a", Permission: "600"}, {Name: "b", Permission: "0644"}}},
+		"a JSON list":                             {value: `[{"objectName":"a"},{"objectName":"b","objectVersionHistory":0}]`, want: []api.Item{{Name: "a"}, {Name: "b"}}},
+		"a single mapping is a list of one":       {value: `{"objectName":"a"}`, want: []api.Item{{Name: "a"}}},
+		"the start of a YAML document":            {value: "---\n- objectName: a\n", want: []api.Item{{Name: "a"}}},
+		"names that YAML reads as other types":    {value: "- objectName: 0400\n- objectName: true\n", want: []api.Item{{Name: "0400"}, {Name: "true"}}},
+		"with a class, the class before the /":    {value: "P=my.class/a as b", class: "my.class", want: []api.Item{{Name: "a", VaultOrClass: "my.class", Env: "P", Alias: "b"}}},
+		"with a class, env vars of any path":      {value: "P=a as b+c", class: "c", want: []api.Item{{Name: "a", Env: "P", Alias: "b+c"}}},
+		"equal paths in different vaults":         {value: "a, other-kv/a", want: []api.Item{{Name: "a"}, {Name: "a", VaultOrClass: "other-kv"}}},
+		"paths with the same prefix":              {value: "a, b as a-b, c as a.d", want: []api.Item{{Name: "a"}, {Name: "b", Alias: "a-b"}, {Name: "c", Alias: "a.d"}}},
+		"a mode of three digits and one of four":  {value: "- {objectName: a, filePermission: '600'}\n- {objectName: b, filePermission: '0644'}", want: []api.Item{{Name: "a", Permission: "600"}, {Name: "b", Permission: "0644"}}},
+		"a property":                              {value: "P=shared-kv/secret:db@" + version + "#auths.https://a.azurecr.io/v1/.auth as db.json", source: "file", want: []api.Item{{Name: "db", VaultOrClass: "shared-kv", Type: "secret", Version: version, Property: "auths.https://a.azurecr.io/v1/.auth", Env: "P", Alias: "db.json"}}},
+		"a property in the structured form":       {value: "[{objectName: db, property: a.b, env: P}]", source: "file", want: []api.Item{{Name: "db", Property: "a.b", Env: "P"}}},
+		"a file for an env var may have any path": {value: "P=a as b+c", source: "file", want: []api.Item{{Name: "a", Env: "P", Alias: "b+c"}}},
+		"a key in the Secret":                     {value: "[{objectName: db, env: P, secretKey: tls.key}]", want: []api.Item{{Name: "db", Env: "P", SecretKey: "tls.key"}}},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			pod := map[string]string{api.Secrets: test.value, api.Vault: "team-kv"}
+			if test.source != "" {
+				pod[api.EnvSource] = test.source
+			}
 			if test.class != "" {
 				pod[api.Class] = test.class
 			}
@@ -126,6 +133,14 @@ func TestItemMistakes(t *testing.T) {
 		"a file where another needs a folder":               {value: "a, b as a/b", want: field.ErrorList{invalid(item(1, "objectAlias"), "path of item 0")}},
 		"a folder where another is a file":                  {value: "b as a/b, a", want: field.ErrorList{invalid(item(1, "objectAlias"), "path of item 0")}},
 		"a duplicate path in one vault, named in two cases": {value: "Team-KV/a, a", want: field.ErrorList{api.Because(api.InvalidItem, field.Duplicate(item(1, "objectAlias"), nil))}},
+		"nothing after #":                                   {value: "A=a#", want: field.ErrorList{invalid(item(0), "after #")}},
+		"a property with a synced Secret":                   {value: "A=a#b", want: field.ErrorList{api.Because(api.InvalidItem, field.Forbidden(item(0, "property"), "env-source must be file"))}},
+		"a property without an env var":                     {value: "a#b", want: field.ErrorList{api.Because(api.InvalidItem, field.Forbidden(item(0, "property"), "must have an env var"))}},
+		"a property with an empty name":                     {value: "A=a#b..c", want: field.ErrorList{invalid(item(0, "property"), "without empty names")}},
+		"a property of a certificate":                       {value: "A=cert:a#b", want: field.ErrorList{invalid(item(0, "property"), "only an object of type secret")}},
+		"a key in a Secret that is not synced":              {value: "[{objectName: a, secretKey: b}]", want: field.ErrorList{api.Because(api.InvalidItem, field.Forbidden(item(0, "secretKey"), "must become a key"))}},
+		"a key in a Secret that is not valid":               {value: "[{objectName: a, env: A, secretKey: b/c}]", want: field.ErrorList{invalid(item(0, "secretKey"), "253 letters")}},
+		"a key in the Secret of an existing class":          {value: "[{objectName: a, env: A, secretKey: b}]", class: "c", want: field.ErrorList{api.Because(api.InvalidItem, field.Forbidden(item(0, "secretKey"), "the class names the key"))}},
 		"a path that is not valid as a Secret's key":        {value: "A=a as b+c", want: field.ErrorList{invalid(item(0, "objectAlias"), "a key of a Secret")}},
 		"the same where env is auto":                        {value: "x, a as b+c", env: "auto", want: field.ErrorList{invalid(item(1, "objectAlias"), "a key of a Secret")}},
 		"a path too long for a Secret's key":                {value: "A=a as " + strings.Repeat("abcdefg/", 31) + "abcdef", want: field.ErrorList{invalid(item(0, "objectAlias"), "at most 253")}},

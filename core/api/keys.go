@@ -20,9 +20,13 @@ const (
 	Secrets    = KeyVaultPrefix + "secrets"
 	Class      = KeyVaultPrefix + "class"
 	Vault      = KeyVaultPrefix + "vault"
+	Cloud      = KeyVaultPrefix + "cloud"
 	MountPath  = KeyVaultPrefix + "mount-path"
 	Containers = KeyVaultPrefix + "containers"
 	Env        = KeyVaultPrefix + "env"
+	EnvSource  = KeyVaultPrefix + "env-source"
+	SecretName = KeyVaultPrefix + "secret-name"
+	SecretType = KeyVaultPrefix + "secret-type"
 	OnConflict = KeyVaultPrefix + "on-conflict"
 	OnRotation = KeyVaultPrefix + "on-rotation"
 	Inject     = KeyVaultPrefix + "inject"
@@ -41,6 +45,10 @@ const (
 	// nothing.
 	AllowedVaults = KeyVaultPrefix + "allowed-vaults"
 	AllowedNames  = IdentityPrefix + "allowed-names"
+	// AllowedSecretNames is the namespace annotation with globs of the names that [SecretName] may
+	// have. Without it, only generated names are allowed: the driver overwrites any Secret of that
+	// name.
+	AllowedSecretNames = KeyVaultPrefix + "allowed-secret-names"
 	// Exempt is the namespace annotation with globs of the ServiceAccounts whose pods are exempt
 	// from the policy levels.
 	Exempt = IdentityPrefix + "exempt"
@@ -121,9 +129,13 @@ var Keys = [numKeys]Key{
 	secrets:          {Secrets, "a list of items", "", "the Key Vault objects to mount, and the env vars to set"},
 	classes:          {Class, "comma-separated names", "a managed class", "existing SecretProviderClasses to mount: the first at the mount path, the others at `<mount-path>-<class>`"},
 	vault:            {Vault, "vault name", "", "the Key Vault of items without a vault, for managed classes"},
+	cloud:            {Cloud, "`AzurePublicCloud`, `AzureUSGovernmentCloud`, `AzureChinaCloud`", "`--cloud`, then the provider's default", "the cloud of the vaults of managed classes"},
 	mountPath:        {MountPath, "absolute path", "`" + DefaultMountPath + "`", "where the volume is mounted; in a Windows pod also `C:\\…`"},
 	containers:       {Containers, "comma-separated names, globs, `!name`", "all, including init containers", "which containers get mounts and env vars; only `!name` entries: all containers except those"},
 	envMode:          {Env, "`explicit`, `auto`", "`explicit`", "`auto`: every secret also becomes an env var, such as `DB_PASSWORD` for `db-password`"},
+	envSource:        {EnvSource, "`secret`, `file`", "`secret`", "where env vars come from: a synced Kubernetes Secret, or a file in the memory of the pod, for which no Secret is created"},
+	secretName:       {SecretName, "name of a Secret", "the name of the class", "the name of the Secret that a managed class syncs, if the namespace's `keyvault.io/allowed-secret-names` allows it"},
+	secretType:       {SecretType, "`Opaque`, `kubernetes.io/tls`, `kubernetes.io/dockerconfigjson`, `kubernetes.io/basic-auth`, `kubernetes.io/ssh-auth`", "`Opaque`", "the type of that Secret"},
 	onConflict:       {OnConflict, "`keep`, `fail`, `override`", "`keep`", "if a container already sets the env var: keep it and warn, reject the pod, or replace it"},
 	onRotation:       {OnRotation, "`ignore`, `restart`", "`ignore`", "`restart`: when a mounted object gets a new version, the workload is restarted if an env var or a `subPath` mount uses the object"},
 	injectKey:        {Inject, "`\"true\"`, `\"false\"`", "`\"true\"`", "`\"false\"` opts the pod out of injection; policy still applies"},
@@ -141,9 +153,13 @@ const (
 	secrets
 	classes
 	vault
+	cloud
 	mountPath
 	containers
 	envMode
+	envSource
+	secretName
+	secretType
 	onConflict
 	onRotation
 	injectKey
@@ -156,7 +172,7 @@ const (
 // NamespaceLabels and NamespaceAnnotations are the keys that are valid only on a Namespace.
 var (
 	NamespaceLabels      = [...]string{Injection, Enforce, Warn, Audit}
-	NamespaceAnnotations = [...]string{AllowedVaults, AllowedNames, Exempt, RestartWindow}
+	NamespaceAnnotations = [...]string{AllowedVaults, AllowedNames, AllowedSecretNames, Exempt, RestartWindow}
 )
 
 // Governed reports whether a namespace has one of [NamespaceLabels]. Without one, the injector

@@ -40,7 +40,7 @@ func correct(text string, withClass bool) string {
 		part = because(part, turnArrow(part), "has an arrow")
 		part = because(part, turnColon(part), "has a colon in the wrong place")
 		part = because(part, capitalAs.ReplaceAllString(part, " as "), "has AS in capitals")
-		part = because(part, shortenAddress(part, withClass), "has the URL of a vault instead of its name")
+		part = because(part, shortenAddress(part, withClass), "has the URL of a vault instead of its name"+setCloud(part))
 		if !withClass { // the files of a class may have any name
 			part = because(part, replaceUnderscores(part), "names an object with _, which Key Vault does not allow")
 		}
@@ -71,7 +71,7 @@ var (
 	capitalAs    = regexp.MustCompile(`\s+(?:AS|As)\s+`)
 	arrowPattern = regexp.MustCompile(`^([-\w]+)\s*(?:->|=>)\s*([-\w]+)$`)
 	envLooks     = regexp.MustCompile(`^[A-Z_][A-Z0-9_]*$`)
-	addressHost  = regexp.MustCompile(`(?i)\.vault\.(?:azure\.net|azure\.cn|usgovcloudapi\.net)(?::443)?/`)
+	addressHost  = regexp.MustCompile(`(?i)\.vault\.(azure\.net|azure\.cn|usgovcloudapi\.net)(?::443)?(?:/|$)`)
 	pathPattern  = regexp.MustCompile(`^(secrets|keys|certificates)/([^/]+)(?:/([0-9A-Fa-f]{32}))?/?$`)
 )
 
@@ -154,6 +154,18 @@ func shortenAddress(text string, withClass bool) string {
 		m[3] = ""
 	}
 	return env + vault + kind + m[2] + m[3] + alias
+}
+
+// setCloud returns the end of a message about the host of a vault that is not in the public cloud.
+func setCloud(text string) string {
+	cloud := ""
+	if m := addressHost.FindStringSubmatch(text); m != nil {
+		cloud = map[string]string{"azure.cn": "AzureChinaCloud", "usgovcloudapi.net": "AzureUSGovernmentCloud"}[strings.ToLower(m[1])]
+	}
+	if cloud == "" {
+		return ""
+	}
+	return ", which needs " + Cloud + ": " + cloud
 }
 
 // replaceUnderscores replaces each _ in the name of an item's object by -, unless the text does not

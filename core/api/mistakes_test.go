@@ -72,6 +72,8 @@ func TestWhatPeopleWriteElsewhere(t *testing.T) {
 		"a placeholder":                  {api.IdentityTenantID, "<TENANT_ID>", "has <TENANT_ID>, which"},
 		"a vault's address":              {api.Vault, "https://team-kv.vault.azure.net/", "; write team-kv"},
 		"a vault's host":                 {api.Vault, "team-kv.vault.azure.net", "; write team-kv"},
+		"a host of another cloud":        {api.Vault, "team-kv.vault.azure.cn", "; write team-kv, which needs keyvault.io/cloud: AzureChinaCloud"},
+		"an address of another cloud":    {api.Secrets, "A=https://kv1.vault.usgovcloudapi.net/secrets/a", "name, which needs keyvault.io/cloud: AzureUSGovernmentCloud; write A=kv1/a"},
 		"a vault's resource id":          {api.Vault, "/subscriptions/x/resourceGroups/y/providers/Microsoft.KeyVault/vaults/team-kv", "; write team-kv"},
 		"a vault with an underscore":     {api.Vault, "team_kv", "; write team-kv"},
 		"an env var instead of a mode":   {api.Env, "DB_PASSWORD", "write keyvault.io/secrets: DB_PASSWORD=OBJECT"},

@@ -48,6 +48,25 @@ const (
 	EnvAuto EnvMode = "auto"
 )
 
+// EnvSourceMode is where env vars come from.
+type EnvSourceMode string
+
+// The sources of env vars.
+const (
+	// EnvFromSecret is a Kubernetes Secret that the driver syncs.
+	EnvFromSecret EnvSourceMode = "secret"
+	// EnvFromFile is an env file in a volume of the pod, which an init container writes (KEP-3721).
+	EnvFromFile EnvSourceMode = "file"
+)
+
+// Clouds are the values of [Cloud] (the Azure provider's pkg/provider/types: cloudName).
+var Clouds = []string{"AzurePublicCloud", "AzureUSGovernmentCloud", "AzureChinaCloud"}
+
+// SecretTypes are the values of [SecretType]; the first is the default.
+var SecretTypes = []string{
+	"Opaque", "kubernetes.io/tls", "kubernetes.io/dockerconfigjson", "kubernetes.io/basic-auth", "kubernetes.io/ssh-auth",
+}
+
 // ConflictMode is what happens if a container already sets an env var.
 type ConflictMode string
 
@@ -89,12 +108,20 @@ type Request struct {
 	Classes []string
 	// Vault is the Key Vault of the items that name none; empty for no default.
 	Vault string
+	// Cloud is one of [Clouds]; empty for the server's default.
+	Cloud string
 	// MountPath is absolute; never empty.
 	MountPath string
 	// Containers are those that get mounts and env vars.
 	Containers Selector
 	// EnvMode is never empty.
 	EnvMode EnvMode
+	// EnvSource is never empty.
+	EnvSource EnvSourceMode
+	// SecretName and SecretType are those of the Secret that a managed class syncs; SecretName is
+	// empty for the name of the class, and SecretType is never empty.
+	SecretName string
+	SecretType string
 	// OnConflict is never empty.
 	OnConflict ConflictMode
 	// OnRotation is never empty.
@@ -144,8 +171,8 @@ func (r *Request) AsksIdentity() bool {
 // error and warning carries its [Reason].
 func ParseRequest(a Annotations) (request Request, errs, warnings field.ErrorList) {
 	p := parser{annotations: a, request: Request{
-		Mode: ModeAuto, MountPath: DefaultMountPath, EnvMode: EnvExplicit, OnConflict: ConflictKeep,
-		OnRotation: RotationIgnore,
+		Mode: ModeAuto, MountPath: DefaultMountPath, EnvMode: EnvExplicit, EnvSource: EnvFromSecret,
+		SecretType: SecretTypes[0], OnConflict: ConflictKeep, OnRotation: RotationIgnore,
 	}}
 	if size := totalSize(a.Pod); size > apivalidation.TotalAnnotationSizeLimitB {
 		err := field.TooLong(annotationsPath, "", apivalidation.TotalAnnotationSizeLimitB)
@@ -284,6 +311,7 @@ func (p *parser) parse() {
 	})
 	p.errs = append(p.errs, classErrs...)
 	p.read(vault, text(func(r *Request, v string) { r.Vault = v }, checkVault))
+	p.read(cloud, oneOf(Clouds, func(r *Request, c string) { r.Cloud = c }))
 	p.read(mountPath, text(func(r *Request, v string) { r.MountPath = strings.TrimRight(v, `/\`) }, checkMountPath))
 	p.read(containers, func(r *Request, value string, fldPath *field.Path) field.ErrorList {
 		selector, err := ParseSelector(splitList(value))
@@ -301,6 +329,9 @@ func (p *parser) parse() {
 		}
 		return errs
 	})
+	p.read(envSource, oneOf([]EnvSourceMode{EnvFromSecret, EnvFromFile}, func(r *Request, m EnvSourceMode) { r.EnvSource = m }))
+	p.read(secretName, text(func(r *Request, v string) { r.SecretName = v }, checkSecretName))
+	p.read(secretType, oneOf(SecretTypes, func(r *Request, t string) { r.SecretType = t }))
 	conflictModes := []ConflictMode{ConflictKeep, ConflictFail, ConflictOverride}
 	p.read(onConflict, oneOf(conflictModes, func(r *Request, m ConflictMode) { r.OnConflict = m }))
 	rotationModes := []RotationMode{RotationIgnore, RotationRestart}
@@ -371,6 +402,11 @@ func (r *Request) checkItems(items []Item, fldPath *field.Path, known field.Erro
 		}
 		wrong[index] = slices.ContainsFunc(known, func(err *field.Error) bool { return strings.HasPrefix(err.Field, prefix) })
 	}
+	for index, item := range items {
+		if err := r.checkSource(item, fldPath.Index(index)); err != nil && !wrong[index] {
+			errs, wrong[index] = append(errs, err), true
+		}
+	}
 	if len(r.Classes) > 0 {
 		for index, item := range items {
 			if !wrong[index] && item.VaultOrClass != "" && !slices.Contains(r.Classes, item.VaultOrClass) {
@@ -389,7 +425,7 @@ func (r *Request) checkItems(items []Item, fldPath *field.Path, known field.Erro
 		if wrong[index] {
 			continue
 		}
-		if item.Env == "" && item.EnvFor(r.EnvMode) != "" {
+		if r.Syncs(item) && item.SecretKey == "" {
 			if err := item.checkKey(fldPath, index); err != nil {
 				errs = append(errs, err)
 			}
@@ -404,6 +440,30 @@ func (r *Request) checkItems(items []Item, fldPath *field.Path, known field.Erro
 		}
 	}
 	return errs
+}
+
+// Syncs reports whether an item becomes a key of a Secret, if its class is a managed one.
+func (r *Request) Syncs(item Item) bool {
+	return r.SecretName != "" || r.EnvSource == EnvFromSecret && item.EnvFor(r.EnvMode) != ""
+}
+
+// checkSource checks the fields of an item that depend on where env vars come from.
+func (r *Request) checkSource(item Item, fldPath *field.Path) *field.Error {
+	detail, child := "", fieldProperty
+	switch {
+	case item.Property != "" && item.Env == "":
+		detail = "must have an env var: a property is the value of one; write NAME= before the object"
+	case item.Property != "" && r.EnvSource != EnvFromFile:
+		detail = "must be omitted, or " + EnvSource + " must be " + string(EnvFromFile) + ": a synced Secret has whole objects"
+	case item.SecretKey != "" && len(r.Classes) > 0:
+		detail, child = "must be omitted: with "+Class+", the class names the key", fieldSecretKey
+	case item.SecretKey != "" && !r.Syncs(item):
+		detail, child = "must be omitted, or the item must become a key: set "+SecretName+", or env with "+
+			EnvSource+" "+string(EnvFromSecret), fieldSecretKey
+	default:
+		return nil
+	}
+	return Because(InvalidItem, field.Forbidden(fldPath.Child(child), detail))
 }
 
 // clashes reports whether the files of two items cannot be mounted together: their paths are equal,
@@ -455,7 +515,9 @@ func (r *Request) VaultOf(item Item) string {
 }
 
 // onlyWithKeyVault are the keys that have no effect unless objects are mounted.
-var onlyWithKeyVault = []int{vault, mountPath, containers, envMode, onConflict, onRotation}
+var onlyWithKeyVault = []int{
+	vault, cloud, mountPath, containers, envMode, envSource, secretName, secretType, onConflict, onRotation,
+}
 
 // warnWithoutEffect warns of the pod's annotations that have no effect.
 func (p *parser) warnWithoutEffect() {
@@ -478,10 +540,17 @@ func (p *parser) warnWithoutEffect() {
 		}
 	case len(r.Classes) > 0:
 		noEffect(vault, "has no effect with "+Class+": the class names its vault")
-		if len(r.Items) == 0 {
+		noEffect(cloud, "has no effect with "+Class+": the class has a cloudName")
+		for _, i := range []int{secretName, secretType} {
+			noEffect(i, "has no effect with "+Class+": the class names its Secrets")
+		}
+		if len(r.Items) == 0 && r.EnvMode == EnvExplicit {
 			noEffect(envMode, "has no effect without "+Secrets+": the class is only mounted")
+			noEffect(envSource, "has no effect without "+Secrets+" or "+Env+" "+string(EnvAuto))
 			noEffect(onConflict, "has no effect without "+Secrets)
 		}
+	case r.SecretName == "" && r.EnvSource == EnvFromFile:
+		noEffect(secretType, "has no effect without "+SecretName+": env vars come from files, so no Secret is synced")
 	}
 }
 
@@ -528,6 +597,13 @@ func parseClasses(r *Request, value string, fldPath *field.Path) field.ErrorList
 		r.Classes = names
 	}
 	return errs
+}
+
+func checkSecretName(name string) string {
+	if !isObjectName(name) {
+		return "must be the name of a Secret: lower case letters, digits, - and ."
+	}
+	return ""
 }
 
 func isObjectName(name string) bool {
@@ -600,7 +676,7 @@ func checkVault(name string) string {
 	if vaultPattern.MatchString(name) {
 		return ""
 	}
-	return mustBeVault + cmp.Or(writeInstead(vaultOf(name), vaultPattern), ", not a URL")
+	return mustBeVault + cmp.Or(writeInstead(vaultOf(name), vaultPattern), ", not a URL") + setCloud(name)
 }
 
 // IsWindowsPath reports whether a mount path has a drive, and so is only valid on Windows.

@@ -13,7 +13,7 @@ import (
 const guid = "72f988bf-86f1-41af-91ab-2d7cd011db47"
 
 // defaults is the request without annotations.
-var defaults = api.Request{Mode: "auto", MountPath: "/mnt/secrets-store", EnvMode: "explicit", OnConflict: "keep", OnRotation: "ignore"}
+var defaults = api.Request{Mode: "auto", MountPath: "/mnt/secrets-store", EnvMode: "explicit", EnvSource: "secret", SecretType: "Opaque", OnConflict: "keep", OnRotation: "ignore"}
 
 func TestParseRequest(t *testing.T) {
 	type annotations = map[string]string
@@ -27,12 +27,14 @@ func TestParseRequest(t *testing.T) {
 			pod: annotations{
 				"identity.io/name": " access-blob ", "identity.io/mode": "workload-identity", "identity.io/client-id": guid, "identity.io/tenant-id": strings.ToUpper(guid),
 				"keyvault.io/secrets": "a", "keyvault.io/vault": "team-kv", "keyvault.io/mount-path": "/etc/kv/", "keyvault.io/containers": "app, !side*",
-				"keyvault.io/env": "auto", "keyvault.io/on-conflict": "override", "keyvault.io/on-rotation": "restart",
+				"keyvault.io/cloud": "AzureChinaCloud", "keyvault.io/env-source": "file", "keyvault.io/secret-name": "tls",
+				"keyvault.io/secret-type": "kubernetes.io/tls", "keyvault.io/env": "auto", "keyvault.io/on-conflict": "override", "keyvault.io/on-rotation": "restart",
 				"keyvault.io/inject": "false", "keyvault.io/status": "forged", "keyvault.io/restarted-for": "forged",
 			},
 			want: func(r *api.Request) {
 				r.Identity, r.Mode, r.ClientID, r.TenantID = "access-blob", "workload-identity", guid, strings.ToUpper(guid)
 				r.Items, r.Vault, r.MountPath, r.Containers = []api.Item{{Name: "a"}}, "team-kv", "/etc/kv", selector(t, "app", "!side*")
+				r.Cloud, r.EnvSource, r.SecretName, r.SecretType = "AzureChinaCloud", "file", "tls", "kubernetes.io/tls"
 				r.EnvMode, r.OnConflict, r.OnRotation, r.OptedOut = "auto", "override", "restart", true
 			},
 			origins: map[string]api.Origin{api.IdentityName: api.FromPod, api.Class: api.Unset, api.Status: api.Unset, "other": api.Unset},

@@ -11,6 +11,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -103,8 +104,8 @@ type Class struct {
 	// Provider is the name of its provider. The fields below have a meaning only for [Provider],
 	// except Synced and Untyped.
 	Provider string
-	// Vault is the Key Vault of all its objects.
-	Vault string
+	// Vault is the Key Vault of all its objects, and Cloud its cloudName; empty for the public cloud.
+	Vault, Cloud string
 	// UsesPodIdentity is true if the class authenticates by AAD pod identity.
 	UsesPodIdentity bool
 	// ClientID is the client id for workload identity; empty for none. A client id that is not a
@@ -123,6 +124,11 @@ type Class struct {
 	// Rejected is the reason, in one line, why the Azure provider rejects every mount of the class,
 	// as far as the class tells; empty if it does not. Attributes of a volume can override the class.
 	Rejected string
+}
+
+// Syncs reports whether the driver syncs the Secret of that name for the class.
+func (c *Class) Syncs(secret string) bool {
+	return slices.ContainsFunc(c.Synced, func(s Synced) bool { return s.Secret == secret })
 }
 
 // IsNameless reports whether the class reads the vault as an identity without a name in the
@@ -184,6 +190,7 @@ func ReadParameters(spc *SecretProviderClass) *Class {
 		Name:     spc.Name,
 		Provider: text(spc.Spec.Provider),
 		Vault:    parameter(paramVault),
+		Cloud:    parameter(paramCloud),
 	}
 	c.ClientID, c.InvalidClientID = api.SplitGUID(parameter(paramClientID))
 	c.UsesPodIdentity, _ = strconv.ParseBool(parameter(paramPodIdentity)) // the provider rejects other values

@@ -1,6 +1,7 @@
 package class
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -40,11 +41,15 @@ type Request struct {
 	// unused with pod identity, and optional with [api.ModeNone], where it selects an identity of
 	// the node.
 	ClientID string
-	// Items are the objects, with different paths. Their Env, VaultOrClass and Containers are
-	// ignored.
+	// Cloud is the cloudName of the class; empty for the provider's default.
+	Cloud string
+	// Items are the objects, with different paths. Their Env, VaultOrClass, Property and Containers
+	// are ignored.
 	Items []api.Item
-	// Synced are the indices of the items that need a key in a Secret, since they have an env var.
-	Synced []int
+	// Data are the keys of the synced Secret; none for no Secret. SecretName is empty for the name of
+	// the class, and SecretType is empty for Opaque.
+	Data                   []SecretData
+	SecretName, SecretType string
 }
 
 // Managed returns the class for a request. Its name is a hash of its spec. Requests that differ
@@ -53,10 +58,12 @@ func Managed(r Request) *SecretProviderClass {
 	items := slices.Clone(r.Items)
 	slices.SortFunc(items, func(a, b api.Item) int { return strings.Compare(a.Path(), b.Path()) })
 	spec := Spec{Provider: Provider, Parameters: r.parameters(items)}
-	data := r.data()
-	name := managedName(spec, data)
+	data := slices.SortedFunc(slices.Values(r.Data), func(a, b SecretData) int { return strings.Compare(a.Key, b.Key) })
+	secret := SecretObject{SecretName: r.SecretName, Type: cmp.Or(r.SecretType, defaultType), Data: data}
+	name := managedName(spec, secret)
 	if len(data) > 0 {
-		spec.SecretObjects = []SecretObject{{SecretName: name, Type: syncedType, Data: data}}
+		secret.SecretName = cmp.Or(r.SecretName, name)
+		spec.SecretObjects = []SecretObject{secret}
 	}
 	return &SecretProviderClass{
 		TypeMeta:   metav1.TypeMeta{APIVersion: GroupVersion.String(), Kind: Kind},
@@ -70,13 +77,13 @@ func SecretKey(file string) string {
 	return strings.ReplaceAll(file, "/", ".")
 }
 
-// syncedType is the type of the Secret that a managed class syncs.
-const syncedType = "Opaque"
+// defaultType is the type of the Secret that a managed class syncs, unless the request names one.
+const defaultType = "Opaque"
 
-// managedName returns the name of the managed class with a spec, and with data in its Secret. The
-// Secret has the name of the class, so the hash does not include the name of the Secret.
-func managedName(spec Spec, data []SecretData) string {
-	spec.SecretObjects = []SecretObject{{Type: syncedType, Data: data}}
+// managedName returns the name of the managed class with a spec and a Secret. The hash does not
+// include the name of a Secret that has the name of the class, which is empty here.
+func managedName(spec Spec, secret SecretObject) string {
+	spec.SecretObjects = []SecretObject{secret}
 	text, err := json.Marshal(spec, json.Deterministic(true), jsontext.AllowInvalidUTF8(true))
 	if err != nil {
 		panic(fmt.Sprintf("print class: %v", err)) // strings always have a JSON form
@@ -103,27 +110,17 @@ func Available(name string, names []string, noDriver bool) string {
 // IsIntact reports whether a managed class was not edited: whether its name is the hash of its
 // spec.
 func IsIntact(spc *SecretProviderClass) bool {
-	var data []SecretData
+	secret := SecretObject{Type: defaultType}
 	switch secrets := spc.Spec.SecretObjects; {
 	case len(secrets) == 0:
-	case len(secrets) == 1 && secrets[0].SecretName == spc.Name &&
-		secrets[0].Type == syncedType && len(secrets[0].Data) > 0:
-		data = secrets[0].Data
+	case len(secrets) == 1 && secrets[0].SecretName != "" && len(secrets[0].Data) > 0:
+		if secret = secrets[0]; secret.SecretName == spc.Name {
+			secret.SecretName = ""
+		}
 	default:
 		return false
 	}
-	return managedName(spc.Spec, data) == spc.Name
-}
-
-// data returns the content of the synced Secret, sorted by key.
-func (r Request) data() []SecretData {
-	data := make([]SecretData, 0, len(r.Synced))
-	for _, index := range r.Synced {
-		file := r.Items[index].File()
-		data = append(data, SecretData{ObjectName: file, Key: SecretKey(file)})
-	}
-	slices.SortFunc(data, func(a, b SecretData) int { return strings.Compare(a.Key, b.Key) })
-	return data
+	return managedName(spc.Spec, secret) == spc.Name
 }
 
 func (r Request) parameters(items []api.Item) map[string]string {
@@ -131,6 +128,9 @@ func (r Request) parameters(items []api.Item) map[string]string {
 		paramVault:    strings.ToLower(r.Vault), // it becomes part of a host name, which is case-insensitive
 		paramTenantID: r.TenantID,
 		paramObjects:  printObjects(items),
+	}
+	if r.Cloud != "" {
+		parameters[paramCloud] = r.Cloud
 	}
 	switch r.Mode {
 	case api.ModePodIdentity:

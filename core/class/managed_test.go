@@ -23,8 +23,18 @@ func request() class.Request {
 			{Name: "edge-cert", Alias: "tls/edge.pem", Type: "secret", Format: "pem", Encoding: "utf-8", Permission: "0400", History: 2, Version: "6a1f0c00000000000000000000abcdef"},
 			{Name: "0123", Type: "key"},
 		},
-		Synced: []int{0, 1},
+		Data: synced(0, 1),
 	}
+}
+
+// synced returns the keys of the items of request.
+func synced(items ...int) []class.SecretData {
+	data := make([]class.SecretData, len(items))
+	for i, file := range items {
+		data[i].ObjectName = [...]string{"db-password", "tls/edge.pem/0", "0123"}[file]
+		data[i].Key = class.SecretKey(data[i].ObjectName)
+	}
+	return data
 }
 
 // golden is the class for request. If it changes, an upgrade of the injector gives pods another
@@ -116,8 +126,8 @@ func TestManagedName(t *testing.T) {
 		t.Fatalf("name is %s", name)
 	}
 	same := map[string]func(r *class.Request){
-		"items in another order":        func(r *class.Request) { slices.Reverse(r.Items); r.Synced = []int{1, 2} },
-		"synced items in another order": func(r *class.Request) { slices.Reverse(r.Synced) },
+		"items in another order":        func(r *class.Request) { slices.Reverse(r.Items) },
+		"synced items in another order": func(r *class.Request) { slices.Reverse(r.Data) },
 		"another env var, and a vault in the item": func(r *class.Request) {
 			r.Items[0].Env, r.Items[0].VaultOrClass, r.Items[2].Env = "OTHER", "team-kv", "UNUSED"
 		},
@@ -148,7 +158,7 @@ func TestManagedName(t *testing.T) {
 		"client":               func(r *class.Request) { r.ClientID = "00000000-86f1-41af-91ab-2d7cd011db47" },
 		"pod identity":         func(r *class.Request) { r.Mode = api.ModePodIdentity },
 		"identity binding":     func(r *class.Request) { r.Mode = api.ModeIdentityBinding },
-		"no item":              func(r *class.Request) { r.Items, r.Synced = r.Items[:2], []int{0, 1} },
+		"no item":              func(r *class.Request) { r.Items, r.Data = r.Items[:2], synced(0, 1) },
 		"name":                 func(r *class.Request) { r.Items[2].Name = "0124" },
 		"type":                 func(r *class.Request) { r.Items[2].Type = "cert" },
 		"alias":                func(r *class.Request) { r.Items[0].Alias = "password" },
@@ -157,13 +167,16 @@ func TestManagedName(t *testing.T) {
 		"format":               func(r *class.Request) { r.Items[1].Format = "pfx" },
 		"encoding":             func(r *class.Request) { r.Items[1].Encoding = "" },
 		"permission":           func(r *class.Request) { r.Items[1].Permission = "0440" },
-		"nothing synced":       func(r *class.Request) { r.Synced = nil },
-		"the first synced":     func(r *class.Request) { r.Synced = []int{0} },
-		"the second synced":    func(r *class.Request) { r.Synced = []int{1} },
-		"the third synced":     func(r *class.Request) { r.Synced = []int{2} },
-		"all synced":           func(r *class.Request) { r.Synced = []int{0, 1, 2} },
-		"the first and third":  func(r *class.Request) { r.Synced = []int{0, 2} },
-		"the second and third": func(r *class.Request) { r.Synced = []int{1, 2} },
+		"another cloud":        func(r *class.Request) { r.Cloud = "AzureChinaCloud" },
+		"another Secret":       func(r *class.Request) { r.SecretName = "tls" },
+		"another type":         func(r *class.Request) { r.SecretType = "kubernetes.io/tls" },
+		"nothing synced":       func(r *class.Request) { r.Data = nil },
+		"the first synced":     func(r *class.Request) { r.Data = synced(0) },
+		"the second synced":    func(r *class.Request) { r.Data = synced(1) },
+		"the third synced":     func(r *class.Request) { r.Data = synced(2) },
+		"all synced":           func(r *class.Request) { r.Data = synced(0, 1, 2) },
+		"the first and third":  func(r *class.Request) { r.Data = synced(0, 2) },
+		"the second and third": func(r *class.Request) { r.Data = synced(1, 2) },
 	} {
 		r := request()
 		change(&r)
@@ -172,7 +185,7 @@ func TestManagedName(t *testing.T) {
 			t.Errorf("%s gives the name of %s", what, other)
 		}
 		names[spc.Name] = what
-		if len(r.Synced) == 0 && spc.Spec.SecretObjects != nil {
+		if len(r.Data) == 0 && spc.Spec.SecretObjects != nil {
 			t.Errorf("%s: the class has Secrets %v, want none", what, spc.Spec.SecretObjects)
 		}
 	}
@@ -209,8 +222,10 @@ func TestIsManagedName(t *testing.T) {
 // TestIsIntact shows that IsIntact detects every edit of a managed class.
 func TestIsIntact(t *testing.T) {
 	withoutEnv := request()
-	withoutEnv.Synced = nil
-	for _, r := range []class.Request{request(), withoutEnv} {
+	withoutEnv.Data = nil
+	named := request()
+	named.SecretName, named.SecretType, named.Cloud = "tls", "kubernetes.io/tls", "AzureChinaCloud"
+	for _, r := range []class.Request{request(), withoutEnv, named} {
 		if spc := class.Managed(r); !class.IsIntact(spc) {
 			t.Errorf("a new class is not intact: %v", spc)
 		}

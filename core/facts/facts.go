@@ -11,6 +11,7 @@ package facts
 
 import (
 	"context"
+	"strings"
 
 	"github.com/akv-injector/akv-injector/core/api"
 	"github.com/akv-injector/akv-injector/core/class"
@@ -52,6 +53,10 @@ type Needs struct {
 	ServiceAccount, NamedServiceAccount string
 	// Selector is the spec.selector of an AzureIdentityBinding.
 	Selector string
+	// Secret is the name of a Secret; the classes that sync it are needed.
+	Secret string
+	// EnvFiles needs whether the cluster supports env vars from files.
+	EnvFiles bool
 	// Identities needs the names of all identities. Messages offer them; no decision depends on
 	// them.
 	Identities bool
@@ -60,7 +65,7 @@ type Needs struct {
 // IsEmpty reports whether there is nothing to look up.
 func (n Needs) IsEmpty() bool {
 	return len(n.Classes) == 0 && n.ServiceAccount == "" && n.NamedServiceAccount == "" &&
-		n.Selector == "" && !n.Identities
+		n.Selector == "" && n.Secret == "" && !n.EnvFiles && !n.Identities
 }
 
 // Answer has those of the needed objects that exist.
@@ -71,9 +76,33 @@ type Answer struct {
 	ServiceAccount, NamedServiceAccount *ServiceAccount
 	// Bound is true if an AzureIdentityBinding has the needed selector.
 	Bound bool
+	// Syncing are the classes that sync the needed Secret.
+	Syncing []Syncing
+	// EnvFilesUnsupported is why the cluster does not support env vars from files, with the fix; empty
+	// if it does.
+	EnvFilesUnsupported string
 	// Available has the names that messages may offer; see [Source]. It may be empty if the
 	// answer is not fresh, or if nothing is missing.
 	Available Available
+}
+
+// Syncing is a class that syncs a Secret.
+type Syncing struct {
+	Class string
+	// Workloads are the owners of the class, as [WorkloadOf] names them.
+	Workloads []string
+}
+
+// WorkloadOf returns the name of the workload behind a controller of pods, or an owner of their managed
+// class: ReplicaSets, ControllerRevisions and the Jobs of a CronJob are named after it, with a suffix.
+func WorkloadOf(kind, name string) string {
+	switch at := strings.LastIndexByte(name, '-'); kind {
+	case "ReplicaSet", "ControllerRevision", "Job":
+		if at > 0 {
+			return name[:at]
+		}
+	}
+	return name
 }
 
 // Class returns the class of that name, or nil.

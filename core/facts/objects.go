@@ -119,6 +119,10 @@ func (h *held) answer(needs Needs) Answer {
 				answer.Classes = append(answer.Classes, c)
 			}
 		}
+		// A manifest of a managed class does not tell whose it is.
+		if needs.Secret != "" && c.Syncs(needs.Secret) && !class.IsManagedName(c.Name) {
+			answer.Syncing = append(answer.Syncing, Syncing{Class: c.Name})
+		}
 	}
 	for _, sa := range h.serviceAccounts {
 		answer.Available.ServiceAccounts = append(answer.Available.ServiceAccounts, sa.Name)

@@ -49,6 +49,8 @@ func (o *overlay) Facts(ctx context.Context, namespace string, needs Needs, fres
 		answer.NamedServiceAccount = rest.NamedServiceAccount
 	}
 	answer.Bound = answer.Bound || rest.Bound
+	answer.Syncing = append(answer.Syncing, rest.Syncing...)
+	answer.EnvFilesUnsupported = rest.EnvFilesUnsupported
 	answer.Available = Available{
 		Classes:         union(answer.Available.Classes, rest.Available.Classes),
 		ServiceAccounts: union(answer.Available.ServiceAccounts, rest.Available.ServiceAccounts),
@@ -76,7 +78,7 @@ func unmet(needs Needs, answer *Answer) Needs {
 	if !answer.Bound {
 		rest.Selector = needs.Selector
 	}
-	rest.Identities = needs.Identities
+	rest.Secret, rest.EnvFiles, rest.Identities = needs.Secret, needs.EnvFiles, needs.Identities
 	return rest
 }
 

@@ -28,6 +28,9 @@ type Change struct {
 	RemoveVolumes     []int
 	// Volumes are added after those of the pod.
 	Volumes []Volume
+	// EnvContainer is the init container that writes env files; nil for no change. If it replaces
+	// none, it becomes the first.
+	EnvContainer *EnvContainer
 	// Containers are the changes of containers: init containers first, each list in the order of
 	// the pod.
 	Containers []ContainerChange
@@ -54,11 +57,13 @@ type EnvReplacement struct {
 	Var   EnvVar
 }
 
-// Volume is an inline volume of the Secrets Store CSI driver.
+// Volume is an inline volume of the Secrets Store CSI driver, or the volume of env files.
 type Volume struct {
 	Name string
-	// Class is the name of the SecretProviderClass that the volume mounts.
+	// Class is the name of the SecretProviderClass that the volume mounts; empty for env files.
 	Class string
+	// SizeLimit is the size limit of the volume of env files, which is in memory.
+	SizeLimit string
 }
 
 // Mount is a read-only mount of a volume.
@@ -66,25 +71,26 @@ type Mount struct {
 	Volume, Path string
 }
 
-// EnvVar is an env var from a key of a Secret.
+// EnvVar is an env var from a key of a Secret or, if File is not empty, from that env file.
 type EnvVar struct {
-	Name, Secret, Key string
+	Name, Secret, Key, File string
 }
 
 // IsEmpty reports whether nothing changes.
 func (c *Change) IsEmpty() bool {
 	return len(c.Labels) == 0 && len(c.Annotations) == 0 && c.ServiceAccountName == "" &&
-		len(c.Volumes) == 0 && len(c.Containers) == 0
+		len(c.Volumes) == 0 && len(c.Containers) == 0 && c.EnvContainer == nil
 }
 
 // Operations renders the change as a JSON Patch (RFC 6902) of the object of subject, in a fixed
-// order: labels, annotations, ServiceAccount, volumes, containers. Values are strings or implement
+// order: labels, annotations, ServiceAccount, volumes, containers, and the init container of env files,
+// which moves the others. Values are strings or implement
 // [Appender].
 func (c *Change) Operations(subject *pods.Subject) []jsonpatch.Operation {
 	if c.IsEmpty() {
 		return nil
 	}
-	size := 3 + len(c.Labels) + len(c.Annotations) + len(c.Volumes) + len(c.RemoveVolumes)
+	size := 4 + len(c.Labels) + len(c.Annotations) + len(c.Volumes) + len(c.RemoveVolumes)
 	for i := range c.Containers {
 		change := &c.Containers[i]
 		size += len(change.RemoveMounts) + len(change.Mounts) + len(change.Env) + len(change.Replace)
@@ -113,6 +119,16 @@ func (c *Change) Operations(subject *pods.Subject) []jsonpatch.Operation {
 	appendTo(w, spec+"/volumes", len(subject.Spec.Volumes) == 0, c.Volumes)
 	for i := range c.Containers {
 		c.Containers[i].operations(w, spec, &subject.Spec)
+	}
+	if e := c.EnvContainer; e != nil {
+		switch list := spec + "/initContainers"; {
+		case e.Replaces >= 0:
+			w.op("replace", w.pointer(list, "/", e.Replaces), e)
+		case len(subject.Spec.InitContainers) == 0:
+			w.op("add", list, array[EnvContainer, *EnvContainer]{*e})
+		default:
+			w.op("add", list+"/0", e)
+		}
 	}
 	return w.ops
 }

@@ -1,6 +1,7 @@
 package inject
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -28,10 +29,10 @@ type value struct {
 
 // mount is one class to mount.
 type mount struct {
-	class   string
-	vault   string
-	managed bool
-	path    string
+	class        string
+	vault, cloud string
+	managed      bool
+	path         string
 	// key and index are where the class, or the first item of a managed class, was written: an
 	// annotation and an index in its list.
 	key   string
@@ -49,10 +50,14 @@ func (p *Plan) writtenAt(m *mount) *field.Path {
 	return p.path(m.key).Index(m.index)
 }
 
-// envVar is one env var to set from a key of a synced Secret.
+// envVar is one env var to set: from a key of a synced Secret, or from an env file.
 type envVar struct {
 	name, secret, key string
-	containers        api.Selector
+	// mount is the index of the class that has the object, and file the path of its file. Property is
+	// that of the item, and object describes the object.
+	mount                  int
+	file, property, object string
+	containers             api.Selector
 	// item is the index of the item that requests it.
 	item int
 	// set is true if a container gets it; changeContainers sets it. A container may keep its
@@ -76,7 +81,7 @@ func (p *Plan) existingClasses(answer *facts.Answer, r *report) *content {
 		}
 		if c := answer.Class(name); c != nil {
 			found = append(found, c)
-			m.vault = c.Vault
+			m.vault, m.cloud = c.Vault, c.Cloud
 		} else {
 			err := field.NotFound(p.writtenAt(&m), name)
 			err.Detail = "must be a SecretProviderClass in namespace " + p.namespace.Name
@@ -92,6 +97,9 @@ func (p *Plan) existingClasses(answer *facts.Answer, r *report) *content {
 	}
 	p.rejectSyncedTwice(found, r)
 	unreadable := make(map[string]bool)
+	if len(p.request.Items) == 0 && p.request.EnvMode == api.EnvAuto {
+		out.env = p.allSynced(found, r)
+	}
 	for index, item := range p.request.Items {
 		e, c := p.itemOfClass(index, item, found, r)
 		if e != nil {
@@ -112,6 +120,33 @@ func (p *Plan) existingClasses(answer *facts.Answer, r *report) *content {
 		}
 	}
 	return out
+}
+
+// allSynced returns an env var for each key that the classes sync, named after the key.
+func (p *Plan) allSynced(classes []*class.Class, r *report) []envVar {
+	var env []envVar
+	for index, c := range classes {
+		for _, s := range c.Synced {
+			detail := ""
+			switch {
+			case len(validation.IsEnvVarName(s.Key)) > 0 || unusable(s) != "":
+				detail = "which is no name of an env var"
+			case slices.ContainsFunc(env, func(e envVar) bool { return e.name == s.Key }):
+				detail = "as another Secret has"
+			}
+			if detail != "" {
+				r.warn(api.EnvNotSet, field.Invalid(p.path(api.Class).Index(index), c.Name, fmt.Sprintf(
+					"syncs key %q of Secret %s, %s, so no env var was set from it; name one in %s",
+					api.Echo(s.Key), api.Echo(s.Secret), detail, api.Secrets)))
+				continue
+			}
+			env = append(env, envVar{
+				name: s.Key, secret: s.Secret, key: s.Key, mount: index, file: s.File, object: "file " + s.File + " of class " + c.Name,
+				item: -1,
+			})
+		}
+	}
+	return env
 }
 
 // overrides reports whether attributes of the pod's own volume override a class.
@@ -218,11 +253,24 @@ func (p *Plan) envOfObject(index int, item api.Item, is candidate, r *report) *e
 	if name == "" {
 		return nil
 	}
+	e := &envVar{
+		name: name, mount: slices.Index(p.request.Classes, is.class.Name), file: is.object.File, property: item.Property,
+		object: describe(is.object.Type, is.object.Name, is.class.Vault), containers: item.Containers, item: index,
+	}
+	if p.usesEnvFiles() {
+		return e
+	}
 	key := p.syncedKey(index, is, name, r)
 	if key == nil {
 		return nil
 	}
-	return &envVar{name: name, secret: key.Secret, key: key.Key, containers: item.Containers, item: index}
+	e.secret, e.key = key.Secret, key.Key
+	return e
+}
+
+// describe describes an object in messages.
+func describe(of, name, vault string) string {
+	return cmp.Or(of, api.TypeSecret) + " " + name + " of vault " + vault
 }
 
 // syncedKey returns the one Secret key into which the class syncs the file of an object, or reports

@@ -46,6 +46,9 @@ func containersOf(spec *pods.Spec) []container {
 // returns requests no Key Vault.
 func (p *Plan) selectContainers(r *report) (*Plan, []container) {
 	all := containersOf(&p.subject.Spec)
+	if at := p.envContainer(); at >= 0 && p.usesEnvFiles() {
+		all = slices.Delete(all, at, at+1)
+	}
 	selector := p.request.Containers
 	selects := func(i api.Item) bool { return !i.Containers.All() }
 	if !p.request.AsksKeyVault() || selector.All() && !slices.ContainsFunc(p.request.Items, selects) {
@@ -206,12 +209,12 @@ func (c *container) sets(name string) bool {
 // maxAdditions bounds the env vars and mounts of a pod: each item may add one to each container.
 const maxAdditions = 2_000
 
-// changeContainers returns what each selected container lacks.
+// changeContainers returns what each selected container lacks, and the env files of the containers.
 func (p *Plan) changeContainers(
 	selected []container, content *content, answer *facts.Answer, r *report,
-) []ContainerChange {
+) ([]ContainerChange, envGroups) {
 	if len(content.mounts) == 0 {
-		return nil
+		return nil, nil
 	}
 	if additions := len(selected) * (len(content.env) + len(content.mounts)); additions > maxAdditions {
 		key := api.Secrets
@@ -222,10 +225,11 @@ func (p *Plan) changeContainers(
 		err.Detail = fmt.Sprintf("must add at most %d env vars and mounts to all containers together; select fewer in %s",
 			maxAdditions, api.Containers)
 		r.fail(api.InvalidItem, err)
-		return nil
+		return nil, nil
 	}
 	changes := make([]ContainerChange, 0, len(selected))
 	volumes := volumeIndex{list: p.subject.Spec.Volumes}
+	var groups envGroups
 	for i := range selected {
 		c := &selected[i]
 		change := ContainerChange{
@@ -244,11 +248,15 @@ func (p *Plan) changeContainers(
 			p.checkMountPath(c, m, &volumes, r)
 			change.Mounts = append(change.Mounts, Mount{Volume: m.volume, Path: m.path})
 		}
-		p.setEnv(c, content, answer, &change, r)
+		file := ""
+		if p.usesEnvFiles() {
+			file = groups.fileOf(content, c.Name)
+		}
+		p.setEnv(c, file, content, answer, &change, r)
 		if len(change.Mounts)+len(change.Env)+len(change.Replace) > 0 {
 			changes = append(changes, change)
 		}
 	}
 	p.warnReferences(selected, content, r)
-	return changes
+	return changes, groups
 }

@@ -1,6 +1,7 @@
 package inject
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/akv-injector/akv-injector/core/api"
+	"github.com/akv-injector/akv-injector/core/class"
 	"github.com/akv-injector/akv-injector/core/facts"
 	"github.com/akv-injector/akv-injector/core/policy"
 )
@@ -58,10 +60,13 @@ func (p *Plan) decideOnce(answer *facts.Answer) Result {
 	p, selected := p.selectContainers(r)
 	p.warnUnreadable(selected, r)
 	id, content := p.identityAndClasses(p.existingClasses(answer, r), answer, r)
+	p.rejectSharedSecret(content, answer, r)
 	change := Change{Labels: id.labels, Annotations: id.annotations, ServiceAccountName: id.serviceAccountName}
 	if !p.request.Illegible(api.MountPath, api.Containers) {
 		change.Volumes = p.addVolumes(content, r)
-		change.Containers = p.changeContainers(selected, content, answer, r)
+		var groups envGroups
+		change.Containers, groups = p.changeContainers(selected, content, answer, r)
+		p.addEnvFiles(groups, content, answer, &change, r)
 	}
 	if len(r.errors)+len(r.unresolved) > 0 || p.givesNothing(content, &id) {
 		return r.result(Change{}, content)
@@ -126,12 +131,20 @@ func (p *Plan) givesNothing(content *content, id *identity) bool {
 
 // checkCeilings checks what the pod gets against the ceilings of its namespace.
 func (p *Plan) checkCeilings(content *content, id *identity, answer *facts.Answer, r *report) {
+	if name := p.secretName(); name != "" {
+		r.forbid(policy.CheckSecretName(p.namespace, name, p.path(api.SecretName)))
+	}
+	for index, name := range p.request.Classes {
+		if c := answer.Class(name); c != nil {
+			r.forbid(policy.CheckSynced(p.namespace, c, p.path(api.Class).Index(index)))
+		}
+	}
 	if policy.Ceiling(p.namespace) == "" {
 		return
 	}
 	for i := range content.mounts {
 		if m := &content.mounts[i]; m.vault != "" {
-			r.forbid(policy.CheckVault(p.namespace, m.vault, p.writtenAt(m)))
+			r.forbid(policy.CheckVault(p.namespace, m.cloud, m.vault, p.writtenAt(m)))
 		}
 	}
 	if !p.defaults.AllowVMIdentity {
@@ -149,6 +162,33 @@ func (p *Plan) checkCeilings(content *content, id *identity, answer *facts.Answe
 	label, _ := p.subject.Label(api.PodIdentityBinding)
 	if label != "" && label != id.bound && !p.givesNothing(content, id) {
 		r.forbid(policy.CheckIdentity(p.namespace, label, p.subject.LabelPath(api.PodIdentityBinding)))
+	}
+}
+
+// rejectSharedSecret rejects a pod whose managed class would sync the Secret of another workload: the
+// driver lets each overwrite the other. The former class of a workload may sync it.
+func (p *Plan) rejectSharedSecret(content *content, answer *facts.Answer, r *report) {
+	name := p.secretName()
+	if name == "" || p.subject.Root.Path != nil || p.subject.Meta == nil {
+		return // it is not known which pods a template gives
+	}
+	workload := p.subject.Meta.Name
+	if c := p.subject.Meta.Controller; c != nil {
+		workload = facts.WorkloadOf(c.Kind, c.Name)
+	}
+	for _, other := range answer.Syncing {
+		isOurs := slices.ContainsFunc(content.classes, func(c *class.SecretProviderClass) bool { return c.Name == other.Class })
+		if isOurs || slices.Contains(other.Workloads, workload) {
+			continue
+		}
+		of := ""
+		if len(other.Workloads) > 0 {
+			of = " of workload " + few(other.Workloads, asIs)
+		}
+		r.unresolve(api.SecretInvalid, field.Invalid(p.path(api.SecretName), name, fmt.Sprintf(
+			"must be the Secret of one workload, and class %s%s syncs it: the driver lets each overwrite the other; use another name",
+			other.Class, of)))
+		return
 	}
 }
 

@@ -11,21 +11,32 @@ import (
 	"github.com/akv-injector/akv-injector/core/facts"
 )
 
-// setEnv adds the env vars that one container lacks to its change.
-func (p *Plan) setEnv(c *container, content *content, answer *facts.Answer, change *ContainerChange, r *report) {
+// setEnv adds the env vars that one container lacks to its change. File is the env file of those that
+// come from files; it is empty if the container gets none.
+func (p *Plan) setEnv(c *container, file string, content *content, answer *facts.Answer, change *ContainerChange, r *report) {
+	if p.usesEnvFiles() && (file == "" || p.standsBeforeEnvFiles(c, r)) {
+		return
+	}
 	for i := range content.env {
 		e := &content.env[i]
 		if !e.containers.Matches(c.Name) || p.rejectRepeated(content.env[:i], e, c.Name, r) {
 			continue
 		}
-		wanted := EnvVar{Name: e.name, Secret: e.secret, Key: e.key}
+		wanted := EnvVar{Name: e.name, Secret: e.secret, Key: e.key, File: file}
 		set := false
 		for at := range c.Env {
 			if c.Env[at].Name != e.name {
 				continue
 			}
 			set = true
-			if key := c.Env[at].SecretKey; key != nil && key.Secret == e.secret && key.Key == e.key {
+			if key := c.Env[at].SecretKey; file == "" && key != nil && key.Secret == e.secret && key.Key == e.key {
+				e.set = true
+				continue
+			}
+			if key := c.Env[at].FileKey; file != "" && key != nil && key.Volume == EnvFilesName && key.Key == e.name {
+				if key.Path != file { // another webhook added a container with other env vars
+					change.Replace = append(change.Replace, EnvReplacement{Index: at, Var: wanted})
+				}
 				e.set = true
 				continue
 			}
@@ -37,6 +48,19 @@ func (p *Plan) setEnv(c *container, content *content, answer *facts.Answer, chan
 			e.set = true
 		}
 	}
+}
+
+// standsBeforeEnvFiles reports whether a container starts before the env files exist: another webhook
+// may put init containers before the one that writes them.
+func (p *Plan) standsBeforeEnvFiles(c *container, r *report) bool {
+	at := p.envContainer()
+	if !c.init || c.index >= at {
+		return false
+	}
+	r.warn(api.EnvNotSet, field.Forbidden(c.path(p.subject.Root), fmt.Sprintf(
+		"container %s gets no env vars: it stands before init container %s, which writes them; "+
+			"name the configuration of the webhook that adds it to sort before akv-injector's", c.Name, EnvFilesName)))
+	return true
 }
 
 // rejectRepeated rejects an item that sets the same env var in the container as one of the items

@@ -27,14 +27,19 @@ func (p *Plan) warnUnreadable(selected []container, r *report) {
 		return
 	}
 	for index, item := range p.request.Items {
-		mode, err := strconv.ParseUint(item.Permission, 8, 32)
-		if err != nil || mode&othersRead != 0 || item.EnvFor(p.request.EnvMode) != "" {
-			continue // the provider's default is 0644
+		if !onlyOwnerReads(item.Permission) || item.EnvFor(p.request.EnvMode) != "" {
+			continue
 		}
 		r.warn(api.FileUnreadable, field.Invalid(p.itemPath(index).Child("filePermission"), item.Permission, fmt.Sprintf(
 			`must let other users read, such as "0444": the file belongs to root, and container %s does not run as root`,
 			selected[0].Name)))
 	}
+}
+
+// onlyOwnerReads reports whether a filePermission lets only the owner of the file read it.
+func onlyOwnerReads(permission string) bool {
+	mode, err := strconv.ParseUint(permission, 8, 32) // the provider's default is 0644
+	return err == nil && mode&othersRead == 0
 }
 
 // mayBeRoot reports whether a container may run as root. If neither security context sets the user,

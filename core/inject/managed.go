@@ -1,10 +1,12 @@
 package inject
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/akv-injector/akv-injector/core/api"
@@ -35,17 +37,16 @@ func (p *Plan) managedClasses(id *identity, answer *facts.Answer, r *report) *co
 			at = len(vaults)
 			vaults = append(vaults, vaultItems{request: class.Request{
 				Vault: name, TenantID: out.tenantID.text, ClientID: out.clientID.text, Mode: id.mode,
+				Cloud: cmp.Or(p.request.Cloud, p.defaults.Cloud), SecretName: p.request.SecretName, SecretType: p.request.SecretType,
 			}})
 		}
 		v := &vaults[at]
-		if item.EnvFor(p.request.EnvMode) != "" {
-			v.request.Synced = append(v.request.Synced, len(v.request.Items))
-		}
 		v.request.Items, v.indexes = append(v.request.Items, item), append(v.indexes, index)
 	}
 	out.env, out.mounts = make([]envVar, 0, len(p.request.Items)), make([]mount, 0, len(vaults))
 	for at := range vaults {
 		v := &vaults[at]
+		keys := p.secretData(&v.request, v.indexes, r)
 		spc := class.Managed(v.request)
 		out.classes = append(out.classes, spc)
 		path := p.request.MountPath
@@ -53,36 +54,90 @@ func (p *Plan) managedClasses(id *identity, answer *facts.Answer, r *report) *co
 			path += "-" + v.request.Vault
 		}
 		out.mounts = append(out.mounts, mount{
-			class: spc.Name, vault: v.request.Vault, managed: true, path: path, key: api.Secrets, index: v.indexes[0],
+			class: spc.Name, vault: v.request.Vault, cloud: v.request.Cloud, managed: true, path: path, key: api.Secrets, index: v.indexes[0],
 		})
-		out.env = append(out.env, p.syncedEnv(spc, v.request, v.indexes, r)...)
+		for i, item := range v.request.Items {
+			if name := item.EnvFor(p.request.EnvMode); name != "" {
+				out.env = append(out.env, envVar{
+					name: name, secret: cmp.Or(p.request.SecretName, spc.Name), key: keys[i],
+					mount: at, file: item.File(), property: item.Property, object: describe(item.Type, item.Name, v.request.Vault),
+					containers: item.Containers, item: v.indexes[i],
+				})
+			}
+		}
+	}
+	if len(vaults) > 1 && p.request.SecretName != "" {
+		r.fail(api.SecretInvalid, field.Invalid(p.path(api.SecretName), p.request.SecretName,
+			"must have the objects of one vault, has those of "+few(vaults, func(v vaultItems) string { return v.request.Vault })+
+				": each vault has a class, and the driver lets each class overwrite the Secret"))
 	}
 	slices.SortStableFunc(out.env, func(a, b envVar) int { return a.item - b.item })
 	return out
 }
 
-// syncedEnv returns the env vars from the Secret of a managed class.
-func (p *Plan) syncedEnv(spc *class.SecretProviderClass, request class.Request, indexes []int, r *report) []envVar {
-	env := make([]envVar, 0, len(request.Synced))
-	keys := make(map[string]int, len(request.Synced))
-	for _, i := range request.Synced {
-		item := request.Items[i]
-		key := class.SecretKey(item.File())
-		if other, taken := keys[key]; taken {
-			r.fail(api.InvalidItem, field.Invalid(p.itemPath(indexes[i]).Child("objectAlias"), api.Echo(item.Path()),
-				fmt.Sprintf("must not become the same Secret key as item %d, %s, with / as .; give one of them another path",
-					indexes[other], key)))
+// typeKeys are the keys that a Secret of a type must have; of those in one list, at least one
+// (k8s.io/kubernetes/pkg/apis/core/validation: ValidateSecret).
+var typeKeys = map[string][][]string{
+	"kubernetes.io/tls":              {{corev1.TLSPrivateKeyKey}, {corev1.TLSCertKey}},
+	"kubernetes.io/dockerconfigjson": {{corev1.DockerConfigJsonKey}},
+	"kubernetes.io/basic-auth":       {{corev1.BasicAuthUsernameKey, corev1.BasicAuthPasswordKey}},
+	"kubernetes.io/ssh-auth":         {{corev1.SSHAuthPrivateKey}},
+}
+
+// secretData sets the keys of the Secret that a managed class syncs, and returns the key of each item;
+// empty for none.
+func (p *Plan) secretData(request *class.Request, indexes []int, r *report) []string {
+	keys := make([]string, len(request.Items))
+	isTLS := request.SecretType == string(corev1.SecretTypeTLS)
+	by := make(map[string]int, len(request.Items))
+	add := func(i int, key string) {
+		if other, taken := by[key]; taken {
+			child, value := "objectAlias", request.Items[i].Path()
+			if request.Items[i].SecretKey != "" {
+				child, value = "secretKey", request.Items[i].SecretKey
+			}
+			r.fail(api.InvalidItem, field.Invalid(p.itemPath(indexes[i]).Child(child), api.Echo(value), fmt.Sprintf(
+				"must not become the same Secret key as item %d, %s, with / as .; give one of them another path or secretKey",
+				indexes[other], key)))
+			return
 		}
-		keys[key] = i
-		env = append(env, envVar{
-			name:       item.EnvFor(p.request.EnvMode),
-			secret:     spc.Name,
-			key:        key,
-			containers: item.Containers,
-			item:       indexes[i],
-		})
+		by[key] = i
+		request.Data = append(request.Data, class.SecretData{ObjectName: request.Items[i].File(), Key: key})
 	}
-	return env
+	synced := 0
+	for _, item := range request.Items {
+		if p.request.Syncs(item) {
+			synced++
+		}
+	}
+	for i, item := range request.Items {
+		if !p.request.Syncs(item) {
+			continue
+		}
+		keys[i] = cmp.Or(item.SecretKey, class.SecretKey(item.File()))
+		if demanded := typeKeys[request.SecretType]; item.SecretKey == "" && synced == 1 && len(demanded) > 0 {
+			keys[i] = demanded[0][0]
+		}
+		if !isTLS || keys[i] != corev1.TLSPrivateKeyKey {
+			add(i, keys[i])
+			continue
+		}
+		// The driver takes the key and the certificate from one object (its pkg/util/secretutil).
+		if item.Type != "" && item.Type != api.TypeSecret {
+			r.fail(api.SecretInvalid, field.Invalid(p.itemPath(indexes[i]).Child("objectType"), item.Type,
+				"must be secret: an object of type cert has no private key, and the secret of that name has both"))
+		}
+		add(i, corev1.TLSPrivateKeyKey)
+		add(i, corev1.TLSCertKey)
+	}
+	for _, oneOf := range typeKeys[request.SecretType] {
+		if synced > 0 && !slices.ContainsFunc(oneOf, func(key string) bool { _, has := by[key]; return has }) {
+			r.fail(api.SecretInvalid, field.Invalid(p.path(api.SecretType), request.SecretType, fmt.Sprintf(
+				"must have key %s; write secretKey: %s in one of the items", strings.Join(oneOf, " or "), oneOf[0])))
+			break
+		}
+	}
+	return keys
 }
 
 // managedIDs returns the tenant and the client id of managed classes. It reports false if there can

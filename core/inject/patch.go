@@ -22,6 +22,10 @@ type Appender interface {
 func (v *Volume) AppendJSON(to []byte) []byte {
 	to = append(to, `{"name":`...)
 	to = appendString(to, v.Name)
+	if v.Class == "" {
+		to = append(to, `,"emptyDir":{"medium":"Memory","sizeLimit":`...)
+		return append(appendString(to, v.SizeLimit), `}}`...)
+	}
 	to = append(to, `,"csi":{"driver":"`+class.Driver+`","readOnly":true,"volumeAttributes":{"`+class.Attribute+`":`...)
 	to = appendString(to, v.Class)
 	return append(to, `}}}`...)
@@ -40,6 +44,12 @@ func (m *Mount) AppendJSON(to []byte) []byte {
 func (e *EnvVar) AppendJSON(to []byte) []byte {
 	to = append(to, `{"name":`...)
 	to = appendString(to, e.Name)
+	if e.File != "" {
+		to = append(to, `,"valueFrom":{"fileKeyRef":{"volumeName":"`+EnvFilesName+`","path":`...)
+		to = appendString(to, e.File)
+		to = append(to, `,"key":`...)
+		return append(appendString(to, e.Name), `}}}`...)
+	}
 	to = append(to, `,"valueFrom":{"secretKeyRef":{"name":`...)
 	to = appendString(to, e.Secret)
 	to = append(to, `,"key":`...)

@@ -15,6 +15,10 @@ type Defaults struct {
 	Mode api.Mode
 	// TenantID is the Microsoft Entra tenant of managed classes; empty for none.
 	TenantID string
+	// Cloud is the cloudName of managed classes; empty for the provider's default.
+	Cloud string
+	// EnvFiles configures env vars from files.
+	EnvFiles EnvFiles
 	// AllowVMIdentity lets a managed class read the vault as the node, for a pod that sets mode
 	// none.
 	AllowVMIdentity bool
@@ -68,7 +72,7 @@ func (p *Plan) Needs() facts.Needs {
 	if !p.requested {
 		return facts.Needs{}
 	}
-	n := facts.Needs{Classes: p.request.Classes}
+	n := facts.Needs{Classes: p.request.Classes, Secret: p.secretName(), EnvFiles: p.usesEnvFiles() && p.request.AsksKeyVault()}
 	mode := p.mode()
 	if !p.asksIdentity() || mode == api.ModeNone {
 		return n
@@ -99,6 +103,14 @@ func (p *Plan) asksItems() bool {
 // asksIdentity is [api.Request.AsksIdentity], but items that cannot be parsed count as items.
 func (p *Plan) asksIdentity() bool {
 	return p.request.AsksIdentity() || p.asksItems()
+}
+
+// secretName returns the name that the request gives the Secret of its managed class; empty for none.
+func (p *Plan) secretName() string {
+	if !p.asksManaged() {
+		return ""
+	}
+	return p.request.SecretName
 }
 
 // asksManaged reports whether the request needs managed classes.

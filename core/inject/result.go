@@ -96,7 +96,7 @@ func (r *Result) AllErrors() field.ErrorList {
 func outcomeOf(errs field.ErrorList) Outcome {
 	for _, err := range errs {
 		switch api.ReasonOf(err) {
-		case api.VaultNotAllowed, api.IdentityNotAllowed:
+		case api.VaultNotAllowed, api.IdentityNotAllowed, api.SecretNameNotAllowed:
 		default:
 			return Invalid
 		}

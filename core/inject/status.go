@@ -47,11 +47,13 @@ type StatusVolume struct {
 	Elsewhere map[string]string `json:"elsewhere,omitempty"`
 }
 
-// StatusEnv is one env var, and the key of the Secret with its value. It never has the value.
+// StatusEnv is one env var, and the key of the Secret with its value, or the object whose value is in an
+// env file. It never has the value.
 type StatusEnv struct {
 	Name   string `json:"name"`
-	Secret string `json:"secret"`
-	Key    string `json:"key"`
+	Secret string `json:"secret,omitzero"`
+	Key    string `json:"key,omitzero"`
+	Object string `json:"object,omitzero"`
 }
 
 // statusOf returns the status of a mount.
@@ -77,7 +79,11 @@ func (p *Plan) status(selected []container, content *content, id *identity) stri
 	}
 	for i := range content.env {
 		if e := &content.env[i]; e.set {
-			s.Env = append(s.Env, StatusEnv{Name: e.name, Secret: e.secret, Key: e.key})
+			if p.usesEnvFiles() {
+				s.Env = append(s.Env, StatusEnv{Name: e.name, Object: e.object})
+			} else {
+				s.Env = append(s.Env, StatusEnv{Name: e.name, Secret: e.secret, Key: e.key})
+			}
 			s.EnvChanges = envChanges
 		}
 	}

@@ -106,6 +106,9 @@ type Container struct {
 	Devices         []Device
 	SecurityContext SecurityContext
 	References      References
+	// EnvSpec is the argument of the init container that writes env files (package envfile); empty
+	// for other containers.
+	EnvSpec string
 }
 
 // References are the env vars that a container refers to as $(NAME)
@@ -136,10 +139,17 @@ func (r References) All(yield func(Reference) bool) {
 	}
 }
 
-// EnvVar is an env var of a container. SecretKey is nil unless its value is a key of a Secret.
+// EnvVar is an env var of a container. SecretKey is nil unless its value is a key of a Secret, and
+// FileKey is nil unless it is a variable of an env file.
 type EnvVar struct {
 	Name      string
 	SecretKey *SecretKey
+	FileKey   *FileKey
+}
+
+// FileKey is a variable of an env file in a volume.
+type FileKey struct {
+	Volume, Path, Key string
 }
 
 // EnvFrom sets an env var for each key of a Secret or a ConfigMap. One of the two names is empty.
@@ -624,17 +634,21 @@ func (c *Container) read(r *jsonstream.Reader) {
 			c.Name = r.Text(MaxName)
 		case "command":
 			for index := range r.Elements {
-				references = appendReferences(references, r, "command", index)
+				references = appendReferences(references, r.View(maxReferring), "command", index)
 			}
 		case "args":
 			for index := range r.Elements {
-				references = appendReferences(references, r, "args", index)
+				text := r.View(maxReferring)
+				if bytes.HasPrefix(text, []byte(envSpecStart)) {
+					c.EnvSpec = r.Copy(text)
+				}
+				references = appendReferences(references, text, "args", index)
 			}
 		case "env":
 			index := -1
 			c.Env = jsonstream.List(r, func(e *EnvVar, r *jsonstream.Reader) {
 				index++
-				e.read(r, func() { references = appendReferences(references, r, "env", index) })
+				e.read(r, func() { references = appendReferences(references, r.View(maxReferring), "env", index) })
 			})
 		case "envFrom":
 			c.EnvFrom = jsonstream.List(r, (*EnvFrom).read)
@@ -651,16 +665,20 @@ func (c *Container) read(r *jsonstream.Reader) {
 	c.References, r.Spare = References(r.Copy(references)), references
 }
 
-// Limits of references: the bytes of a text that are read, and the references of a list.
+// Limits of references: the bytes of a text that are read, which is the longest argument that Linux
+// passes to a program, and the references of a list.
 const (
-	maxReferring  = 16 << 10
+	maxReferring  = 128 << 10
 	maxReferences = 20
 )
 
-// appendReferences reads the element of a list and appends the env vars that it refers to. It keeps
-// only their names, since the text may hold a secret.
-func appendReferences(to []byte, r *jsonstream.Reader, list string, index int) []byte {
-	for text := r.View(maxReferring); ; {
+// envSpecStart is how the text of every [envfile.Spec] starts.
+const envSpecStart = `[[{"env":`
+
+// appendReferences appends the env vars that the element of a list refers to. It keeps only their
+// names, since the text may hold a secret.
+func appendReferences(to, text []byte, list string, index int) []byte {
+	for {
 		_, after, found := bytes.Cut(text, []byte("$"))
 		if !found {
 			return to
@@ -708,7 +726,16 @@ func (e *EnvVar) read(r *jsonstream.Reader, readValue func()) {
 		case "value":
 			readValue()
 		case "valueFrom":
-			r.Member("secretKeyRef", func() { e.SecretKey = secretKey(r) })
+			for name := range r.Members {
+				switch string(name) {
+				case "secretKeyRef":
+					e.SecretKey = secretKey(r)
+				case "fileKeyRef":
+					e.FileKey = fileKey(r)
+				default:
+					r.Skip()
+				}
+			}
 		default:
 			r.Skip()
 		}
@@ -752,6 +779,26 @@ func secretKey(r *jsonstream.Reader) *SecretKey {
 		}
 	}
 	return &s
+}
+
+func fileKey(r *jsonstream.Reader) *FileKey {
+	if r.Null() {
+		return nil
+	}
+	var f FileKey
+	for name := range r.Members {
+		switch string(name) {
+		case "volumeName":
+			f.Volume = r.Text(MaxName)
+		case "path":
+			f.Path = r.Text(MaxName)
+		case "key":
+			f.Key = r.Text(api.MaxEnv + 1)
+		default:
+			r.Skip()
+		}
+	}
+	return &f
 }
 
 func (m *Mount) read(r *jsonstream.Reader) {

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"path"
 	"strings"
 
@@ -24,14 +25,47 @@ func Ceiling(namespace facts.Namespace) string {
 }
 
 // CheckVault returns an error at fldPath if the ceiling of the namespace does not allow the Key
-// Vault, else nil. Vault names are parts of DNS names, so case does not matter.
-func CheckVault(namespace facts.Namespace, vault string, fldPath *field.Path) *field.Error {
+// Vault, else nil. A glob without a cloud, which is before a slash, allows vaults of every cloud. An
+// empty cloud is the public one. Vault names are parts of DNS names, so case does not matter.
+func CheckVault(namespace facts.Namespace, cloud, vault string, fldPath *field.Path) *field.Error {
 	ceiling, set := namespace.Annotations[api.AllowedVaults]
-	if !set || matchesAny(strings.ToLower(ceiling), strings.ToLower(vault)) {
+	ceiling, name := strings.ToLower(ceiling), strings.ToLower(vault)
+	ofCloud := strings.ToLower(cmp.Or(cloud, api.Clouds[0])) + "/" + name
+	if !set || matchesAny(ceiling, name) || matchesAny(ceiling, ofCloud) {
 		return nil
 	}
-	return forbidden(api.VaultNotAllowed, namespace, api.AllowedVaults, fldPath,
-		"must not read Key Vault "+api.Echo(vault))
+	detail := "must not read Key Vault " + api.Echo(vault)
+	if cloud != "" {
+		detail += " of " + api.Echo(cloud)
+	}
+	return forbidden(api.VaultNotAllowed, namespace, api.AllowedVaults, fldPath, detail)
+}
+
+// CheckSecretName returns an error at fldPath unless the ceiling of the namespace allows a class to
+// sync the Secret of that name. Without the ceiling, none is allowed.
+func CheckSecretName(namespace facts.Namespace, name string, fldPath *field.Path) *field.Error {
+	if matchesAny(namespace.Annotations[api.AllowedSecretNames], name) {
+		return nil
+	}
+	return forbidden(api.SecretNameNotAllowed, namespace, api.AllowedSecretNames, fldPath,
+		"must not sync Secret "+api.Echo(name)+", since the driver overwrites any Secret of that name")
+}
+
+// CheckSynced returns an error at fldPath if the namespace has a ceiling for names of Secrets that does
+// not allow one that the class syncs, else nil.
+func CheckSynced(namespace facts.Namespace, c *class.Class, fldPath *field.Path) *field.Error {
+	if _, set := namespace.Annotations[api.AllowedSecretNames]; !set {
+		return nil
+	}
+	for _, s := range c.Synced {
+		if isOwn := s.Secret == c.Name && class.IsManagedName(c.Name); isOwn {
+			continue
+		}
+		if err := CheckSecretName(namespace, s.Secret, fldPath); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // CheckIdentity returns an error at fldPath if the ceiling of the namespace does not allow the
@@ -103,7 +137,7 @@ func CheckNamespace(namespace facts.Namespace, onlyUnchecked bool) field.ErrorLi
 // ceilingsNotEnforced warns of ceilings that do not hold for labels and volumes in manifests.
 func ceilingsNotEnforced(namespace facts.Namespace) field.ErrorList {
 	var ceilings []string
-	for _, key := range []string{api.AllowedVaults, api.AllowedNames} {
+	for _, key := range []string{api.AllowedVaults, api.AllowedNames, api.AllowedSecretNames} {
 		if _, set := namespace.Annotations[key]; set {
 			ceilings = append(ceilings, key)
 		}
@@ -121,7 +155,7 @@ func ceilingsNotEnforced(namespace facts.Namespace) field.ErrorList {
 // their author may expect.
 func GlobMistakes(namespace facts.Namespace) field.ErrorList {
 	var errs field.ErrorList
-	for _, key := range []string{api.AllowedVaults, api.AllowedNames, api.Exempt} {
+	for _, key := range []string{api.AllowedVaults, api.AllowedNames, api.AllowedSecretNames, api.Exempt} {
 		for glob := range strings.SplitSeq(namespace.Annotations[key], ",") {
 			glob = strings.TrimSpace(glob)
 			detail := ""

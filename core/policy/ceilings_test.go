@@ -27,6 +27,8 @@ func TestCeilings(t *testing.T) {
 		"only vaults ignore case":             {globs: "Team-*", name: "team-a", vault: true},
 		"a malformed glob allows nothing":     {globs: "[,[a-", name: "["},
 		"other globs next to a malformed one": {globs: "[,team-a", name: "team-a", vault: true, identity: true},
+		"a glob may name the cloud":           {globs: "AzureChinaCloud/team-*, azurepubliccloud/team-a", name: "team-a", vault: true},
+		"and then allows no other cloud":      {globs: "AzureChinaCloud/*", name: "team-a"},
 		"* allows all":                        {globs: "*", name: "anything", vault: true, identity: true},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
@@ -34,7 +36,7 @@ func TestCeilings(t *testing.T) {
 			if test.absent {
 				vaults, names = names, vaults // the ceiling under test is absent
 			}
-			if got := policy.CheckVault(vaults, test.name, nil) == nil; got != test.vault {
+			if got := policy.CheckVault(vaults, "", test.name, nil) == nil; got != test.vault {
 				t.Errorf("vault is allowed: %t", got)
 			}
 			if got := policy.CheckIdentity(names, test.name, nil) == nil; got != test.identity {

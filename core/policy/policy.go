@@ -107,7 +107,8 @@ func (u *Usage) Needs(namespace facts.Namespace) facts.Needs {
 	if u.IsBinding {
 		return n
 	}
-	if modes.atLeast(Bound) || Ceiling(namespace) != "" {
+	_, ofSecrets := namespace.Annotations[api.AllowedSecretNames]
+	if modes.atLeast(Bound) || Ceiling(namespace) != "" || ofSecrets {
 		n.Classes = u.classes()
 		n.Classes = n.Classes[:min(len(n.Classes), maxLookedUp)]
 	}

@@ -80,6 +80,11 @@ var Rules = [...]Rule{
 		Fix:    "Use a vault that it allows, or ask the owner of the namespace.", check: vaultsAllowed,
 	},
 	{
+		Name: "secret-names-allowed", Reason: api.SecretNameNotAllowed,
+		Checks: "The namespace's annotation `keyvault.io/allowed-secret-names`, if the namespace has it, allows the name of every Secret that a class of the pod syncs, unless it is a managed class and the Secret has its name. The class must exist.",
+		Fix:    "Use a name that it allows, or ask the owner of the namespace.", check: secretNamesAllowed,
+	},
+	{
 		Name: "identities-allowed", Reason: api.IdentityNotAllowed,
 		Checks: "The namespace's annotation `identity.io/allowed-names`, if the namespace has it, allows the label `aadpodidbinding`, and the ServiceAccount of a pod that has the label `azure.workload.identity/use: \"true\"`, projects a token for Microsoft Entra, or mounts a class with a `clientID`. The class must exist, and no attribute of a volume may override it. Under either ceiling, no class reads the vault as the node or a service principal, which have no name, unless `akv-injector serve` runs with `--allow-vm-identity`.",
 		Fix:    "Use an identity that it allows, or ask the owner of the namespace.", check: identitiesAllowed,
@@ -296,9 +301,28 @@ func vaultsAllowed(s *subject) field.ErrorList {
 			return field.ErrorList{field.Forbidden(v.classPath(),
 				"must name its Key Vault: class "+c.Name+" has no keyvaultName"+allows(s.namespace, api.AllowedVaults))}
 		case c.Vault != "":
-			return listOf(CheckVault(s.namespace, c.Vault, v.classPath()))
+			return listOf(CheckVault(s.namespace, c.Cloud, c.Vault, v.classPath()))
 		}
 		return nil
+	})
+}
+
+func secretNamesAllowed(s *subject) field.ErrorList {
+	if _, set := s.namespace.Annotations[api.AllowedSecretNames]; !set {
+		return nil
+	}
+	if errs := s.tooManyClasses(); errs != nil {
+		return errs
+	}
+	return s.eachVolume(func(v *Volume) field.ErrorList {
+		switch c := s.answer.Class(v.class()); {
+		case v.class() == "":
+			return nil // the driver mounts nothing
+		case c == nil:
+			return field.ErrorList{s.missing(v, api.AllowedSecretNames)}
+		default:
+			return listOf(CheckSynced(s.namespace, c, v.classPath()))
+		}
 	})
 }
 

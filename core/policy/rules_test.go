@@ -100,6 +100,15 @@ func azure(name string, parameters ...string) *class.Class {
 	return provided(name, class.Provider, append([]string{"keyvaultName", "team-kv"}, parameters...)...)
 }
 
+// syncs returns a class that syncs these Secrets.
+func syncs(name string, secrets ...string) *class.Class {
+	c := azure(name, "clientID", "0")
+	for _, secret := range secrets {
+		c.Synced = append(c.Synced, class.Synced{File: "db", Secret: secret, Key: "db"})
+	}
+	return c
+}
+
 func provided(name, provider string, parameters ...string) *class.Class {
 	spc := &class.SecretProviderClass{Spec: class.Spec{Provider: provider, Parameters: map[string]string{}}}
 	spc.Name = name
@@ -284,6 +293,29 @@ var rules = map[string]map[string]scene{
 			want: []string{`identity-required: [IdentityRequired] metadata.annotations[identity.io/name]: Required value: must be set on the pod template; available here: access-blob (AzureIdentityBinding)`},
 		},
 		"level bound": {demands: bound},
+	},
+	"secret-names-allowed": {
+		"a class that syncs no Secret":    {volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedSecretNames: ""}, facts: classes(azure("kv", "clientID", "0"))},
+		"a class that syncs allowed ones": {volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedSecretNames: "app-*"}, facts: classes(syncs("kv", "app-tls", "app-db"))},
+		"a class that syncs another one": {
+			volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedSecretNames: "app-*"}, facts: classes(syncs("kv", "app-tls", "admin")),
+			want: []string{`secret-names-allowed: [SecretNameNotAllowed] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Forbidden: must not sync Secret admin, since the driver overwrites any Secret of that name; namespace annotation keyvault.io/allowed-secret-names allows app-*`},
+		},
+		"without the ceiling":             {volumes: mounts(mount("kv")), facts: classes(syncs("kv", "admin"))},
+		"a managed class with its Secret": {volumes: mounts(mount("kv-0123456789")), allows: map[string]string{api.AllowedSecretNames: ""}, facts: classes(syncs("kv-0123456789", "kv-0123456789"))},
+		"a class by hand with its Secret": {
+			volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedSecretNames: ""}, facts: classes(syncs("kv", "kv")),
+			want: []string{`secret-names-allowed: [SecretNameNotAllowed] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Forbidden: must not sync Secret kv, since the driver overwrites any Secret of that name; namespace annotation keyvault.io/allowed-secret-names allows none`},
+		},
+		"a class that does not exist": {
+			volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedSecretNames: "*"},
+			want: []string{`secret-names-allowed: [ClassNotFound] spec.volumes[0].csi.volumeAttributes[secretProviderClass]: Not found: "kv": must be a SecretProviderClass in namespace team-a; there is no SecretProviderClass here; namespace annotation keyvault.io/allowed-secret-names allows *`},
+		},
+		"no class": {volumes: mounts(mount("")), allows: map[string]string{api.AllowedSecretNames: ""}},
+		"more classes than are looked up": {
+			volumes: many(101), allows: map[string]string{api.AllowedSecretNames: "*"},
+			want: []string{`secret-names-allowed: [VolumeInvalid] spec.volumes: Too many: 101: must mount at most 100 SecretProviderClasses, mounts 101`},
+		},
 	},
 	"vaults-allowed": {
 		"a vault that is allowed":              {volumes: mounts(mount("kv")), allows: map[string]string{api.AllowedVaults: "other-*, TEAM-*"}, facts: classes(azure("kv", "clientID", "0"))},

@@ -84,6 +84,14 @@ var samples = []struct {
 		}},
 		annotations: map[string]string{api.AllowedVaults: "shop-*"},
 	},
+	{
+		attributes: map[string]string{class.Attribute: "key-vault-secret"},
+		classes: []*class.Class{{
+			Name: "key-vault-secret", Provider: class.Provider, Vault: "nf425csi", UsesPodIdentity: true,
+			Synced: []class.Synced{{File: "db", Secret: "admin", Key: "db"}},
+		}},
+		annotations: map[string]string{api.AllowedSecretNames: "app-*"},
+	},
 	{attributes: map[string]string{class.Attribute: "key-vault-secret", "keyvaultName": "another-kv"}},
 	{
 		labels:      map[string]string{api.PodIdentityBinding: "admin"},

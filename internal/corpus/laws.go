@@ -12,6 +12,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"gomodules.xyz/jsonpatch/v2"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	psaapi "k8s.io/pod-security-admission/api"
 	psapolicy "k8s.io/pod-security-admission/policy"
@@ -156,6 +157,12 @@ func (p *WholePod) Mutate(change *inject.Change) {
 	}
 	for i := range change.Volumes {
 		v := corev1.Volume{Name: change.Volumes[i].Name}
+		if change.Volumes[i].Class == "" {
+			size := resource.MustParse(change.Volumes[i].SizeLimit)
+			v.EmptyDir = &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory, SizeLimit: &size}
+			p.Spec.Volumes = append(p.Spec.Volumes, v)
+			continue
+		}
 		v.CSI = &corev1.CSIVolumeSource{
 			Driver:           class.Driver,
 			ReadOnly:         new(true),
@@ -185,13 +192,28 @@ func (p *WholePod) Mutate(change *inject.Change) {
 			container.VolumeMounts = append(container.VolumeMounts, mount)
 		}
 	}
+	switch c := change.EnvContainer; {
+	case c == nil:
+	case c.Replaces < 0:
+		p.Spec.InitContainers = slices.Insert(p.Spec.InitContainers, 0, c.Container)
+	default:
+		p.Spec.InitContainers[c.Replaces] = c.Container
+	}
 }
 
 func envVar(v inject.EnvVar) corev1.EnvVar {
+	if v.File != "" {
+		return corev1.EnvVar{Name: v.Name, ValueFrom: &corev1.EnvVarSource{FileKeyRef: &corev1.FileKeySelector{
+			VolumeName: envFiles, Path: v.File, Key: v.Name,
+		}}}
+	}
 	return corev1.EnvVar{Name: v.Name, ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{
 		LocalObjectReference: corev1.LocalObjectReference{Name: v.Secret}, Key: v.Key,
 	}}}
 }
+
+// envFiles is the name of the volume of env files, and of the init container that writes them.
+const envFiles = "keyvault-env"
 
 // parsed is an object with a pod, in all forms that the laws need.
 type parsed struct {
@@ -318,10 +340,17 @@ func (p *parsed) allowsAdd(o *jsonpatch.Operation, pointer string, after *parsed
 		return one(o.Value, driverVolume)
 	}
 	spec, _ := strings.CutPrefix(pointer, "spec/")
-	container, rest := after.container(spec)
+	switch {
+	case spec == "initContainers" && len(p.pod.Spec.InitContainers) == 0:
+		return each(o.Value, envContainer)
+	case spec == "initContainers/0" && p.named(envFiles) == nil:
+		return one(o.Value, envContainer)
+	}
+	container, rest := p.container(spec)
 	if container == nil {
 		return errors.New("must not be added")
 	}
+	container = after.named(container.Name)
 	switch mount := func(m *corev1.VolumeMount) error { return after.driverMount(m) }; rest {
 	case "env":
 		return errors.Join(each(o.Value, secretEnv), after.mountsDriver(container))
@@ -352,6 +381,9 @@ func (p *parsed) allowsReplace(o *jsonpatch.Operation, pointer string) error {
 	spec, _ := strings.CutPrefix(pointer, "spec/")
 	container, rest := p.container(spec)
 	number, isEnv := strings.CutPrefix(rest, "env/")
+	if container != nil && rest == "" && container.Name == envFiles {
+		return one(o.Value, envContainer)
+	}
 	if container == nil || !isEnv {
 		return errors.New("must not be replaced")
 	}
@@ -407,7 +439,35 @@ func each[T any](value any, check func(*T) error) error {
 	})
 }
 
+// named returns the container of that name; nil for none.
+func (p *parsed) named(name string) *corev1.Container {
+	for _, list := range [][]corev1.Container{p.pod.Spec.InitContainers, p.pod.Spec.Containers} {
+		for i := range list {
+			if list[i].Name == name {
+				return &list[i]
+			}
+		}
+	}
+	return nil
+}
+
+// envContainer checks the init container that writes env files. It must not read the token of the
+// ServiceAccount.
+func envContainer(c *corev1.Container) error {
+	isToken := func(m corev1.VolumeMount) bool {
+		return m.MountPath == "/var/run/secrets/kubernetes.io/serviceaccount" && m.Name == envFiles && m.ReadOnly
+	}
+	if c.Name != envFiles || len(c.Env)+len(c.EnvFrom) > 0 || !slices.ContainsFunc(c.VolumeMounts, isToken) ||
+		!reflect.DeepEqual(c.Resources.Limits, c.Resources.Requests) {
+		return fmt.Errorf("container %s must be the one that writes env files, without a token, and with limits", c.Name)
+	}
+	return nil
+}
+
 func driverVolume(v *corev1.Volume) error {
+	if e := v.EmptyDir; e != nil && v.Name == envFiles && e.Medium == corev1.StorageMediumMemory && e.SizeLimit != nil {
+		return nil
+	}
 	want := corev1.Volume{Name: v.Name, VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
 		Driver: class.Driver, ReadOnly: new(true), VolumeAttributes: map[string]string{class.Attribute: ""},
 	}}}
@@ -446,6 +506,13 @@ func (p *parsed) mountsDriver(c *corev1.Container) error {
 }
 
 func secretEnv(v *corev1.EnvVar) error {
+	if v.ValueFrom != nil && v.ValueFrom.FileKeyRef != nil {
+		from := v.ValueFrom.FileKeyRef
+		if v.Name == "" || from.Key != v.Name || from.VolumeName != envFiles || from.Path == "" || from.Optional != nil {
+			return fmt.Errorf("env var %q must come from its line of an env file", v.Name)
+		}
+		return nil
+	}
 	if v.Name == "" || v.ValueFrom == nil || v.ValueFrom.SecretKeyRef == nil ||
 		v.ValueFrom.SecretKeyRef.Name == "" || v.ValueFrom.SecretKeyRef.Key == "" {
 		return fmt.Errorf("env var %q must come from a Secret's key", v.Name)
@@ -487,6 +554,9 @@ func lost(before, after any, pointer string) string {
 // lostElement is [lost] for lists: after must have the elements of before in the same order. If the
 // lists have the same length, such as containers, the elements may have new members.
 func lostElement(before, after []any, pointer string) string {
+	if first, ok := slices.Concat(after, []any{nil})[0].(map[string]any); ok && first["name"] == envFiles && len(after) > len(before) {
+		after = after[1:]
+	}
 	if len(before) == len(after) {
 		for i := range before {
 			if at := lost(before[i], after[i], pointer+"/"+strconv.Itoa(i)); at != "" {

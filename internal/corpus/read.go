@@ -28,6 +28,8 @@ var fieldsRead = []string{
 	"spec.containers.name", "spec.containers.command", "spec.containers.args",
 	"spec.containers.env.name", "spec.containers.env.value",
 	"spec.containers.env.valueFrom.secretKeyRef.name", "spec.containers.env.valueFrom.secretKeyRef.key",
+	"spec.containers.env.valueFrom.fileKeyRef.volumeName", "spec.containers.env.valueFrom.fileKeyRef.path",
+	"spec.containers.env.valueFrom.fileKeyRef.key",
 	"spec.containers.envFrom.prefix",
 	"spec.containers.envFrom.secretRef.name", "spec.containers.envFrom.configMapRef.name",
 	"spec.containers.volumeMounts.name", "spec.containers.volumeMounts.mountPath",

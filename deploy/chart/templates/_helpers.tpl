@@ -38,9 +38,16 @@ app.kubernetes.io/name: akv-injector
 {{- end -}}
 {{- end -}}
 
-{{- /* The namespace of the canary; empty if there is none. */ -}}
+{{- /* The image of the injector, and of the init container that writes env files. */ -}}
+{{- define "akv-injector.image" -}}
+{{- with .Values.image -}}
+{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
+{{- end -}}
+{{- end -}}
+
+{{- /* The namespace of the pods that are created as dry runs; empty if there is none. */ -}}
 {{- define "akv-injector.canaryNamespace" -}}
-{{- if .Values.canary.enabled -}}
+{{- if or .Values.canary.enabled (eq .Values.envFiles.mode "check") -}}
 {{ .Values.canary.namespace | default (printf "%s-canary" .Release.Namespace) }}
 {{- end -}}
 {{- end -}}

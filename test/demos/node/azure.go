@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"flag"
 	"fmt"
 	"math/big"
@@ -42,6 +43,12 @@ func fakeAzure() (node.Options, error) {
 	if err != nil {
 		return node.Options{}, fmt.Errorf("create a certificate: %w", err)
 	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return node.Options{}, fmt.Errorf("print a key: %w", err)
+	}
+	both := string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})) +
+		string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}))
 	return node.Options{
 		Tenant:    tenant,
 		Federated: map[string][]string{"shop/blob-sa": {blobAccess}},
@@ -54,6 +61,10 @@ func fakeAzure() (node.Options, error) {
 			),
 			"shared-kv": vaultWith(
 				keyvault.Object{Kind: keyvault.Certificates, Name: "edge-ca", Versions: []keyvault.Version{{ID: version, DER: certificate}}},
+				// The secret behind a certificate also has the private key.
+				keyvault.Object{Kind: keyvault.Secrets, Name: "edge-ca", Versions: []keyvault.Version{
+					{ID: version, Value: both, Certified: true, ContentType: "application/x-pem-file"},
+				}},
 			),
 			paymentsVault:  payments("db-password"),
 			vaultOf("one"): vaultWith(),

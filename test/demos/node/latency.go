@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,7 +22,14 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
-var runs = flag.Int("runs", 50, "`number` of measurements for each row of the part latency")
+var (
+	runs = flag.Int("runs", 50, "`number` of measurements for each row of the part latency")
+	rows = regexp.MustCompile("")
+)
+
+func init() {
+	flag.TextVar(rows, "rows", rows, "`regexp` of the rows of the part latency, such as reads=file-and-env-file")
+}
 
 // The state of the class when the Deployment is applied.
 const (
@@ -32,8 +40,9 @@ const (
 
 // What the container reads.
 const (
-	fileAlone  = "file"
-	fileAndEnv = "file-and-env" // the driver creates a Secret for the variable
+	fileAlone      = "file"
+	fileAndEnv     = "file-and-env"      // the driver creates a Secret for the variable
+	fileAndEnvFile = "file-and-env-file" // with annotations, an init container writes the variable to a file
 )
 
 // way is a way to write a Deployment.
@@ -44,9 +53,12 @@ type way struct {
 
 // pairs returns the ways that are compared: by hand and by annotations.
 func pairs() (pairs [][2]way) {
-	for _, reads := range []string{fileAlone, fileAndEnv} {
+	for _, reads := range []string{fileAlone, fileAndEnv, fileAndEnvFile} {
 		for _, class := range []string{existing, fresh, inUse} {
-			pairs = append(pairs, [2]way{{Class: class, Reads: reads, ByHand: true}, {Class: class, Reads: reads}})
+			byHand := way{Class: class, Reads: reads, ByHand: true}
+			if rows.MatchString(byHand.String()) {
+				pairs = append(pairs, [2]way{byHand, {Class: class, Reads: reads}})
+			}
 		}
 	}
 	return pairs
@@ -74,7 +86,10 @@ type written struct {
 }
 
 // Env reports whether the container also has an environment variable.
-func (d written) Env() bool { return d.Reads == fileAndEnv }
+func (d written) Env() bool { return d.Reads != fileAlone }
+
+// EnvFile reports whether the variable comes from a file.
+func (d written) EnvFile() bool { return d.Reads == fileAndEnvFile && !d.ByHand }
 
 // write returns the Deployment of a run. Its name is unique, and so is its class unless other pods
 // use it.

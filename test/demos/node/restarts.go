@@ -18,8 +18,8 @@ import (
 	"github.com/akv-injector/akv-injector/test/harness/process"
 )
 
-// restarts rotates a secret that many Deployments use, each in a namespace of its own, and measures
-// the time until a pod has the new value in an env var. Nothing but the kubelet's period, the driver
+// restarts rotates a secret that many Deployments use, each in another namespace, and measures the
+// time until a pod has the new value in an env var. Nothing but the kubelet's period, the driver
 // and the injector is at work.
 func (s *show) restarts(ctx context.Context) error {
 	s.out.Title("From a new version in the vault to the env var of a restarted pod.")

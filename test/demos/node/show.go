@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -187,7 +188,8 @@ func (s *show) startNode(ctx context.Context) (err error) {
 // controllers run outside the cluster.
 func (s *show) install(ctx context.Context) (err error) {
 	const repository, tag = "localhost/akv-injector", "1"
-	if err := s.node.Load(ctx, s.machine.Parts.More[injectorProgram], repository+":"+tag); err != nil {
+	program := s.machine.Parts.More[injectorProgram]
+	if err := s.node.Load(ctx, repository+":"+tag, program, filepath.Join(filepath.Dir(program), injector.EnvProgram)); err != nil {
 		return err
 	}
 	if err := certmanager.InstallCRDs(ctx, s.plane); err != nil {
@@ -208,6 +210,7 @@ func (s *show) install(ctx context.Context) (err error) {
 	objects, err := chart.Render(ctx, chart.Options{
 		Helm: s.machine.Parts.More[helmProgram], Values: map[string]any{
 			"image":         map[string]any{"repository": repository, "tag": tag},
+			"envFiles":      map[string]any{"mode": "check"},
 			"networkPolicy": map[string]any{"podCIDRs": []string{node.PodNetwork}},
 			"rotation":      map[string]any{"enabled": true, "minInterval": "1s", "timeout": "1m"},
 		},

@@ -26,6 +26,9 @@ var stories = []scene{
 	{"An identity binding: the cluster's RBAC says who may use the identity.", (*show).identityBinding},
 	{"Two vaults and all kinds of objects, with chosen paths, permissions and variables.", (*show).kinds},
 	{"A CronJob: its annotation applies to the pods of its Jobs.", (*show).cronJob},
+	{"Environment variables without a Secret, and one value of a JSON object: an init container writes files.", (*show).envFiles},
+	{"The same with 200 generated values, compared byte by byte with those of the vault.", (*show).values},
+	{"A Secret for an Ingress: with a name that the namespace allows, and a type.", (*show).namedSecret},
 	{"A secret is rotated: the file changes, the environment variable changes with a restart.", (*show).rotation},
 	{"The same with one more annotation: the injector restarts the pods that use the secret as a variable.", (*show).restart},
 	{"A user edits a managed class. The injector reverts the change.", (*show).putBack},
@@ -269,7 +272,101 @@ func (s *show) restart(ctx context.Context) error {
 	if err := s.prints(ctx, []string{"1"}, "get", "deployment", "only-files", "-n", "shop", "-o", `jsonpath={.metadata.generation}`); err != nil {
 		return err
 	}
-	return s.explains(ctx, "restart", 0, "shop", "deployment/restart")
+	if err := s.explains(ctx, "restart", 0, "shop", "deployment/restart"); err != nil {
+		return err
+	}
+	// The vault gets its first version back, for which the Deployment would restart again.
+	return s.removes(ctx, "rotated=yes", "restart", "only-files")
+}
+
+// login is a secret with a JSON object. An env file cannot carry its password.
+const login, unquotedLogin = `{"user":"sales","port":5432,"password":"it's"}`, `{"user":"sales","port":5432,"password":"its"}`
+
+func (s *show) envFiles(ctx context.Context) error {
+	put := func(value string) {
+		s.node.Azure.Put(vault, vaultWith(
+			keyvault.Object{Kind: keyvault.Secrets, Name: "db-password", Versions: []keyvault.Version{{ID: version, Value: "winter"}}},
+			keyvault.Object{Kind: keyvault.Secrets, Name: "db-login", Versions: []keyvault.Version{{ID: version, Value: value}}},
+		))
+	}
+	put(login)
+	defer s.node.Azure.Put(vault, s.azure.Vaults[vault])
+	if _, err := s.kubectl(ctx, "apply", "-f", "env-files.yaml"); err != nil {
+		return err
+	}
+	if err := s.isRolledOut(ctx, "shop", "env-files"); err != nil {
+		return err
+	}
+	pod := []string{"get", "pods", "-n", "shop", "-l", "app=env-files", "-o"}
+	for _, show := range []struct {
+		want    string
+		command []string
+	}{
+		{"postgres://sales:winter@db:5432", []string{"exec", "-n", "shop", "deployment/env-files", "--", "sh", "-c", "echo $URL"}},
+		{"migrate as sales", []string{"logs", "-n", "shop", "deployment/env-files", "-c", "migrate"}},
+		{"Guaranteed keyvault-env migrate", append(pod, "jsonpath={.items[0].status.qosClass} {.items[0].spec.initContainers[*].name}")},
+	} {
+		if err := s.prints(ctx, []string{show.want}, show.command...); err != nil {
+			return err
+		}
+	}
+	class, err := s.plane.Kubectl(ctx, append(pod, "jsonpath={.items[0].spec.volumes[?(@.csi)].csi.volumeAttributes.secretProviderClass}")...).Output()
+	if err != nil {
+		return fmt.Errorf("find the class: %w", err)
+	}
+	s.out.Say("\n  No Secret has the name of the class:")
+	if err := s.refuses(ctx, `secrets "`+string(class)+`" not found`, "get", "secret", "-n", "shop", string(class)); err != nil {
+		return err
+	}
+	if err := s.explains(ctx, "env-files", 0, "shop", "deployment/env-files"); err != nil {
+		return err
+	}
+
+	s.out.Say("\n  An env file cannot carry a single quote. The message names the rule, and not the value:")
+	if _, err := s.kubectl(ctx, "annotate", "deployment/env-files", "-n", "shop", "--overwrite",
+		"keyvault.io/secrets=DB_PASSWORD=db-login#password"); err != nil {
+		return err
+	}
+	const failed = `jsonpath={.items[*].status.initContainerStatuses[0].lastState.terminated.message}`
+	if err := s.comesToPrint(ctx, []string{"must not have a single quote"}, append(pod, failed)...); err != nil {
+		return err
+	}
+	if err := s.explains(ctx, "env-files-quote", 1, "shop", "deployment/env-files"); err != nil {
+		return err
+	}
+	s.out.Say("\n  The secret gets another password:")
+	put(unquotedLogin)
+	if err := s.comesToPrint(ctx, []string{"its"}, "exec", "-n", "shop", "deployment/env-files", "--", "sh", "-c", "echo $DB_PASSWORD"); err != nil {
+		return err
+	}
+	return s.removes(ctx, "app=env-files", "env-files")
+}
+
+// removes deletes Deployments, and waits until their pods are gone.
+func (s *show) removes(ctx context.Context, pods string, deployments ...string) error {
+	if err := s.plane.RunKubectl(ctx, "", append([]string{"delete", "deployments", "--namespace=shop"}, deployments...)...); err != nil {
+		return err
+	}
+	return s.plane.RunKubectl(ctx, "", "wait", "pods", "--namespace=shop", "--selector="+pods, "--for=delete", "--timeout="+patience.String())
+}
+
+func (s *show) namedSecret(ctx context.Context) error {
+	s.node.Federate("ingress/edge", blobAccess)
+	if _, err := s.kubectl(ctx, "apply", "-f", "named-secret.yaml"); err != nil {
+		return err
+	}
+	if err := s.isRolledOut(ctx, "ingress", "edge"); err != nil {
+		return err
+	}
+	const keys = `go-template={{.type}}{{range $key, $_ := .data}} {{$key}}{{end}}`
+	if err := s.comesToPrint(ctx, []string{"kubernetes.io/tls tls.crt tls.key"}, "get", "secret", "edge-tls", "-n", "ingress", "-o", keys); err != nil {
+		return err
+	}
+	s.out.Say("\n  Another workload may not have the same Secret:")
+	if _, err := s.kubectl(ctx, "apply", "-f", "named-secret-other.yaml"); err != nil {
+		return err
+	}
+	return s.happens(ctx, "ingress", "reason=FailedCreate", "[SecretInvalid]", "of workload edge")
 }
 
 func (s *show) putBack(ctx context.Context) error {

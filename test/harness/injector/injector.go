@@ -85,8 +85,15 @@ func Build(ctx context.Context) (string, error) {
 	if err := build.Program(ctx, root, program, "-trimpath", "-ldflags=-s -w", "."); err != nil {
 		return "", err
 	}
+	if err := build.Program(ctx, root, filepath.Join(filepath.Dir(program), EnvProgram), "-trimpath", "-ldflags=-s -w", "./"+EnvProgram); err != nil {
+		return "", err
+	}
 	return program, nil
 }
+
+// EnvProgram is the name of the program in the injector's image that writes env files. [Build] builds it
+// next to the injector.
+const EnvProgram = "akv-env"
 
 // Start applies the manifests of deploy/kustomize except the Deployment and the Service, runs the
 // injector with the rights of its ServiceAccount, and waits until it is ready. The API server may

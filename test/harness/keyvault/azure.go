@@ -17,6 +17,9 @@
 //	169.254.169.254              the instance metadata service, for the identities of the virtual machine
 //	localhost                    NMI, for AAD pod identity
 //
+// The hosts of vaults and of Microsoft Entra in the clouds for China and the US government are served,
+// too. The ids of objects and the links to pages always name the public cloud.
+//
 // [Listen] serves a handler behind a proxy on loopback, for a provider that runs with
 // [Proxy.Environ]. A provider in its own network namespace, whose hosts file has these names, can
 // also use an [http.Server] with [Authority.TLS].
@@ -47,8 +50,18 @@ const (
 	ProxySuffix = ".ests.aks"
 )
 
-// Resource is the resource of every token.
+// Resource is the resource of every token of the public cloud.
 const Resource = "https://vault.azure.net"
+
+// cloud has the hosts of vaults and of Microsoft Entra in a cloud, and the resource of its tokens
+// (github.com/Azure/go-autorest/autorest/azure: environments).
+type cloud struct{ vaultSuffix, entraHost, resource string }
+
+var clouds = []cloud{
+	{VaultSuffix, EntraHost, Resource},
+	{".vault.azure.cn", "login.chinacloudapi.cn", "https://vault.azure.cn"},
+	{".vault.usgovcloudapi.net", "login.microsoftonline.us", "https://vault.usgovcloudapi.net"},
+}
 
 // Identity is the identity for which a token is issued.
 type Identity struct {
@@ -162,15 +175,20 @@ func (a *Azure) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name
 	}
-	name, ofVault := strings.CutSuffix(host, VaultSuffix)
-	switch {
-	case ofVault:
-		a.serveVault(w, r, name)
-	case host == EntraHost:
-		a.serveEntra(w, r)
-	case host == MetadataHost:
+	for _, c := range clouds {
+		if name, ofVault := strings.CutSuffix(host, c.vaultSuffix); ofVault {
+			a.serveVault(w, r, name, c)
+			return
+		}
+		if host == c.entraHost {
+			a.serveEntra(w, r, c)
+			return
+		}
+	}
+	switch host {
+	case MetadataHost:
 		a.serveMetadata(w, r)
-	case host == NMIHost:
+	case NMIHost:
 		a.serveNMI(w, r)
 	default:
 		a.stray(w, r)

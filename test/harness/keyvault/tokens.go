@@ -12,15 +12,16 @@ const lifetime = 24 * time.Hour
 
 // serveEntra answers the requests that the Microsoft Authentication Library sends to sign in an
 // application.
-func (a *Azure) serveEntra(w http.ResponseWriter, r *http.Request) {
+func (a *Azure) serveEntra(w http.ResponseWriter, r *http.Request, c cloud) {
 	tenant, path, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
-	authority := "https://" + EntraHost + "/" + tenant
+	host := c.entraHost
+	authority := "https://" + host + "/" + tenant
 	switch {
 	case r.Method == http.MethodGet && path == "discovery/instance":
-		asked, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Query().Get("authorization_endpoint"), "https://"+EntraHost+"/"), "/")
+		asked, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Query().Get("authorization_endpoint"), "https://"+host+"/"), "/")
 		answer(w, http.StatusOK, object{
-			"tenant_discovery_endpoint": "https://" + EntraHost + "/" + asked + "/v2.0/.well-known/openid-configuration",
-			"metadata":                  []object{{"preferred_network": EntraHost, "preferred_cache": EntraHost, "aliases": []string{EntraHost}}},
+			"tenant_discovery_endpoint": "https://" + host + "/" + asked + "/v2.0/.well-known/openid-configuration",
+			"metadata":                  []object{{"preferred_network": host, "preferred_cache": host, "aliases": []string{host}}},
 		})
 	case r.Method == http.MethodGet && path == "v2.0/.well-known/openid-configuration":
 		answer(w, http.StatusOK, object{
@@ -29,14 +30,14 @@ func (a *Azure) serveEntra(w http.ResponseWriter, r *http.Request) {
 			"token_endpoint":         authority + "/oauth2/v2.0/token",
 		})
 	case r.Method == http.MethodPost && path == "oauth2/v2.0/token":
-		a.signIn(w, r, tenant)
+		a.signIn(w, r, tenant, c.resource)
 	default:
 		a.stray(w, r)
 	}
 }
 
 // signIn issues a token for an assertion (RFC 7523, section 2.2).
-func (a *Azure) signIn(w http.ResponseWriter, r *http.Request, tenant string) {
+func (a *Azure) signIn(w http.ResponseWriter, r *http.Request, tenant, resource string) {
 	refuse := func(status int, code, why string) {
 		a.refuse(why)
 		answer(w, status, object{"error": code, "error_description": why})
@@ -45,7 +46,7 @@ func (a *Azure) signIn(w http.ResponseWriter, r *http.Request, tenant string) {
 	for name, want := range map[string]string{
 		"grant_type":            "client_credentials",
 		"client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
-		"scope":                 Resource + "/.default",
+		"scope":                 resource + "/.default",
 	} {
 		// The library also requests the scopes of OpenID Connect. A token for an application
 		// ignores them.

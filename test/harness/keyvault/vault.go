@@ -22,6 +22,8 @@ type Vault struct {
 	// Readers are the client IDs that may read the vault.
 	Readers []string
 	Objects []Object
+	// Suffix is that of its host; empty for [VaultSuffix].
+	Suffix string
 }
 
 // Kind is a kind of object, as in the paths of Key Vault.
@@ -64,11 +66,12 @@ var newest = time.Date(2026, time.March, 1, 12, 0, 0, 0, time.UTC)
 const pageSize = 25
 
 // serveVault answers GET /KIND/NAME[/VERSION] and GET /KIND/NAME/versions.
-func (a *Azure) serveVault(w http.ResponseWriter, r *http.Request, name string) {
+func (a *Azure) serveVault(w http.ResponseWriter, r *http.Request, name string, c cloud) {
 	parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/")
 	a.mu.Lock()
 	vault, known := a.vaults[name]
 	a.mu.Unlock()
+	known = known && c.vaultSuffix == cmp.Or(vault.Suffix, VaultSuffix)
 	if !known || r.Method != http.MethodGet || len(parts) < 2 || len(parts) > 3 || r.URL.Query().Get("api-version") == "" {
 		a.stray(w, r) // a vault that does not exist has no address
 		return
@@ -86,7 +89,7 @@ func (a *Azure) serveVault(w http.ResponseWriter, r *http.Request, name string) 
 	a.record.Reads = append(a.record.Reads, read)
 	a.mu.Unlock()
 	if status == http.StatusUnauthorized {
-		w.Header().Set("WWW-Authenticate", fmt.Sprintf("Bearer authorization=%q, resource=%q", "https://"+EntraHost+"/"+vault.Tenant, Resource))
+		w.Header().Set("WWW-Authenticate", fmt.Sprintf("Bearer authorization=%q, resource=%q", "https://"+c.entraHost+"/"+vault.Tenant, c.resource))
 	}
 	answer(w, status, body)
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 )
 
@@ -19,10 +20,11 @@ var applets = []string{"sh", "cat", "date", "echo", "env", "grep", "head", "id",
 // asLongAsItTakes is the command of an idle container, including the pause container of every pod.
 var asLongAsItTakes = []string{"/bin/sleep", "2147483647"}
 
-// image is a container image with one program.
+// image is a container image with one program, and maybe more in its root folder.
 type image struct {
 	names               []string
 	program             string   // path of the program
+	more                []string // paths of further programs on this machine
 	links               []string // other names of the program, in its folder bin
 	entrypoint, command []string
 }
@@ -34,6 +36,13 @@ func (i image) write(file, target string) error {
 		return err
 	}
 	files := []entry{{name: i.program, content: program}}
+	for _, path := range i.more {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		files = append(files, entry{name: filepath.Base(path), content: content})
+	}
 	for _, link := range i.links {
 		files = append(files, entry{name: "bin/" + link, link: "/" + i.program})
 	}

@@ -75,11 +75,11 @@ root = %q
 	return n.load(ctx, n.machine.program("bin/busybox", "usr/bin/busybox"), image{names: names, program: "bin/busybox", links: applets, command: asLongAsItTakes})
 }
 
-// Load imports an image that contains only a static program, which it runs. The program is in the
-// root folder of the image.
-func (n *Node) Load(ctx context.Context, program string, names ...string) error {
-	name := filepath.Base(program)
-	return n.load(ctx, program, image{names: names, program: name, entrypoint: []string{"/" + name}})
+// Load imports an image that contains only static programs, and runs the first. They are in the root
+// folder of the image.
+func (n *Node) Load(ctx context.Context, name string, programs ...string) error {
+	first := filepath.Base(programs[0])
+	return n.load(ctx, programs[0], image{names: []string{name}, program: first, more: programs[1:], entrypoint: []string{"/" + first}})
 }
 
 func (n *Node) load(ctx context.Context, program string, of image) error {

@@ -115,7 +115,7 @@ func run(m *testing.M) (code int, err error) {
 
 // startServer starts the injector that the API server calls, and waits until it is called.
 func startServer(ctx context.Context) error {
-	started, err := injector.Start(ctx, plane, injector.Options{Binary: binary})
+	started, err := injector.Start(ctx, plane, injector.Options{Binary: binary, Args: []string{"--env-files=on"}})
 	if err != nil {
 		return err
 	}

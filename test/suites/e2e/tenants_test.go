@@ -167,7 +167,7 @@ func honest(item string) map[string]string {
 func honestRequest(item string) spc.Request {
 	return spc.Request{
 		Vault: "team-kv", TenantID: someTenant, ClientID: someClient, Mode: api.ModeWorkloadIdentity,
-		Items: []api.Item{{Name: item}}, Synced: []int{0},
+		Items: []api.Item{{Name: item}}, Data: []spc.SecretData{{ObjectName: item, Key: item}},
 	}
 }
 

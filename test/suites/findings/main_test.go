@@ -59,32 +59,38 @@ func run(m *testing.M) (code int, err error) {
 		return 0, err
 	}
 	defer front.stop()
+	if err := applyCanary(ctx); err != nil {
+		return 0, err
+	}
 	server, err = injector.Start(ctx, plane, injector.Options{
-		Service: front.address, Args: []string{"--canary-namespace=" + canaryNamespace, "--canary-interval=10s"},
+		Service: front.address, Args: []string{
+			"--canary-namespace=" + canaryNamespace, "--canary-interval=10s",
+			"--env-files=check", "--env-files-namespace=" + canaryNamespace, "--env-file-image=localhost/akv-injector:1",
+		},
 	})
 	if err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, server.Stop(), checkLogs()) }()
 	front.forwardTo(server.Address)
-	if err := applyCanary(ctx); err != nil {
-		return 0, err
-	}
 	if err := injector.WaitUntilCalled(ctx, plane.Config, canaryNamespace); err != nil {
 		return 0, err
 	}
 	return m.Run(), nil
 }
 
-// applyCanary applies what the chart adds for the canary.
+// applyCanary applies what the chart adds for the canary and for env files.
 func applyCanary(ctx context.Context) error {
-	objects, err := chart.Render(ctx, chart.Options{Values: map[string]any{"canary": map[string]any{"enabled": true}}})
+	objects, err := chart.Render(ctx, chart.Options{Values: map[string]any{
+		"canary": map[string]any{"enabled": true}, "envFiles": map[string]any{"mode": "check"},
+	}})
 	if err != nil {
 		return err
 	}
 	for _, object := range objects {
 		name := object.GetName()
-		if object.GetNamespace() != canaryNamespace && name != canaryNamespace && name != "canary.akv-injector.io" {
+		if object.GetNamespace() != canaryNamespace && name != canaryNamespace && name != "canary.akv-injector.io" &&
+			name != "akv-injector-env-files" {
 			continue
 		}
 		if err := process.Until(ctx, func(ctx context.Context) error { // the namespace must exist before the rest

@@ -163,7 +163,7 @@ func TestTheImageRunsTheBinaryAsNobody(t *testing.T) {
 	if diff := cmp.Diff([]string{"/akv-injector"}, entrypoint); diff != "" {
 		t.Errorf("ENTRYPOINT (-want +got):\n%s", diff)
 	}
-	if want := "build:/src/akv-injector /akv-injector"; from != want {
+	if want := "build:/src/bin/ /"; from != want {
 		t.Errorf("binary: got %s, want %s", from, want)
 	}
 	if diff := cmp.Diff([]string{"LICENSE", "THIRD_PARTY_NOTICES"}, copied); diff != "" {
@@ -276,9 +276,11 @@ func TestTheDockerfileBuildsWhatMakeBuilds(t *testing.T) {
 		t.Run(arch, func(t *testing.T) {
 			dir := t.TempDir()
 			run(t, build, dir, map[string]string{"TARGETOS": "linux", "TARGETARCH": arch, "VERSION": version})
-			want, got := sum(t, binary(arch)), sum(t, filepath.Join(dir, "src", "akv-injector"))
-			if want != got {
-				t.Errorf("the Dockerfile builds a binary with checksum %s, make one with %s", got, want)
+			for _, program := range programs {
+				want, got := sum(t, named(program, arch)), sum(t, filepath.Join(dir, "src", "bin", program))
+				if want != got {
+					t.Errorf("the Dockerfile builds %s with checksum %s, make with %s", program, got, want)
+				}
 			}
 		})
 	}

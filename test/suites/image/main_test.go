@@ -49,8 +49,12 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// binary returns the path of a release's binary.
-func binary(arch string) string { return filepath.Join(release, "akv-injector-linux-"+arch) }
+// binary returns the path of the injector in a release, and named that of a program.
+func binary(arch string) string         { return named("akv-injector", arch) }
+func named(program, arch string) string { return filepath.Join(release, program+"-linux-"+arch) }
+
+// programs are those of the image.
+var programs = []string{"akv-injector", "akv-env"}
 
 // linked is a package of the root module that is part of the binary. File names are relative to
 // Dir.
@@ -60,10 +64,10 @@ type linked struct {
 	Module              *struct{ Main bool }
 }
 
-// linkedPackages returns the packages of the root module in the binary for an architecture.
+// linkedPackages returns the packages of the root module in the binaries for an architecture.
 func linkedPackages(t *testing.T, arch string) []linked {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "-json=ImportPath,Dir,GoFiles,EmbedFiles,Module", ".")
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "-json=ImportPath,Dir,GoFiles,EmbedFiles,Module", ".", "./akv-env")
 	cmd.Dir = root
 	cmd.Env = append(os.Environ(), "GOOS=linux", "GOARCH="+arch, "CGO_ENABLED=0")
 	cmd.Stderr = os.Stderr

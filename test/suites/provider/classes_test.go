@@ -252,13 +252,21 @@ func (s *subject) podName() string {
 	return s.pod.Name + s.pod.GenerateName + "x"
 }
 
+// vaultSuffixes are the suffixes of the hosts of vaults, by cloud.
+var vaultSuffixes = map[string]string{
+	"": keyvault.VaultSuffix, "AzurePublicCloud": keyvault.VaultSuffix,
+	"AzureChinaCloud": ".vault.azure.cn", "AzureUSGovernmentCloud": ".vault.usgovcloudapi.net",
+}
+
 // mount has the provider mount a class, and compares its requests to Azure and the mounted files
 // with the items.
 func (s *subject) mount(t *testing.T, share *share, spc *class.SecretProviderClass, attributes map[string]string) {
 	t.Helper()
 	token, objects := s.token(), share.stock()
 	cloud.Clear()
-	cloud.Put(share.vault, keyvault.Vault{Tenant: s.identity.Tenant, Readers: []string{token.For.ClientID}, Objects: objects})
+	cloud.Put(share.vault, keyvault.Vault{
+		Suffix: vaultSuffixes[s.request.Cloud], Tenant: s.identity.Tenant, Readers: []string{token.For.ClientID}, Objects: objects,
+	})
 	if token.Issuer == keyvault.NMI {
 		bound.Store(token.Namespace+"/"+token.Pod, token.For)
 		defer bound.Delete(token.Namespace + "/" + token.Pod)
@@ -341,14 +349,30 @@ func filesAt(paths map[string]string) (map[string]file, error) {
 	return files, nil
 }
 
+// secretOf returns the name of the Secret of a managed class.
+func (s *subject) secretOf(spc *class.SecretProviderClass) string {
+	if s.request.SecretName != "" {
+		return s.request.SecretName
+	}
+	return spc.Name
+}
+
 // checkSecrets syncs a class's Secrets as the driver does, and compares the pod's env vars with
 // them.
 func (s *subject) checkSecrets(t *testing.T, share *share, spc *class.SecretProviderClass, paths map[string]string, files map[string]file) {
 	t.Helper()
 	want := make(map[string]string) // content by key
 	for _, item := range share.items {
-		if item.EnvFor(s.request.EnvMode) != "" {
-			want[strings.ReplaceAll(item.File(), "/", ".")] = files[item.File()].Content
+		switch isEnv := item.EnvFor(s.request.EnvMode) != ""; {
+		case s.request.SecretName == "" && (!isEnv || s.request.EnvSource == api.EnvFromFile):
+		case s.request.SecretType == string(corev1.SecretTypeTLS):
+			want[corev1.TLSPrivateKeyKey], want[corev1.TLSCertKey] = material().key, material().certificate
+		default:
+			key := strings.ReplaceAll(item.File(), "/", ".")
+			if item.SecretKey != "" {
+				key = item.SecretKey
+			}
+			want[key] = files[item.File()].Content
 		}
 	}
 	got := make(map[string]string)
@@ -356,7 +380,7 @@ func (s *subject) checkSecrets(t *testing.T, share *share, spc *class.SecretProv
 		if err := secretutil.ValidateSecretObject(*synced); err != nil {
 			t.Errorf("the driver rejects a Secret of class %s: %v", spc.Name, err)
 		}
-		if synced.SecretName != spc.Name || len(validation.IsDNS1123Subdomain(synced.SecretName)) > 0 {
+		if synced.SecretName != s.secretOf(spc) || synced.Type != s.request.SecretType || len(validation.IsDNS1123Subdomain(synced.SecretName)) > 0 {
 			t.Errorf("class %s syncs Secret %s", spc.Name, synced.SecretName)
 		}
 		data, err := secretutil.GetSecretData(synced.Data, secretutil.GetSecretType(synced.Type), paths)
@@ -390,7 +414,7 @@ func (s *subject) checkEnv(t *testing.T, share *share, spc *class.SecretProvider
 	for _, container := range slices.Concat(s.pod.Spec.InitContainers, s.pod.Spec.Containers) {
 		for _, env := range container.Env {
 			there[env.Name] = true
-			if env.ValueFrom == nil || env.ValueFrom.SecretKeyRef == nil || env.ValueFrom.SecretKeyRef.Name != spc.Name {
+			if env.ValueFrom == nil || env.ValueFrom.SecretKeyRef == nil || env.ValueFrom.SecretKeyRef.Name != s.secretOf(spc) {
 				continue
 			}
 			content, synced := secret[env.ValueFrom.SecretKeyRef.Key]

@@ -1,7 +1,6 @@
 package provider_test
 
 import (
-	"bytes"
 	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -22,6 +21,7 @@ import (
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"software.sslmate.com/src/go-pkcs12"
 
 	"github.com/akv-injector/akv-injector/core/api"
@@ -38,6 +38,8 @@ type file struct {
 type share struct {
 	vault string
 	items []api.Item
+	// ofTLS is true if the items become a Secret of type kubernetes.io/tls.
+	ofTLS bool
 }
 
 // shares splits a request's items by their vault, in the order in which the vaults are named.
@@ -47,7 +49,7 @@ func shares(request *api.Request) []share {
 		vault := request.VaultOf(item)
 		at := slices.IndexFunc(all, func(s share) bool { return strings.EqualFold(s.vault, vault) })
 		if at < 0 {
-			at, all = len(all), append(all, share{vault: vault})
+			at, all = len(all), append(all, share{vault: vault, ofTLS: request.SecretType == string(corev1.SecretTypeTLS)})
 		}
 		all[at].items = append(all[at].items, item)
 	}
@@ -120,10 +122,10 @@ func (s *share) version(item api.Item, id string) keyvault.Version {
 	return v
 }
 
-// isCertified decides whether a secret is the secret of a certificate: if an item requests a format
-// for it, and none requests an encoding that does not fit a certificate.
+// isCertified decides whether a secret is the secret of a certificate: if it is for a Secret of type TLS,
+// or an item requests a format for it, and none requests an encoding that does not fit a certificate.
 func (s *share) isCertified(item api.Item) bool {
-	formatted := false
+	formatted := s.ofTLS
 	for _, other := range s.items {
 		if !same(item, other) {
 			continue
@@ -275,6 +277,9 @@ func ecKey() *ecdsa.PrivateKey {
 // that the provider writes.
 type forms struct {
 	pfx, pem string
+	// key and certificate are the parts of pem, as the driver writes them into a Secret of type TLS: the
+	// key of RSA in PKCS #1 (upstream: getPrivateKey in pkg/util/secretutil).
+	key, certificate string
 }
 
 var material = sync.OnceValue(func() forms {
@@ -298,11 +303,13 @@ var material = sync.OnceValue(func() forms {
 	if err != nil {
 		panic(err)
 	}
-	var text bytes.Buffer
-	for _, block := range []*pem.Block{{Type: "PRIVATE KEY", Bytes: pkcs8}, {Type: "CERTIFICATE", Bytes: der}} {
-		if err := pem.Encode(&text, block); err != nil {
-			panic(err)
-		}
+	pemOf := func(kind string, der []byte) string {
+		return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
 	}
-	return forms{pfx: base64.StdEncoding.EncodeToString(pfx), pem: text.String()}
+	f := forms{
+		pfx: base64.StdEncoding.EncodeToString(pfx),
+		key: pemOf("RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(key)), certificate: pemOf("CERTIFICATE", der),
+	}
+	f.pem = pemOf("PRIVATE KEY", pkcs8) + f.certificate
+	return f
 })
