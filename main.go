@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -67,6 +68,8 @@ func rootCommand(status *cli.Status, program string) *cobra.Command {
 		serveCommand(),
 		injectCommand(status),
 		lintCommand(status),
+		adoptCommand(status),
+		ejectCommand(status),
 		checkCommand(status),
 		listCommand(status),
 		explainCommand(status),
@@ -193,8 +196,12 @@ func manifestFlags(cmd *cobra.Command) func() (cli.Options, error) {
 		if err != nil {
 			return o, err
 		}
-		o.Cluster, err = cluster.NewLive(config)
-		return o, err
+		live, err := cluster.NewLive(config)
+		if err != nil {
+			return o, err
+		}
+		o.Cluster, o.Object = live, live.Object
+		return o, nil
 	}
 }
 
@@ -292,6 +299,84 @@ usage or unreadable input.`,
 		return err
 	}
 	return cmd
+}
+
+func adoptCommand(status *cli.Status) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "adopt -f FILE|DIR|-", Short: "Replace hand-written identity and Key Vault YAML by annotations", Args: filesByFlag,
+		Long: `Replace what was written by hand for an identity and Key Vault secrets by annotations, in pods,
+workloads and the pod templates of every kind, and print the manifests.
+
+Adopt reads volumes of the Secrets Store CSI driver, their mounts, env vars from the Secrets that their
+classes sync, the labels of AAD pod identity and Azure Workload Identity, and the env vars of akv2k8s
+(NAME@azurekeyvault) with their AzureKeyVaultSecrets. It replaces only what the injector gives back:
+it injects the result and compares the pod with the author's. The names of volumes and of synced
+Secrets may differ; each new name is printed. What annotations cannot express stays as it is, with
+the reason and the line.
+
+Classes stay as they are, and annotations name them. With --managed, the injector creates the classes:
+adopt writes all that a class says into annotations, and keeps the class where they cannot say it.
+
+The classes, ServiceAccounts and AzureIdentityBindings must be in the files or in those of --facts, or
+in the cluster with --cluster.
+
+Exit status: 0 fine, even if parts stay as they are, 2 wrong usage or unreadable input.`,
+		Example: "  akv-injector adopt --diff -R -f k8s/\n" +
+			"  akv-injector adopt --write --managed -R -f k8s/\n" +
+			"  kubectl get deployment web -n shop -o yaml | akv-injector adopt --cluster -f - | kubectl apply -f -",
+	}
+	managed := cmd.Flags().Bool("managed", false, "replace existing classes by managed ones, where annotations can express them")
+	rewrites(cmd, status, func(ctx context.Context, o cli.Options, output cli.Output, stdout, stderr io.Writer) (cli.Status, error) {
+		return cli.Adopt(ctx, o, *managed, output, stdout, stderr)
+	})
+	return cmd
+}
+
+func ejectCommand(status *cli.Status) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "eject -f FILE|DIR|-", Short: "Replace annotations by YAML that needs no injector", Args: filesByFlag,
+		Long: `Replace annotations by what the injector makes of them: labels, volumes, mounts, env vars and
+classes. The output has no annotation and no label of the injector on pods and workloads, and works in
+a cluster without it. Namespaces stay as they are.
+
+A managed class becomes a class with the name of its workload, such as web-keyvault, and so does the
+Secret that it syncs: the injector deletes its own classes when no pod needs them.
+
+If a request is rejected, nothing is written.
+
+Exit status: 0 fine, 1 something is rejected, 2 wrong usage or unreadable input.`,
+		Example: "  akv-injector eject --diff --cluster -R -f k8s/\n" +
+			"  kubectl get deployment web -n shop -o yaml | akv-injector eject --cluster -f - | kubectl apply -f -",
+	}
+	rewrites(cmd, status, cli.Eject)
+	return cmd
+}
+
+// rewrites adds the flags of a command that rewrites manifests, and what runs it.
+func rewrites(
+	cmd *cobra.Command, status *cli.Status,
+	rewrite func(ctx context.Context, o cli.Options, output cli.Output, stdout, stderr io.Writer) (cli.Status, error),
+) {
+	options := manifestFlags(cmd)
+	diff := cmd.Flags().Bool("diff", false, "print what changes instead of the manifests, in colour on a terminal")
+	write := cmd.Flags().Bool("write", false, "change the files and print nothing")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		o, err := options()
+		if err != nil {
+			return err
+		}
+		output := cli.Print
+		switch {
+		case *diff && *write:
+			return errors.New("set either --diff or --write")
+		case *diff:
+			output = cli.Diff
+		case *write:
+			output = cli.Write
+		}
+		*status, err = rewrite(cmd.Context(), o, output, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		return err
+	}
 }
 
 func factsCommand() *cobra.Command {

@@ -56,6 +56,8 @@ func TestUsage(t *testing.T) {
 		"serving in no cluster":                 {[]string{"serve"}, 2, "", "error: find the cluster: there is no kubeconfig; set --kubeconfig, or run in a pod\n"},
 		"a wrong flag before no cluster":        {[]string{"serve", "--certs", "x"}, 2, "", `error: --certs: must be cert-manager, self-signed or files, is "x"` + "\n"},
 		"no time for API servers to learn":      {[]string{"serve", "--propagation-delay", "0s"}, 2, "", "error: --propagation-delay: must be above 0, is 0s\n"},
+		"adopt with two outputs":                {[]string{"adopt", "-f", "x", "--diff", "--write"}, 2, "", "error: set either --diff or --write\n"},
+		"adopt that writes standard input":      {[]string{"adopt", "-f", "-", "--write"}, 2, "", "error: --write: must not come with -f -: standard input cannot be changed\n"},
 		"a check before and after at once":      {[]string{"check", "--pre", "-A"}, 2, "", "error: --pre: must come without --all-namespaces, --in and --dry-run-in\n"},
 		"a check of one and all namespaces":     {[]string{"check", "-A", "--in", "shop"}, 2, "", "error: --in: must come without --all-namespaces\n"},
 		"a check of a wrong namespace":          {[]string{"check", "--in", "a,B"}, 2, "", `error: --in: must be 1 to 63 lower case letters, digits and dashes, is "B"` + "\n"},

@@ -29,7 +29,14 @@ import (
 type run struct {
 	options Options
 	// linting is true for [Lint], which prints no manifests.
-	linting  bool
+	linting bool
+	// rewrite rewrites an object, for [Adopt] and [Eject], which review nothing; nil for the others.
+	rewrite func(ctx context.Context, t *rewritten) error
+	// adopting is true for [Adopt].
+	adopting bool
+	// whole are the classes and AzureKeyVaultSecrets that [Adopt] reads; nil for one that does not
+	// exist.
+	whole    map[objectID]*unstructured.Unstructured
 	files    []*file
 	findings findings
 	count    count
@@ -55,8 +62,8 @@ type run struct {
 	classes map[classIn]bool
 }
 
-// review adds the facts, and reviews all documents. Documents are decoded twice, unless there is only
-// one, so that only one of them is in memory at a time.
+// review adds the facts, and reviews all documents. Documents are decoded twice, unless there is
+// only one, so that only one of them is in memory at a time.
 func (r *run) review(ctx context.Context, known []*file) error {
 	r.has, r.covered, r.classes = map[kindIn]bool{}, map[string]bool{}, map[classIn]bool{}
 	r.known, r.names, r.defined = map[objectID]*object{}, map[named][]string{}, map[objectID]definition{}
@@ -66,6 +73,10 @@ func (r *run) review(ctx context.Context, known []*file) error {
 		r.lookups = &lookups{cluster: r.options.Cluster}
 		r.reviewer.Source = facts.Overlay(&r.manifests, r.lookups)
 	}
+	if r.adopting {
+		r.reviewer.Source = optedIn{r.reviewer.Source}
+		r.whole = map[objectID]*unstructured.Unstructured{}
+	}
 	if r.options.Level != policy.Off {
 		r.reviewer.Source = levelSource{r.reviewer.Source, r.options.Level}
 	}
@@ -73,6 +84,7 @@ func (r *run) review(ctx context.Context, known []*file) error {
 		for _, d := range f.documents {
 			for _, o := range r.objects(f, d) {
 				r.addKnown(&o)
+				r.addWhole(&o)
 			}
 			d.Release()
 		}
@@ -83,6 +95,7 @@ func (r *run) review(ctx context.Context, known []*file) error {
 			objects = r.objects(f, d)
 			for _, o := range objects {
 				r.addFacts(&o)
+				r.addWhole(&o)
 			}
 		}
 	}
@@ -143,24 +156,9 @@ func (r *run) decideDocument(ctx context.Context, objects []object) error {
 		if !r.checkVersion(o) || !r.checkNulls(o, o.Object) {
 			continue
 		}
-		templates := r.walk(o)
-		if o.kind() == namespaceKind {
-			r.checkNamespace(o)
-		}
-		for _, t := range templates {
-			if err := r.decideTemplate(ctx, &t); err != nil {
-				return err
-			}
-		}
-		if !o.isReviewed() {
-			continue
-		}
-		ops, classes, err := r.decideObject(ctx, o)
+		ops, classes, err := r.decideWhole(ctx, o)
 		if err != nil {
 			return err
-		}
-		if o.inside {
-			continue
 		}
 		if len(operations) == 0 && len(ops) > 0 {
 			d.title = title(o.Unstructured)
@@ -209,6 +207,39 @@ func (r *run) decideDocument(ctx context.Context, objects []object) error {
 		r.find(&objects[0], Finding{Severity: Warning, Message: "comments were dropped to keep the document's meaning"})
 	}
 	return nil
+}
+
+// decideWhole reviews or rewrites an object with its pod templates. It returns the patch of the
+// document, and the classes to add.
+func (r *run) decideWhole(ctx context.Context, o *object) ([]jsonpatch.Operation, []*class.SecretProviderClass, error) {
+	if r.rewrite != nil {
+		var operations []jsonpatch.Operation
+		var classes []*class.SecretProviderClass
+		for _, t := range r.rewritable(o) {
+			if err := r.rewrite(ctx, &t); err != nil {
+				return nil, nil, err
+			}
+			operations, classes = append(operations, prefixed(t.operations, t.pointer)...), append(classes, t.classes...)
+		}
+		return operations, classes, nil
+	}
+	templates := r.walk(o)
+	if o.kind() == namespaceKind {
+		r.checkNamespace(o)
+	}
+	for _, t := range templates {
+		if err := r.decideTemplate(ctx, &t); err != nil {
+			return nil, nil, err
+		}
+	}
+	if !o.isReviewed() {
+		return nil, nil, nil
+	}
+	operations, classes, err := r.decideObject(ctx, o)
+	if o.inside {
+		return nil, nil, err
+	}
+	return operations, classes, err
 }
 
 // reportDuplicate reports a duplicate key of a document.

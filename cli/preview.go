@@ -9,7 +9,9 @@ import (
 	"path"
 	"slices"
 
-	"github.com/akv-injector/akv-injector/cli/report"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
 	"github.com/akv-injector/akv-injector/core/facts"
 	"github.com/akv-injector/akv-injector/core/inject"
 	"github.com/akv-injector/akv-injector/core/policy"
@@ -48,6 +50,9 @@ type Options struct {
 	Namespace string
 	// Cluster is used for objects that neither Files nor Facts have; nil for none.
 	Cluster facts.Source
+	// Object returns an object of the cluster with all its fields, for [Adopt]; nil for one that does not
+	// exist. Object itself is nil without a cluster.
+	Object func(ctx context.Context, resource schema.GroupVersionResource, namespace, name string) (*unstructured.Unstructured, error)
 	// Defaults are the values of the server's flags.
 	Defaults inject.Defaults
 	// Level is enforced in namespaces without a policy label; [policy.Off] for none.
@@ -94,36 +99,18 @@ func (o Options) check() error {
 // part of the manifests is applied without the rest. If the error is not nil, the status is
 // [Unusable], and the caller must print the error.
 func Inject(ctx context.Context, o Options, diff bool, stdout, stderr io.Writer) (Status, error) {
-	r, err := o.run(ctx, false)
-	if err != nil {
-		return Unusable, err
-	}
-	status, text := r.findings.status(Error), r.findings.text()
-	if status != Fine {
-		text += "nothing was printed, since not everything can be injected\n"
-	}
-	if _, err := io.WriteString(stderr, text); err != nil {
-		return Unusable, fmt.Errorf("write findings: %w", err)
-	}
-	if status != Fine {
-		return status, nil
-	}
+	output := Print
 	if diff {
-		text = unifiedDiff(r.files, report.IsColored(stdout))
-	} else {
-		text = joined(r.files)
+		output = Diff
 	}
-	if _, err := io.WriteString(stdout, text); err != nil {
-		return Unusable, fmt.Errorf("write manifests: %w", err)
-	}
-	return Fine, nil
+	return o.write(ctx, func(*run) {}, output, stdout, stderr)
 }
 
 // Lint writes the findings about the manifests to stdout. In the format [Text], it then writes one
 // line to stderr that says how much was judged. If the error is not nil, the status is [Unusable],
 // and the caller must print the error.
 func Lint(ctx context.Context, o Options, format Format, stdout, stderr io.Writer) (Status, error) {
-	r, err := o.run(ctx, true)
+	r, err := o.run(ctx, func(r *run) { r.linting = true })
 	if err != nil {
 		return Unusable, err
 	}
@@ -142,8 +129,9 @@ func Lint(ctx context.Context, o Options, format Format, stdout, stderr io.Write
 	return r.findings.status(o.FailOn), nil
 }
 
-// run reads the files and reviews their documents. The findings are sorted by file and document.
-func (o Options) run(ctx context.Context, linting bool) (*run, error) {
+// run reads the files and reviews their documents, after it has called set. The findings are sorted by
+// file and document.
+func (o Options) run(ctx context.Context, set func(*run)) (*run, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
@@ -156,7 +144,8 @@ func (o Options) run(ctx context.Context, linting bool) (*run, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := run{options: o, linting: linting, files: files, findings: append(found, more...)}
+	r := run{options: o, files: files, findings: append(found, more...)}
+	set(&r)
 	if err := r.review(ctx, known); err != nil {
 		return nil, err
 	}

@@ -272,12 +272,17 @@ func (l *Live) classObject(ctx context.Context, namespace, name string) (*unstru
 	if !canExist(name) {
 		return nil, nil
 	}
-	object, err := l.Dynamic.Resource(class.Resource).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
+	return l.Object(ctx, class.Resource, namespace, name)
+}
+
+// Object returns an object as the API server has it; nil if it or its kind does not exist.
+func (l *Live) Object(ctx context.Context, resource schema.GroupVersionResource, namespace, name string) (*unstructured.Unstructured, error) {
+	object, err := l.Dynamic.Resource(resource).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) || l.isUnknown(ctx, resource, err) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read SecretProviderClass %s: %w", name, err)
+		return nil, fmt.Errorf("read %s/%s: %w", resource.Resource, name, err)
 	}
 	return object, nil
 }

@@ -11,6 +11,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/akv-injector/akv-injector/test/harness/chart"
 	"github.com/akv-injector/akv-injector/test/harness/injector"
 	"github.com/akv-injector/akv-injector/test/harness/keyvault"
 	"github.com/akv-injector/akv-injector/test/harness/process"
@@ -32,6 +33,7 @@ var stories = []scene{
 	{"A secret is rotated: the file changes, the environment variable changes with a restart.", (*show).rotation},
 	{"The same with one more annotation: the injector restarts the pods that use the secret as a variable.", (*show).restart},
 	{"A user edits a managed class. The injector reverts the change.", (*show).putBack},
+	{"A Deployment that was written by hand is adopted while it runs, and leaves again: the injector is stopped.", (*show).adoptAndEject},
 }
 
 func (s *show) byHand(ctx context.Context) error {
@@ -385,6 +387,70 @@ func (s *show) putBack(ctx context.Context) error {
 		return err
 	}
 	return s.explains(ctx, "namespace", 0, "shop", "namespace/shop")
+}
+
+// adoptAndEject moves a running Deployment to annotations and back, with one rollout each.
+func (s *show) adoptAndEject(ctx context.Context) error {
+	const revision = "jsonpath={.metadata.annotations.deployment\\.kubernetes\\.io/revision}"
+	reads := func(wantRevision string) error {
+		if err := s.isRolledOut(ctx, "shop", "legacy"); err != nil {
+			return err
+		}
+		if err := s.readsSecret(ctx, "shop", "deployment/legacy", keyvault.Entra); err != nil {
+			return err
+		}
+		return s.prints(ctx, []string{wantRevision}, "get", "deployment", "legacy", "-n", "shop", "-o", revision)
+	}
+	if _, err := s.kubectl(ctx, "apply", "-f", "legacy.yaml"); err != nil {
+		return err
+	}
+	if err := reads("1"); err != nil {
+		return err
+	}
+	for _, line := range []string{
+		"akv-injector adopt --cluster --managed --diff -f legacy.yaml",
+		"akv-injector adopt --cluster --managed -f legacy.yaml >adopted.yaml",
+		"kubectl apply -f adopted.yaml",
+	} {
+		if _, err := s.shell(ctx, line); err != nil {
+			return err
+		}
+	}
+	if err := reads("2"); err != nil {
+		return err
+	}
+	s.out.Say("\n  The way out: the same as plain YAML again. Then no injector runs, and the pods are replaced:")
+	for _, line := range []string{"akv-injector eject --cluster -f adopted.yaml >ejected.yaml", "kubectl apply -f ejected.yaml"} {
+		if _, err := s.shell(ctx, line); err != nil {
+			return err
+		}
+	}
+	if err := reads("3"); err != nil {
+		return err
+	}
+	if err := s.scaleInjector(ctx, 0); err != nil {
+		return err
+	}
+	if err := s.killInjector(ctx); err != nil {
+		return err
+	}
+	if _, err := s.kubectl(ctx, "wait", "pods", "-n", chart.Namespace, "--all", "--for=delete", "--timeout="+patience.String()); err != nil {
+		return err
+	}
+	if _, err := s.kubectl(ctx, "rollout", "restart", "-n", "shop", "deployment/legacy"); err != nil {
+		return err
+	}
+	if err := reads("4"); err != nil {
+		return err
+	}
+	if err := s.scaleInjector(ctx, replicas); err != nil {
+		return err
+	}
+	if err := s.isRolledOut(ctx, chart.Namespace, chart.Name); err != nil {
+		return err
+	}
+	_, err := s.quietly(ctx, "kubectl delete -f legacy.yaml -f ejected.yaml --ignore-not-found")
+	return err
 }
 
 // readsSecret returns an error unless the file and the environment variable of a pod, or of a
