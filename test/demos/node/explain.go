@@ -36,7 +36,7 @@ var varying = []struct {
 	{regexp.MustCompile(`\b(tonight|renewal)-[bcdfghjklmnpqrstvwxz2456789]{5}\b`), "$1-HASH"},
 	{regexp.MustCompile(`https://127\.0\.0\.1:\d+`), "https://ISSUER"},
 	// Unused classes may not be collected yet.
-	{regexp.MustCompile(`(used: count/[a-z.-]+)=\d+`), "$1=N"},
+	{regexp.MustCompile(`(used: count/[a-z0-9.-]+)=\d+`), "$1=N"},
 }
 
 // explains waits until `akv-injector explain` prints the page of that name and exits with a status.

@@ -34,6 +34,10 @@ func (s *show) injectorGone(ctx context.Context) error {
 	if _, err := s.kubectl(ctx, "apply", "-f", "one-line.yaml"); err != nil {
 		return err
 	}
+	// The kubelet may have mounted the volume again while there was no driver. A new pod has no such events.
+	if err := s.plane.RunKubectl(ctx, "", "delete", "pods", "--namespace=shop", "--selector=app=one-line"); err != nil {
+		return err
+	}
 	if err := s.isRolledOut(ctx, "shop", "one-line"); err != nil {
 		return err
 	}
