@@ -323,7 +323,7 @@ in the cluster with --cluster.
 Exit status: 0 fine, even if parts stay as they are, 2 wrong usage or unreadable input.`,
 		Example: "  akv-injector adopt --diff -R -f k8s/\n" +
 			"  akv-injector adopt --write --managed -R -f k8s/\n" +
-			"  kubectl get deployment web -n shop -o yaml | akv-injector adopt --cluster -f - | kubectl apply -f -",
+			"  kubectl get deployment web -n shop -o yaml | akv-injector adopt --cluster -f - | kubectl replace -f -",
 	}
 	managed := cmd.Flags().Bool("managed", false, "replace existing classes by managed ones, where annotations can express them")
 	rewrites(cmd, status, func(ctx context.Context, o cli.Options, output cli.Output, stdout, stderr io.Writer) (cli.Status, error) {
@@ -346,7 +346,7 @@ If a request is rejected, nothing is written.
 
 Exit status: 0 fine, 1 something is rejected, 2 wrong usage or unreadable input.`,
 		Example: "  akv-injector eject --diff --cluster -R -f k8s/\n" +
-			"  kubectl get deployment web -n shop -o yaml | akv-injector eject --cluster -f - | kubectl apply -f -",
+			"  akv-injector eject --write --cluster -R -f k8s/",
 	}
 	rewrites(cmd, status, cli.Eject)
 	return cmd

@@ -216,6 +216,9 @@ func (r *run) decideWhole(ctx context.Context, o *object) ([]jsonpatch.Operation
 		var operations []jsonpatch.Operation
 		var classes []*class.SecretProviderClass
 		for _, t := range r.rewritable(o) {
+			if !r.isReadable(&t) {
+				continue
+			}
 			if err := r.rewrite(ctx, &t); err != nil {
 				return nil, nil, err
 			}
@@ -380,14 +383,20 @@ func (r *run) decide(
 	if handover != nil {
 		operations, subject.Pod = handover.Operations(nil), handover.Template()
 	}
-	change := &result.Change
-	changesSpec := len(change.Volumes) > 0 || change.ServiceAccountName != ""
-	if changesSpec && !has(o.Object, subject.Root.Pointer+"/spec") {
-		at := strings.ReplaceAll(strings.TrimPrefix(subject.Root.Pointer+"/spec", "/"), "/", ".")
-		r.find(o, Finding{Severity: Error, Field: o.path + at, Message: at + ": Required value: must have containers"})
+	if !r.hasSpec(o, o.Object, &subject, &result.Change) {
 		return nil, nil, nil
 	}
-	return append(operations, change.Operations(&subject)...), result.Classes, nil
+	return append(operations, result.Change.Operations(&subject)...), result.Classes, nil
+}
+
+// hasSpec reports whether the pod in an object has the spec that a change needs, and reports its lack.
+func (r *run) hasSpec(o *object, value map[string]any, subject *pods.Subject, change *inject.Change) bool {
+	if len(change.Volumes) == 0 && change.ServiceAccountName == "" || has(value, subject.Root.Pointer+"/spec") {
+		return true
+	}
+	at := strings.ReplaceAll(strings.TrimPrefix(subject.Root.Pointer+"/spec", "/"), "/", ".")
+	r.find(o, Finding{Severity: Error, Field: o.path + at, Message: at + ": Required value: must have containers"})
+	return false
 }
 
 // annotationsOf returns the path of the annotations that the first key of ours is in.

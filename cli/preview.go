@@ -31,7 +31,7 @@ const (
 	Unusable Status = 2
 )
 
-// Options are the options of [Inject] and [Lint]. Files is required.
+// Options are the options of [Inject], [Lint], [Adopt] and [Eject]. Files is required.
 type Options struct {
 	// Files are files, directories, and - for Stdin. In a directory, the files *.yaml, *.yml and
 	// *.json are read, sorted by name. A file is read only once.

@@ -29,7 +29,7 @@ import (
 	"github.com/akv-injector/akv-injector/core/pods"
 )
 
-// Output is what [Adopt] and [Eject] do with the manifests.
+// Output is what a command does with the manifests.
 type Output string
 
 // The outputs.
@@ -50,11 +50,11 @@ const (
 //
 // If the error is not nil, the status is [Unusable], and the caller must print the error.
 func Adopt(ctx context.Context, o Options, managed bool, output Output, stdout, stderr io.Writer) (Status, error) {
-	adopting := func(r *run) {
+	set := func(r *run) {
 		r.adopting = true
 		r.rewrite = func(ctx context.Context, t *rewritten) error { return r.adopt(ctx, t, managed) }
 	}
-	return o.write(ctx, adopting, output, stdout, stderr)
+	return o.write(ctx, set, output, stdout, stderr)
 }
 
 // Eject replaces annotations by what the injector makes of them: labels, volumes, mounts, env vars
@@ -100,41 +100,47 @@ func (o Options) write(ctx context.Context, set func(*run), output Output, stdou
 	return Fine, nil
 }
 
-// writeFiles replaces the files that change, one after the other.
+// writeFiles replaces the files that change. It writes all texts before it replaces the first file.
 func writeFiles(files []*file) error {
+	replacements := map[string]string{} // temporary files by the file that they replace
+	defer func() {
+		for _, temporary := range replacements {
+			_ = os.Remove(temporary) // it has another name if it replaced the file
+		}
+	}()
 	for _, f := range files {
 		text := f.after(!allJSON([]*file{f}))
 		if text == f.text {
 			continue
 		}
-		if err := replace(f.name, text); err != nil {
-			return fmt.Errorf("write %s: %w", f.name, err)
+		name, err := filepath.EvalSymlinks(f.name)
+		if err == nil {
+			replacements[name], err = writeBeside(name, text)
+		}
+		if err != nil {
+			return fmt.Errorf("write %s: %w; no file was changed", f.name, err)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(replacements)) {
+		if err := os.Rename(replacements[name], name); err != nil {
+			return fmt.Errorf("write %s: %w", name, err)
 		}
 	}
 	return nil
 }
 
-// replace replaces a file, and keeps its mode.
-func replace(name, text string) error {
-	name, err := filepath.EvalSymlinks(name)
-	if err != nil {
-		return err
-	}
+// writeBeside writes a temporary file in the folder of a file, with its mode.
+func writeBeside(name, text string) (temporary string, err error) {
 	info, err := os.Stat(name)
 	if err != nil {
-		return err
+		return "", err
 	}
-	temporary, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+"-*")
+	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+"-*")
 	if err != nil {
-		return err
+		return "", err
 	}
-	defer os.Remove(temporary.Name())
-	_, err = temporary.WriteString(text)
-	err = errors.Join(err, temporary.Chmod(info.Mode().Perm()), temporary.Close())
-	if err != nil {
-		return err
-	}
-	return os.Rename(temporary.Name(), name)
+	_, err = f.WriteString(text)
+	return f.Name(), errors.Join(err, f.Chmod(info.Mode().Perm()), f.Close())
 }
 
 // rewritten is an object with a pod, and what it becomes.
@@ -174,6 +180,14 @@ func (r *run) rewritable(o *object) []rewritten {
 		all = append(all, rewritten{object: &templates[i].at, value: templates[i].value})
 	}
 	return all
+}
+
+// isReadable reports whether an object can be decoded, and reports why it cannot.
+func (r *run) isReadable(t *rewritten) bool {
+	if len(t.pod) == 0 {
+		return r.decode(t.object, t.value, &pods.Pod{})
+	}
+	return r.decode(t.object, t.value, &pods.Workload{})
 }
 
 // injected returns what the injector makes of an object. Handover is nil for a pod and for a
@@ -269,7 +283,7 @@ func (r *run) adopt(ctx context.Context, t *rewritten, managed bool) error {
 		r.noteOptIn(t.object)
 	}
 	for _, left := range result.Left {
-		path := t.path + left.Path
+		path := t.path + fieldPath(left.Path)
 		r.find(t.object, Finding{Severity: Warning, Field: path, Message: path + ": " + left.Why})
 	}
 	return nil
@@ -337,6 +351,9 @@ func (r *run) eject(ctx context.Context, t *rewritten) error {
 		return nil
 	}
 	change := result.Change
+	if !r.hasSpec(t.object, t.value, &subject, &change) {
+		return nil
+	}
 	isMark := func(e inject.Entry) bool { return api.IsOurs(e.Key) }
 	change.Labels = slices.DeleteFunc(slices.Clone(change.Labels), isMark)
 	change.Annotations = slices.DeleteFunc(slices.Clone(change.Annotations), isMark)
@@ -371,7 +388,7 @@ func (r *run) eject(ctx context.Context, t *rewritten) error {
 // managed class is deleted with the last of its pods, even if someone else applies it, too.
 func (r *run) plainClass(o *object, spc *class.SecretProviderClass, index int) *class.SecretProviderClass {
 	plain := *spc
-	base := name(o.Unstructured) + "-keyvault"
+	base := strings.TrimSuffix(name(o.Unstructured), "-") + "-keyvault"
 	if index > 0 {
 		base += "-" + strconv.Itoa(index+1)
 	}

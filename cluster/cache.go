@@ -353,8 +353,8 @@ func (c *Cache) Facts(ctx context.Context, namespace string, needs facts.Needs, 
 	}
 	if needs.Secret != "" {
 		for _, c := range classes.values {
-			if c.Syncs(needs.Secret) {
-				answer.Syncing = append(answer.Syncing, facts.Syncing{Class: c.Name, Workloads: c.managed.workloads()})
+			if of, syncs := c.Syncs(needs.Secret); syncs {
+				answer.Syncing = append(answer.Syncing, facts.Syncing{Class: c.Name, Type: of, Workloads: c.managed.workloads()})
 			}
 		}
 	}

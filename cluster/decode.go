@@ -126,7 +126,20 @@ func (p *syncingPage) decodeClass(r *jsonstream.Reader) {
 		case "spec":
 			r.Member("secretObjects", func() {
 				for range r.Elements {
-					r.Member("secretName", func() { syncs = r.Text(pods.MaxName) == p.secret || syncs })
+					secret, of := "", ""
+					for name := range r.Members {
+						switch string(name) {
+						case "secretName":
+							secret = r.Text(pods.MaxName)
+						case "type":
+							of = r.Text(pods.MaxName)
+						default:
+							r.Skip()
+						}
+					}
+					if secret == p.secret {
+						syncs, syncing.Type = true, of
+					}
 				}
 			})
 		default:

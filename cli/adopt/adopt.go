@@ -13,10 +13,10 @@
 package adopt
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	"github.com/go-json-experiment/json"
 	"gomodules.xyz/jsonpatch/v2"
@@ -75,8 +75,8 @@ type Rename struct {
 
 // Left is a part that stays as it is.
 type Left struct {
-	// Path is the field path of the part in the object, such as spec.template.spec.volumes[0].
-	Path string
+	// Path is the path of the part in the object, such as spec, template, spec, volumes, 0.
+	Path []string
 	// Why says for the user what stays, and the reason.
 	Why string
 }
@@ -95,7 +95,11 @@ type adoption struct {
 // annotations can express all of the class.
 func Adopt(target Target, managed bool) (Result, error) {
 	a := adoption{Target: target}
-	a.pod, _ = nested(target.Object, target.Pod)
+	var err error
+	if a.Object, err = apply(target.Object, nil); err != nil { // numbers have one type
+		return Result{}, err
+	}
+	a.pod, _ = nested(a.Object, a.Pod)
 	if a.pod == nil {
 		return Result{}, nil
 	}
@@ -103,13 +107,13 @@ func Adopt(target Target, managed bool) (Result, error) {
 	if len(a.pieces) == 0 {
 		return Result{}, nil
 	}
+	if !isWhole(a.pod) {
+		return a.leave("the object may be a patch, since a container has no image: adopt what kustomize builds"), nil
+	}
 	for _, annotations := range []map[string]any{annotationsOf(a.Object), annotationsOf(a.pod)} {
 		for _, key := range slices.Sorted(maps.Keys(annotations)) {
 			if api.IsRequestKey(key) {
-				for _, p := range a.pieces {
-					p.why = "the object has annotation " + key + ": add to its annotations by hand"
-				}
-				return Result{Left: a.left(nil)}, nil
+				return a.leave("the object has annotation " + key + ": add to its annotations by hand"), nil
 			}
 		}
 	}
@@ -123,6 +127,21 @@ func Adopt(target Target, managed bool) (Result, error) {
 		result.Lost, result.Added = best.lost, slices.ContainsFunc(best.pieces, func(p *piece) bool { return p.secret != "" })
 	}
 	return result, nil
+}
+
+// isWhole reports whether a pod has containers, each with an image. Patches of kustomize seldom
+// have.
+func isWhole(pod map[string]any) bool {
+	all := containers(pod)
+	return len(all) > 0 && !slices.ContainsFunc(all, func(c container) bool { return text(c.fields, "image") == "" })
+}
+
+// leave returns the result if all pieces stay for one reason.
+func (a *adoption) leave(why string) Result {
+	for _, p := range a.pieces {
+		p.why = cmp.Or(p.why, why)
+	}
+	return Result{Left: a.left(nil)}
 }
 
 // attempt is a set of pieces that were replaced by annotations.
@@ -287,7 +306,7 @@ func (a *adoption) left(adopted []*piece) (left []Left) {
 		case !isAdopted:
 			why = "stays as it is: " + why
 		}
-		left = append(left, Left{fieldPath(slices.Concat(a.Pod, p.path)), why})
+		left = append(left, Left{slices.Concat(a.Pod, p.path), why})
 	}
 	return left
 }
@@ -356,7 +375,7 @@ func (a *adoption) prove(t *attempt) (why string, err error) {
 	if slices.ContainsFunc(t.pieces, func(p *piece) bool { return p.secret != "" }) {
 		after.without = &before
 	}
-	if why := difference(before.form(), after.form(), ""); why != "" {
+	if why := difference(before.form(), after.form(), nil); why != "" {
 		return "the injector would not give the same pod: " + why, nil
 	}
 	t.renamed, t.lost = renames(&before, &after), nil
@@ -426,22 +445,4 @@ func nested(object map[string]any, path []string) (map[string]any, bool) {
 func annotationsOf(object map[string]any) map[string]any {
 	annotations, _ := nested(object, []string{"metadata", "annotations"})
 	return annotations
-}
-
-// fieldPath returns a path as a field path; a number is an index.
-func fieldPath(tokens []string) string {
-	var b strings.Builder
-	for _, token := range tokens {
-		switch {
-		case strings.Trim(token, "0123456789") == "":
-			b.WriteString("[" + token + "]")
-		case strings.ContainsAny(token, "./"):
-			b.WriteString("[" + token + "]")
-		case b.Len() > 0:
-			b.WriteString("." + token)
-		default:
-			b.WriteString(token)
-		}
-	}
-	return b.String()
 }

@@ -1,10 +1,15 @@
 package adopt
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/akv-injector/akv-injector/core/api"
 	"github.com/akv-injector/akv-injector/core/class"
@@ -32,14 +37,14 @@ type normal struct {
 // form returns the pod in the normal form.
 func (n *normal) form() map[string]any {
 	n.names = map[string]map[string]string{"volume": {}, "class": {}, "Secret": {}}
-	pod := clone(n.pod)
+	pod := runtime.DeepCopyJSON(n.pod)
 	form := map[string]any{"labels": n.marks(pod, "labels"), "annotations": n.marks(pod, "annotations")}
 	spec, _ := pod["spec"].(map[string]any)
 	volumes, ids, readOnly := n.volumes(items(pod, "spec", "volumes"))
 	for _, list := range []string{"initContainers", "containers"} {
 		var all []any
 		for _, c := range items(pod, "spec", list) {
-			if c["name"] == inject.EnvFilesName && n.skipFiles {
+			if c == nil || c["name"] == inject.EnvFilesName && n.skipFiles {
 				continue
 			}
 			c["volumeMounts"] = n.mounts(items(c, "volumeMounts"), ids, readOnly)
@@ -54,26 +59,6 @@ func (n *normal) form() map[string]any {
 	spec["volumes"] = volumes
 	form["spec"] = spec
 	return form
-}
-
-// clone returns a deep copy of a value of JSON.
-func clone(value map[string]any) map[string]any {
-	copied := maps.Clone(value)
-	for key, member := range copied {
-		switch member := member.(type) {
-		case map[string]any:
-			copied[key] = clone(member)
-		case []any:
-			list := slices.Clone(member)
-			for i := range list {
-				if element, ok := list[i].(map[string]any); ok {
-					list[i] = clone(element)
-				}
-			}
-			copied[key] = list
-		}
-	}
-	return copied
 }
 
 // marks returns the labels or annotations without those of the injector.
@@ -103,13 +88,13 @@ func (n *normal) volumes(list []map[string]any) (volumes, ids map[string]any, re
 		id := name
 		csi, _ := nested(volume, []string{"csi"})
 		attributes, _ := nested(csi, []string{"volumeAttributes"})
-		className, _ := attributes["secretProviderClass"].(string)
-		if csi["driver"] == driver && className != "" {
+		className, _ := attributes[class.Attribute].(string)
+		if csi["driver"] == class.Driver && className != "" {
 			id = "the volume of class " + n.content(className)
 			if _, taken := volumes[id]; taken {
 				id += " " + className // another class with the same content
 			}
-			attributes["secretProviderClass"] = id
+			attributes[class.Attribute] = id
 			n.names["volume"][id], n.names["class"][id] = name, className
 			delete(volume, "name")
 			if n.without != nil && n.without.names["volume"][id] == "" {
@@ -128,7 +113,7 @@ func (n *normal) mounts(list []map[string]any, ids map[string]any, readOnly map[
 	mounts := map[string]any{}
 	for _, mount := range list {
 		name := text(mount, "name")
-		if ids[name] == "" {
+		if mount == nil || ids[name] == "" {
 			continue
 		}
 		if readOnly[name] {
@@ -150,7 +135,7 @@ func (n *normal) env(list []map[string]any) map[string]any {
 		name := text(variable, "name")
 		from, _ := nested(variable, []string{"valueFrom"})
 		if from == nil {
-			env[name] = expand(text(variable, "value"), env, func(text string) string { return n.secretText(text) })
+			env[name] = cmp.Or(n.secretText(text(variable, "value")), expand(text(variable, "value"), env))
 			continue
 		}
 		if ref, ok := nested(from, []string{"secretKeyRef"}); ok {
@@ -175,10 +160,7 @@ func (n *normal) env(list []map[string]any) map[string]any {
 
 // expand replaces $(NAME) in a value, as the kubelet does
 // (k8s.io/kubernetes/third_party/forked/golang/expansion).
-func expand(value string, env map[string]any, whole func(string) string) string {
-	if id := whole(value); id != "" {
-		return id
-	}
+func expand(value string, env map[string]any) string {
 	var b strings.Builder
 	for {
 		before, after, found := strings.Cut(value, "$")
@@ -267,10 +249,10 @@ func (n *normal) objectAt(spc *class.SecretProviderClass, file, property string)
 // classes returns the classes of the pod, in the order of its volumes.
 func (n *normal) classes() (classes []*class.SecretProviderClass) {
 	for _, volume := range items(n.pod, "spec", "volumes") {
-		if text(volume, "csi", "driver") != driver {
+		if text(volume, "csi", "driver") != class.Driver {
 			continue
 		}
-		if spc := n.classOf(text(volume, "csi", "volumeAttributes", "secretProviderClass")); spc != nil {
+		if spc := n.classOf(text(volume, "csi", "volumeAttributes", class.Attribute)); spc != nil {
 			classes = append(classes, spc)
 		}
 	}
@@ -287,20 +269,19 @@ func (n *normal) classOf(name string) *class.SecretProviderClass {
 	return n.Class(name)
 }
 
-// content returns a text that is the same for classes that mount the same files: the name, unless a
-// managed class may replace the class.
+// content returns a text that is the same for classes that read the same files in the same way; the
+// name of a class that cannot be read.
 func (n *normal) content(name string) string {
 	spc := n.classOf(name)
 	if spc == nil {
 		return name
 	}
 	parameters := maps.Clone(spc.Spec.Parameters)
-	for _, names := range [][2]string{{"tenantId", "tenantID"}} {
-		if value := parameters[names[0]]; value != "" && parameters[names[1]] == "" {
-			parameters[names[1]] = value
-		}
-		delete(parameters, names[0])
+	if parameters == nil {
+		return name
 	}
+	parameters["tenantID"] = cmp.Or(parameters["tenantID"], parameters["tenantId"])
+	delete(parameters, "tenantId")
 	parameters["keyvaultName"] = vaultOf(spc)
 	maps.DeleteFunc(parameters, func(key, value string) bool {
 		value = strings.TrimSpace(value)
@@ -320,26 +301,27 @@ func (n *normal) content(name string) string {
 }
 
 // difference returns the first difference of two values in the normal form; empty for none.
-func difference(before, after any, path string) string {
+func difference(before, after any, at *field.Path) string {
 	switch before := before.(type) {
 	case map[string]any:
 		other, _ := after.(map[string]any)
-		keys := maps.Clone(before)
-		maps.Copy(keys, other)
+		keys := map[string]bool{}
+		for key := range before {
+			keys[key] = true
+		}
+		for key := range other {
+			keys[key] = true
+		}
 		for _, key := range sortedKeys(keys) {
-			at := fieldPath([]string{key})
-			if path != "" && !strings.HasPrefix(at, "[") {
-				at = "." + at
-			}
-			at = path + at
+			at := child(at, key)
 			value, had := before[key]
 			now, has := other[key]
 			switch {
 			case isEmpty(value) && isEmpty(now):
 			case !had:
-				return at + " is added"
+				return at.String() + " is added"
 			case !has:
-				return at + " is removed"
+				return at.String() + " is removed"
 			default:
 				if why := difference(value, now, at); why != "" {
 					return why
@@ -350,19 +332,30 @@ func difference(before, after any, path string) string {
 	case []any:
 		other, _ := after.([]any)
 		if len(other) != len(before) {
-			return fmt.Sprintf("%s has %d elements, had %d", path, len(other), len(before))
+			return fmt.Sprintf("%s has %d elements, had %d", at, len(other), len(before))
 		}
 		for i := range before {
-			if why := difference(before[i], other[i], fmt.Sprintf("%s[%d]", path, i)); why != "" {
+			if why := difference(before[i], other[i], at.Index(i)); why != "" {
 				return why
 			}
 		}
 		return ""
 	}
-	if fmt.Sprint(before) != fmt.Sprint(after) {
-		return path + " changes"
+	if !reflect.DeepEqual(before, after) {
+		return at.String() + " changes"
 	}
 	return ""
+}
+
+// child returns the path of a member.
+func child(of *field.Path, key string) *field.Path {
+	switch {
+	case of == nil:
+		return field.NewPath(key)
+	case strings.ContainsAny(key, "./"):
+		return of.Key(key)
+	}
+	return of.Child(key)
 }
 
 func isEmpty(value any) bool {

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/go-json-experiment/json/jsontext"
 	"gomodules.xyz/jsonpatch/v2"
 
 	"github.com/akv-injector/akv-injector/core/api"
@@ -58,9 +59,6 @@ type piece struct {
 	annotations map[string]string
 }
 
-// driver is the name of the Secrets Store CSI driver.
-const driver = "secrets-store.csi.k8s.io"
-
 // container is a container of the pod.
 type container struct {
 	fields map[string]any
@@ -103,7 +101,7 @@ func text(object map[string]any, path ...string) string {
 // find finds the hand-written parts: volumes first, since env vars depend on them.
 func (a *adoption) find() {
 	for i, volume := range items(a.pod, "spec", "volumes") {
-		if text(volume, "csi", "driver") == driver {
+		if text(volume, "csi", "driver") == class.Driver {
 			a.findVolume(volume, []string{"spec", "volumes", strconv.Itoa(i)})
 		}
 	}
@@ -119,7 +117,7 @@ func (a *adoption) find() {
 }
 
 func (a *adoption) findVolume(volume map[string]any, path []string) {
-	p := &piece{kind: volumePiece, path: path, class: text(volume, "csi", "volumeAttributes", "secretProviderClass")}
+	p := &piece{kind: volumePiece, path: path, class: text(volume, "csi", "volumeAttributes", class.Attribute)}
 	csi, _ := nested(volume, []string{"csi"})
 	attributes, _ := nested(csi, []string{"volumeAttributes"})
 	first := slices.IndexFunc(a.pieces, func(other *piece) bool { return other.class == p.class })
@@ -259,7 +257,7 @@ func readEnvFiles(pod map[string]any) envFiles {
 		for _, mount := range items(c.fields, "volumeMounts") {
 			for _, volume := range items(pod, "spec", "volumes") {
 				if name := text(volume, "name"); name == text(mount, "name") {
-					files.classes[path.Base(text(mount, "mountPath"))] = text(volume, "csi", "volumeAttributes", "secretProviderClass")
+					files.classes[path.Base(text(mount, "mountPath"))] = text(volume, "csi", "volumeAttributes", class.Attribute)
 				}
 			}
 		}
@@ -268,7 +266,7 @@ func readEnvFiles(pod map[string]any) envFiles {
 }
 
 // find returns the object of a variable; the class is empty if there is none.
-func (f *envFiles) find(name string) (class, file, property string) {
+func (f *envFiles) find(name string) (className, file, property string) {
 	for _, group := range f.spec {
 		for _, variable := range group {
 			if variable.Env == name {
@@ -421,13 +419,11 @@ func (a *adoption) size(path []string) int {
 	return 0
 }
 
-var escaper = strings.NewReplacer("~", "~0", "/", "~1")
-
 // pointer returns a path as a JSON Pointer (RFC 6901).
 func pointer(path []string) string {
-	var b strings.Builder
+	var p jsontext.Pointer
 	for _, token := range path {
-		b.WriteString("/" + escaper.Replace(token))
+		p = p.AppendToken(token)
 	}
-	return b.String()
+	return string(p)
 }

@@ -100,7 +100,7 @@ func (o *object) id() string {
 func (a *adoption) objectOfSecret(name, property string) (object, string) {
 	secret := a.Secret(name)
 	if secret == nil {
-		return object{}, "AzureKeyVaultSecret " + name + " was not found: add its file with -f"
+		return object{}, "AzureKeyVaultSecret " + name + " was not found: add its file with -f, or use --cluster"
 	}
 	field := func(path ...string) string {
 		value, _, _ := unstructured.NestedString(secret.Object, append([]string{"spec", "vault"}, path...)...)
@@ -206,7 +206,7 @@ func (a *adoption) request(pieces []*piece) (annotations map[string]string, why 
 		}
 	}
 	if len(list) > 0 {
-		annotations[api.Secrets] = print(list)
+		annotations[api.Secrets] = printItems(list)
 	}
 	return annotations, ""
 }
@@ -341,8 +341,8 @@ func (a *adoption) addSecret(list []item, o object, p *piece, vault string) []it
 	return addEnv(list, p, is)
 }
 
-// print returns the items: inline if that form can express them, else as a YAML list.
-func print(list []item) string {
+// printItems returns the items: inline if that form can express them, else as a YAML list.
+func printItems(list []item) string {
 	lines := make([]string, len(list))
 	for i := range list {
 		line, ok := list[i].inline()

@@ -348,7 +348,7 @@ func (p *parser) parse() {
 		p.addItemErrors(r.checkItems(items, path, p.errs))
 	}
 	p.warnWithoutEffect()
-	p.warnDashes()
+	p.warnNames()
 	if window, set := p.annotations.Namespace[RestartWindow]; set {
 		if _, err := ParseWindow(window); err != nil {
 			p.warn(field.Invalid(p.annotations.namespacePath(RestartWindow), Echo(window), err.Error()+"; nothing is restarted"))
@@ -356,21 +356,34 @@ func (p *parser) parse() {
 	}
 }
 
-// shellLike matches the name of an env var that a shell could read without its dashes.
-var shellLike = regexp.MustCompile(`^[A-Z][A-Z0-9_]*-[-A-Z0-9_]*$`)
+var (
+	// shellLike matches the name of an env var that a shell could read without its dashes.
+	shellLike = regexp.MustCompile(`^[A-Z][A-Z0-9_]*-[-A-Z0-9_]*$`)
+	// envLike matches the path of a file that looks like the name of an env var.
+	envLike = regexp.MustCompile(`^[A-Z][A-Z0-9_]{2,}$`)
+)
 
-// warnDashes warns of env vars with dashes in names that otherwise look like those of a shell.
-func (p *parser) warnDashes() {
+// warnNames warns of env vars with dashes in names that otherwise look like those of a shell, and of
+// paths that look like env vars, in items without an env var.
+func (p *parser) warnNames() {
 	r := &p.request
 	if r.origins[secrets] != FromPod {
 		return
 	}
 	for index, item := range r.Items {
-		if shellLike.MatchString(item.Env) {
-			path := p.annotations.podPath(Secrets).Index(index).Child(fieldEnv)
-			p.warnings = append(p.warnings, Because(InvalidItem, field.Invalid(path, Echo(item.Env),
-				"has a dash, so no shell can read the variable; write "+Echo(strings.ReplaceAll(item.Env, "-", "_")))))
+		child, value, detail := "", "", ""
+		switch {
+		case shellLike.MatchString(item.Env):
+			child, value = fieldEnv, item.Env
+			detail = "has a dash, so no shell can read the variable; write " + Echo(strings.ReplaceAll(item.Env, "-", "_"))
+		case envLike.MatchString(item.Alias) && item.EnvFor(r.EnvMode) == "":
+			child, value = fieldAlias, item.Alias
+			detail = "is the path of a file, and the item sets no env var; for an env var, write " + Echo(item.Alias+"="+item.Name)
+		default:
+			continue
 		}
+		path := p.annotations.podPath(Secrets).Index(index).Child(child)
+		p.warnings = append(p.warnings, Because(InvalidItem, field.Invalid(path, Echo(value), detail)))
 	}
 }
 

@@ -126,9 +126,13 @@ type Class struct {
 	Rejected string
 }
 
-// Syncs reports whether the driver syncs the Secret of that name for the class.
-func (c *Class) Syncs(secret string) bool {
-	return slices.ContainsFunc(c.Synced, func(s Synced) bool { return s.Secret == secret })
+// Syncs reports whether the driver syncs the Secret of that name for the class, and the Secret's type.
+func (c *Class) Syncs(secret string) (of string, syncs bool) {
+	at := slices.IndexFunc(c.Synced, func(s Synced) bool { return s.Secret == secret })
+	if at < 0 {
+		return "", false
+	}
+	return c.Synced[at].Type, true
 }
 
 // IsNameless reports whether the class reads the vault as an identity without a name in the
@@ -147,6 +151,8 @@ type Object struct {
 // Synced is a key of a Secret with the content of a file.
 type Synced struct {
 	File, Secret, Key string
+	// Type is the type of the Secret.
+	Type string
 }
 
 // Read parses an existing class.
@@ -155,7 +161,7 @@ func Read(spc *SecretProviderClass) *Class {
 	for _, secret := range spc.Spec.SecretObjects {
 		name := text(secret.SecretName)
 		for _, data := range secret.Data {
-			s := Synced{File: text(data.ObjectName), Secret: name, Key: text(data.Key)}
+			s := Synced{File: text(data.ObjectName), Secret: name, Key: text(data.Key), Type: text(secret.Type)}
 			switch {
 			case s.File == "" || s.Secret == "" || s.Key == "": // the driver does not sync these either
 			case secret.Type == "":

@@ -46,7 +46,11 @@ func TestRead(t *testing.T) {
 				{SecretName: " s ", Type: "Opaque", Data: []class.SecretData{{ObjectName: " tls/b.pem ", Key: " b "}, {ObjectName: "a", Key: "a"}}},
 				{SecretName: "t", Type: "kubernetes.io/tls", Data: []class.SecretData{{ObjectName: "a", Key: "tls.crt"}}},
 			}},
-			want: class.Class{Synced: []class.Synced{{File: "tls/b.pem", Secret: "s", Key: "b"}, {File: "a", Secret: "s", Key: "a"}, {File: "a", Secret: "t", Key: "tls.crt"}}},
+			want: class.Class{Synced: []class.Synced{
+				{File: "tls/b.pem", Secret: "s", Key: "b", Type: "Opaque"},
+				{File: "a", Secret: "s", Key: "a", Type: "Opaque"},
+				{File: "a", Secret: "t", Key: "tls.crt", Type: "kubernetes.io/tls"},
+			}},
 		},
 		"what the driver does not sync": {
 			spec: class.Spec{SecretObjects: []class.SecretObject{

@@ -88,7 +88,8 @@ type Answer struct {
 
 // Syncing is a class that syncs a Secret.
 type Syncing struct {
-	Class string
+	// Class is the name of the class, and Type the type of the Secret.
+	Class, Type string
 	// Workloads are the owners of the class, as [WorkloadOf] names them.
 	Workloads []string
 }

@@ -120,8 +120,8 @@ func (h *held) answer(needs Needs) Answer {
 			}
 		}
 		// A manifest of a managed class does not tell whose it is.
-		if needs.Secret != "" && c.Syncs(needs.Secret) && !class.IsManagedName(c.Name) {
-			answer.Syncing = append(answer.Syncing, Syncing{Class: c.Name})
+		if of, syncs := c.Syncs(needs.Secret); syncs && !class.IsManagedName(c.Name) {
+			answer.Syncing = append(answer.Syncing, Syncing{Class: c.Name, Type: of})
 		}
 	}
 	for _, sa := range h.serviceAccounts {

@@ -1,11 +1,13 @@
 package inject
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/akv-injector/akv-injector/core/api"
@@ -166,7 +168,7 @@ func (p *Plan) checkCeilings(content *content, id *identity, answer *facts.Answe
 }
 
 // rejectSharedSecret rejects a pod whose managed class would sync the Secret of another workload: the
-// driver lets each overwrite the other. The former class of a workload may sync it.
+// driver lets each overwrite the other. The former class of a workload may sync it, with the same type.
 func (p *Plan) rejectSharedSecret(content *content, answer *facts.Answer, r *report) {
 	name := p.secretName()
 	if name == "" || p.subject.Root.Path != nil || p.subject.Meta == nil {
@@ -178,7 +180,16 @@ func (p *Plan) rejectSharedSecret(content *content, answer *facts.Answer, r *rep
 	}
 	for _, other := range answer.Syncing {
 		isOurs := slices.ContainsFunc(content.classes, func(c *class.SecretProviderClass) bool { return c.Name == other.Class })
-		if isOurs || slices.Contains(other.Workloads, workload) {
+		if isOurs {
+			continue
+		}
+		if slices.Contains(other.Workloads, workload) {
+			if of := cmp.Or(p.request.SecretType, string(corev1.SecretTypeOpaque)); of != other.Type {
+				r.unresolve(api.SecretInvalid, field.Invalid(p.path(api.SecretType), of, fmt.Sprintf(
+					"must be %s, as in the former class of the workload, %s: the type of Secret %s is immutable; a new type needs another %s",
+					other.Type, other.Class, name, api.SecretName)))
+				return
+			}
 			continue
 		}
 		of := ""

@@ -90,6 +90,50 @@ func TestSecretKeysCollide(t *testing.T) {
 	}
 }
 
+// TestSharedSecret looks up the classes that sync the Secret that a pod requests by name.
+func TestSharedSecret(t *testing.T) {
+	pod := podOf(1, annotations{
+		api.IdentityMode: "pod-identity", api.IdentityName: "id", api.IdentityTenantID: guid, api.Vault: "team-kv",
+		api.Secrets: "A=a", api.SecretName: "app",
+	})
+	pod.Meta.Controller = &pods.Owner{Kind: "ReplicaSet", Name: "web-5d9f8"}
+	namespace := enabled
+	namespace.Annotations = map[string]string{api.AllowedSecretNames: "*"}
+	plan := inject.NewPlan(pods.SubjectOf(pod), namespace, inject.Defaults{})
+	ours := plan.Decide(facts.Answer{Bound: true})
+	if len(ours.Classes) != 1 {
+		t.Fatalf("classes %v, errors %v", ours.Classes, ours.AllErrors())
+	}
+	for behaviour, test := range map[string]struct {
+		syncing facts.Syncing
+		// want is a part of the error; empty for none.
+		want string
+	}{
+		"the class of the pod":                               {facts.Syncing{Class: ours.Classes[0].Name, Type: "Opaque", Workloads: []string{"other"}}, ""},
+		"a former class of the workload, with the same type": {facts.Syncing{Class: "kv-0", Type: "Opaque", Workloads: []string{"web"}}, ""},
+		"a former class of the workload, with another type": {
+			facts.Syncing{Class: "kv-0", Type: "kubernetes.io/tls", Workloads: []string{"web"}},
+			`secret-type]: Invalid value: "Opaque": must be kubernetes.io/tls, as in the former class of the workload, kv-0: ` +
+				"the type of Secret app is immutable; a new type needs another keyvault.io/secret-name",
+		},
+		"a class of another workload": {
+			facts.Syncing{Class: "kv-0", Type: "Opaque", Workloads: []string{"other"}}, "class kv-0 of workload other syncs it",
+		},
+		"a class of a user": {facts.Syncing{Class: "app", Type: "Opaque"}, "class app syncs it"},
+	} {
+		t.Run(behaviour, func(t *testing.T) {
+			result := plan.Decide(facts.Answer{Bound: true, Syncing: []facts.Syncing{test.syncing}})
+			got := ""
+			if errs := result.AllErrors(); len(errs) > 0 {
+				got = errs[0].Error()
+			}
+			if !strings.Contains(got, test.want) || (got == "") != (test.want == "") {
+				t.Errorf("error %q, want %q", got, test.want)
+			}
+		})
+	}
+}
+
 // TestPrecedence shows whose tenant and client id a managed class has, in this order: pod,
 // ServiceAccount, namespace, flag.
 func TestPrecedence(t *testing.T) {

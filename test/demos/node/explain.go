@@ -35,6 +35,9 @@ var varying = []struct {
 	{regexp.MustCompile(`-[bcdfghjklmnpqrstvwxz2456789]{6,10}(-[bcdfghjklmnpqrstvwxz2456789]{5})?\b`), "-HASH"},
 	{regexp.MustCompile(`\b(tonight|renewal)-[bcdfghjklmnpqrstvwxz2456789]{5}\b`), "$1-HASH"},
 	{regexp.MustCompile(`https://127\.0\.0\.1:\d+`), "https://ISSUER"},
+	// The kubelet may mount a volume before the injector has created the class.
+	{regexp.MustCompile(`(?m)^  · earlier: FailedMount: class kv-.*\n(?:      .*\n)+`), ""},
+	{regexp.MustCompile(`\nEvents\n(\n|\z)`), "$1"},
 	// Unused classes may not be collected yet.
 	{regexp.MustCompile(`(used: count/[a-z0-9.-]+)=\d+`), "$1=N"},
 }

@@ -341,7 +341,34 @@ func (s *show) envFiles(ctx context.Context) error {
 	if err := s.comesToPrint(ctx, []string{"its"}, "exec", "-n", "shop", "deployment/env-files", "--", "sh", "-c", "echo $DB_PASSWORD"); err != nil {
 		return err
 	}
-	return s.removes(ctx, "app=env-files", "env-files")
+	if err := s.removes(ctx, "app=env-files", "env-files"); err != nil {
+		return err
+	}
+	s.node.Azure.Put(vault, s.azure.Vaults[vault])
+	return s.envFilesOfAJob(ctx)
+}
+
+// envFilesOfAJob uses env files in a Job of a namespace with a quota: several classes, kinds of objects
+// and containers, and a native sidecar.
+func (s *show) envFilesOfAJob(ctx context.Context) error {
+	s.out.Say("\n  A CronJob with a native sidecar, a key and a certificate of another vault, where a quota demands limits:")
+	s.node.Federate("batch/batch", blobAccess)
+	for _, args := range [][]string{
+		{"apply", "-f", "env-files-job.yaml"},
+		{"create", "job", "-n", "batch", "--from=cronjob/report", "now"},
+		{"wait", "-n", "batch", "job/now", "--for=condition=Complete", "--timeout=" + patience.String()},
+	} {
+		if _, err := s.kubectl(ctx, args...); err != nil {
+			return err
+		}
+	}
+	if err := s.prints(ctx, []string{"user " + secret, "BEGIN PUBLIC KEY", "BEGIN CERTIFICATE"}, "logs", "-n", "batch", "job/now", "-c", "report"); err != nil {
+		return err
+	}
+	if err := s.prints(ctx, []string{"proxy: " + secret + ", key: \n"}, "logs", "-n", "batch", "job/now", "-c", "proxy"); err != nil {
+		return err
+	}
+	return s.prints(ctx, []string{"No resources found"}, "get", "secrets", "-n", "batch")
 }
 
 // removes deletes Deployments, and waits until their pods are gone.
